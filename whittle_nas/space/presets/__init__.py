@@ -1,0 +1,33 @@
+"""The search spaces that ship with the package, one YAML file each (methods.md section 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from whittle_nas.errors import ConfigError
+
+
+def preset_names() -> list[str]:
+    """Names that `--search_space` accepts beside a path."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
+
+
+def read_space_file(name: str) -> Any:
+    """The dictionary form of a preset or of a user's YAML file.
+
+    Raises:
+        ConfigError: if there is no such preset or file, or if it is not YAML.
+    """
+    path = Path(__file__).parent / f"{name}.yaml" if name in preset_names() else Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"search space {name!r} is neither a YAML file nor a preset ({', '.join(preset_names())})"
+        )
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(f"search space file {path} is not valid YAML: {line}") from None
