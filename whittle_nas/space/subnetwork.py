@@ -51,7 +51,9 @@ class SubNetwork:
         names = [field.name for field in fields(cls)]
         if not isinstance(sizes, dict) or set(sizes) != set(names):
             got = sorted(sizes) if isinstance(sizes, dict) else sizes
-            raise ConfigError(f"a sub-network needs exactly the sizes {', '.join(names)}; got {got}")
+            raise ConfigError(
+                f"a sub-network needs exactly the sizes {', '.join(names)}; got {got}"
+            )
         for name, value in sizes.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"sub-network size {name}={value!r} must be a positive integer")

@@ -1,0 +1,1 @@
+"""From sizes to weights: the axes table, slicing, permuting, checkpoint directories."""

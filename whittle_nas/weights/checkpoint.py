@@ -1,0 +1,208 @@
+"""litgpt checkpoint directories, in and out."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from litgpt import GPT, Config
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.rules import check_supported
+from whittle_nas.weights import axes
+from whittle_nas.weights.info import FILE_NAME, SupernetInfo
+from whittle_nas.weights.supernet import SuperNetwork
+
+WEIGHTS = "lit_model.pth"
+MODEL_CONFIG = "model_config.yaml"
+# Everything that litgpt and Hugging Face read beside the weights, copied as it is.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "generation_config.json", "prompt_style.yaml",
+)  # fmt: skip
+_SIZES = (
+    "n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size", "n_layer",
+    "block_size", "padded_vocab_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory that was found valid; its weights are not read yet."""
+
+    path: Path
+    config: Config
+    info: SupernetInfo
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights, mapped from the file and not copied.
+
+        Raises:
+            ConfigError: if the file is corrupt, holds more than tensors, or if names or shapes are
+                not those of the model.
+        """
+        tensors = _read_tensors(self.path / WEIGHTS)
+        _check_tensors(tensors, self.config, self.path / WEIGHTS)
+        return tensors
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Check a litgpt checkpoint directory, with or without `supernet.yaml`.
+
+    Raises:
+        ConfigError: naming the directory, and what is missing or malformed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ConfigError(f"--checkpoint_dir {path} is not a directory")
+    missing = [name for name in (WEIGHTS, MODEL_CONFIG) if not (path / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"--checkpoint_dir {path} is not a litgpt checkpoint: {' and '.join(missing)} missing"
+        )
+    config = read_model_config(path / MODEL_CONFIG)
+    check_supported(config)
+    return Checkpoint(path, config, SupernetInfo.read(path, config))
+
+
+def load_supernet(
+    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> SuperNetwork:
+    """Load a checkpoint as a super-network.
+
+    Args:
+        path: checkpoint directory.
+        device: where to put the model.
+        dtype: of the parameters; default: as stored.
+
+    Raises:
+        ConfigError: for everything that can be wrong with the directory.
+    """
+    found = open_checkpoint(path)
+    with torch.device("meta"):
+        model = GPT(found.config)
+    model.load_state_dict(found.state_dict(), strict=True, assign=True)
+    model.cos, model.sin = model.rope_cache()
+    return SuperNetwork(
+        model.to(device=device, dtype=dtype).requires_grad_(False).eval(), found.info
+    )
+
+
+def write_checkpoint(
+    out_dir: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    config: Config,
+    source: Path,
+    info: SupernetInfo | None = None,
+) -> None:
+    """Fill an empty directory with a whole litgpt checkpoint.
+
+    Tensors are written one by one, so memory stays near one copy of the largest; a table that two
+    names share is stored once.
+
+    Args:
+        out_dir: existing directory; make it with `files.atomic_directory`.
+        tensors: parameters by litgpt name; views are fine.
+        config: litgpt config of the model.
+        source: directory whose tokenizer, prompt style and generation settings go along.
+        info: content of `supernet.yaml`; none is written for an ordinary checkpoint.
+    """
+    save_tensors(out_dir / WEIGHTS, tensors)
+    stored = {field.name: getattr(config, field.name) for field in fields(Config)}
+    text = yaml.safe_dump(_plain(stored))
+    (out_dir / MODEL_CONFIG).write_text(text, encoding="utf-8")
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out_dir / name)
+    if info is not None:
+        (out_dir / FILE_NAME).write_text(info.dump(), encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a file that `torch.load(mmap=True, weights_only=True)` reads, tensor by tensor."""
+    from litgpt.utils import incremental_save
+
+    stored: dict[Any, Any] = {}
+    with incremental_save(path) as writer:
+        proxies = {}
+        for name, tensor in tensors.items():
+            view = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            if view not in stored:
+                # A copy: pickling a view would write the whole storage it looks into.
+                compact = tensor.detach().clone(memory_format=torch.contiguous_format)
+                stored[view] = writer.store_early(compact)
+            proxies[name] = stored[view]
+        writer.save(proxies)
+
+
+def read_model_config(path: Path) -> Config:
+    """Read `model_config.yaml`.
+
+    Raises:
+        ConfigError: if it is not YAML, has unknown keys, or sizes that make no model.
+    """
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = Config(**spec)
+        sizes = {name: getattr(config, name) for name in _SIZES}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise ConfigError(f"{path} does not describe a litgpt model: {error!r}") from None
+    for name, value in sizes.items():
+        if not isinstance(value, int) or not 1 <= value <= 10**8:
+            raise ConfigError(f"{path}: {name}={value!r} must be between 1 and 10^8")
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and enums as YAML's own types."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"{path} holds more than tensors (it would run code when loaded); save a plain state dict"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path} is corrupt or not a torch file: {reason}") from None
+    tensors = loaded.get("model", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(t, torch.Tensor) for t in tensors.values()
+    ):
+        raise ConfigError(f"{path} must hold a dictionary of tensors, as litgpt saves it")
+    return tensors
+
+
+def _check_tensors(tensors: Mapping[str, torch.Tensor], config: Config, path: Path) -> None:
+    names = axes.parameter_names(config)
+    if missing := sorted(set(names) - set(tensors)):
+        raise ConfigError(f"{path} lacks {_some(missing)} of model {config.name!r}")
+    if unknown := sorted(set(tensors) - set(names)):
+        raise ConfigError(f"{path} has unknown {_some(unknown)} for model {config.name!r}")
+    for name in names:
+        expected = axes.shape(name, config)
+        if tuple(tensors[name].shape) != expected:
+            raise ConfigError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"{MODEL_CONFIG} says {expected}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"parameter {names[0]!r}{more}"

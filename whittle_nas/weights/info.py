@@ -1,0 +1,80 @@
+"""`supernet.yaml`: what a checkpoint directory says beyond a litgpt checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.subnetwork import HeadChannels
+
+FILE_NAME = "supernet.yaml"
+
+
+@dataclass(frozen=True)
+class SupernetInfo:
+    """How sub-networks are cut from a checkpoint.
+
+    Attributes:
+        layer_order: layer ids, most important first; a sub-network keeps the first `n_layer`.
+        head_channels: how a smaller head chooses its query and key channels.
+        importance: how the weights were sorted, None if they were not.
+        search_space: the space that was trained, in its explicit form, None if none was.
+        training: how the super-network was trained, None if it was not.
+    """
+
+    layer_order: tuple[int, ...]
+    head_channels: HeadChannels = HeadChannels.ROPE
+    importance: dict[str, Any] | None = None
+    search_space: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+
+    @classmethod
+    def default(cls, config: Any) -> SupernetInfo:
+        """For a checkpoint without `supernet.yaml`: the first layers are kept."""
+        return cls(layer_order=tuple(range(config.n_layer)))
+
+    @classmethod
+    def read(cls, checkpoint_dir: Path, config: Any) -> SupernetInfo:
+        """Read `supernet.yaml` if the directory has one.
+
+        Raises:
+            ConfigError: if the file is not YAML or does not fit the model.
+        """
+        path = checkpoint_dir / FILE_NAME
+        if not path.is_file():
+            return cls.default(config)
+        try:
+            spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+            info = cls(
+                layer_order=tuple(spec.pop("layer_order")),
+                head_channels=HeadChannels(spec.pop("head_channels")),
+                **spec,
+            )
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{path} is not a valid {FILE_NAME}: {reason}") from None
+        except TypeError as error:
+            raise ConfigError(f"{path} has an unknown or malformed key: {error}") from None
+        if sorted(map(str, info.layer_order)) != sorted(map(str, range(config.n_layer))):
+            raise ConfigError(
+                f"{path}: layer_order={list(info.layer_order)} must hold each layer id from 0 to "
+                f"{config.n_layer - 1} once"
+            )
+        return info
+
+    def dump(self) -> str:
+        """The YAML text."""
+        return yaml.safe_dump(
+            {
+                "layer_order": list(self.layer_order),
+                "head_channels": self.head_channels.value,
+                "importance": self.importance,
+                "search_space": self.search_space,
+                "training": self.training,
+            },
+            sort_keys=False,
+        )

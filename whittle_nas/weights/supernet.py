@@ -1,0 +1,249 @@
+"""The super-network: an unmodified litgpt model, run at any of its sub-networks' sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import litgpt
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from whittle_nas.space.rules import check_supported
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.slicing import Index, SlicePlan, plan_slices, slice_state_dict, take
+
+
+class SuperNetwork:
+    """Sub-networks of one litgpt model, sharing its parameters.
+
+    Attributes:
+        model: `litgpt.GPT` or `litgpt.lora.GPT`, never modified.
+        info: layer order and the rest of `supernet.yaml`.
+        full: sizes of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        info: SupernetInfo | None = None,
+        *,
+        build: Callable[[Any], nn.Module] | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: a litgpt model.
+            info: which layers go first; default: the order of the layers.
+            build: makes the model of a config; needed only where `type(model)(config)` does not,
+                for instance after a layer was replaced.
+        """
+        check_supported(model.config)
+        self.model = model
+        self.info = info or SupernetInfo.default(model.config)
+        self.full = SubNetwork.from_config(model.config)
+        self._build = build or type(model)
+        self._skeletons: dict[Any, nn.Module] = {}
+        self._rope: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def config(self) -> Any:
+        """The litgpt config of the whole model."""
+        return self.model.config
+
+    def plan(self, sub: SubNetwork) -> SlicePlan:
+        """The sub-network's config, layers and slices.
+
+        Raises:
+            ConfigError: if the sizes do not fit, naming each violated rule.
+        """
+        return plan_slices(
+            sub,
+            self.config,
+            layer_order=self.info.layer_order,
+            head_channels=self.info.head_channels,
+        )
+
+    def subnet(
+        self, sub: SubNetwork, *, hidden: bool = False, checkpoint_blocks: bool = False
+    ) -> nn.Module:
+        """The sub-network as a litgpt model that takes its weights from the super-network.
+
+        Every part is sliced when it is called, so gradients reach the super-network's parameters
+        and no part keeps a copy. Use it like litgpt's: `(B, T)` token ids to `(B, T, V)` logits.
+        For a KV cache take `standalone`.
+
+        Args:
+            sub: sizes.
+            hidden: return the output of the last norm, `(B, T, n_embd)`; see `head`.
+            checkpoint_blocks: recompute each block in the backward pass instead of keeping its
+                activations.
+        """
+        key = (sub, hidden, checkpoint_blocks, *self._placement())
+        if key not in self._skeletons:
+            if hidden:
+                whole = self.subnet(sub, checkpoint_blocks=checkpoint_blocks)
+                self._skeletons[key] = _without_head(whole)
+            else:
+                self._skeletons[key] = self._make_skeleton(sub, checkpoint_blocks)
+        return self._skeletons[key]
+
+    def head(self, sub: SubNetwork) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The sub-network's last layer, hidden states `(..., n_embd)` to logits `(..., V)`."""
+        model = self.subnet(sub)
+        cap = model.config.final_logit_softcapping
+        if cap is None:
+            return model.lm_head
+        return lambda hidden: litgpt.model.do_softcapping(model.lm_head(hidden), cap)
+
+    def slices(self, sub: SubNetwork) -> dict[str, torch.Tensor]:
+        """The sub-network's state dict; views of the super-network's tensors where possible."""
+        plan = self.plan(sub)
+        tensors = self.model.state_dict()
+        names = [name for name in tensors if _kept_name(name, plan) is not None]
+        renamed = [str(_kept_name(name, plan)) for name in names]
+        return slice_state_dict(plan, tensors, renamed)
+
+    def standalone(self, sub: SubNetwork) -> nn.Module:
+        """The sub-network as an ordinary litgpt model for inference.
+
+        Its parameters are views of the super-network's and everything litgpt has works: KV cache,
+        `generate`, hooks. It is in evaluation mode and its parameters need no gradient.
+        """
+        plan = self.plan(sub)
+        model = self._empty(plan)
+        model.load_state_dict(self.slices(sub), strict=True, assign=True)
+        return model.requires_grad_(False).eval()
+
+    def _placement(self) -> tuple[Any, ...]:
+        """What makes a skeleton stale: the model moved or changed its sequence length."""
+        cos = self.model.cos
+        return cos.device, cos.dtype, self.model.max_seq_length
+
+    def _empty(self, plan: SlicePlan) -> nn.Module:
+        """A litgpt model on the meta device with real rotary tables."""
+        with torch.device("meta"):
+            model = self._build(plan.config)
+        model.cos, model.sin = self._rotary_tables(model)
+        # The setter would compute the tables again (on meta) if the lengths differed.
+        model._max_seq_length = self.model.max_seq_length
+        return model
+
+    def _rotary_tables(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if model.config.rope_n_elem == self.config.rope_n_elem:
+            return self.model.cos, self.model.sin
+        key = (model.config.rope_n_elem, *self._placement())
+        if key not in self._rope:
+            model._max_seq_length = self.model.max_seq_length
+            tables = model.rope_cache(device=self.model.cos.device)
+            self._rope[key] = tuple(table.to(self.model.cos.dtype) for table in tables)
+        return self._rope[key]
+
+    def _make_skeleton(self, sub: SubNetwork, checkpoint_blocks: bool) -> nn.Module:
+        plan = self.plan(sub)
+        model = self._empty(plan)
+        source: Any = self.model
+        device = source.cos.device
+        shapes = _PlanIndices(plan, device)
+        model.lm_head = _Sliced(model.lm_head, source.lm_head, "lm_head.", shapes)
+        transformer, full = model.transformer, source.transformer
+        transformer.wte = _Sliced(transformer.wte, full.wte, "transformer.wte.", shapes)
+        transformer.ln_f = _Sliced(transformer.ln_f, full.ln_f, "transformer.ln_f.", shapes)
+        for at, layer in enumerate(plan.layers):
+            transformer.h[at] = _Sliced(
+                transformer.h[at],
+                full.h[layer],
+                f"transformer.h.{at}.",
+                shapes,
+                recompute=checkpoint_blocks,
+            )
+        return model
+
+
+@dataclass
+class _PlanIndices:
+    """Indices per parameter, computed once for all layers."""
+
+    plan: SlicePlan
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, tuple[Index, ...]] = {}
+
+    def __call__(self, name: str) -> tuple[Index, ...]:
+        kind = name.split(".", 3)[-1] if name.startswith("transformer.h.") else name
+        if kind not in self._known:
+            self._known[kind] = self.plan.indices(name, self.device)
+        return self._known[kind]
+
+
+class _Sliced(nn.Module):
+    """One part of a skeleton (a block, the embedding, ...), run with slices of the full part.
+
+    The functional call sits inside the checkpointed function: recomputation in the backward pass
+    must slice again, because by then the skeleton's own parameters are back on the meta device.
+    """
+
+    def __init__(
+        self,
+        skeleton: nn.Module,
+        source: nn.Module,
+        prefix: str,
+        indices: Callable[[str], tuple[Index, ...]],
+        *,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.skeleton = skeleton
+        self.recompute = recompute
+        # In a tuple, so that the full part is not registered as a child of the skeleton.
+        self._source = (source,)
+        self._parts = [
+            (name, module, attribute, indices(prefix + name))
+            for path, module in source.named_modules()
+            for attribute in module._parameters
+            if module._parameters[attribute] is not None
+            for name in [f"{path}.{attribute}" if path else attribute]
+        ]
+
+    def forward(self, *args: Any) -> torch.Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._call, *args, use_reentrant=False)
+        return self._call(*args)
+
+    def _call(self, *args: Any) -> torch.Tensor:
+        source = self._source[0]
+        if self.skeleton.training != source.training:
+            self.skeleton.train(source.training)
+        if not self._parts:  # OLMo's norm has no parameters
+            return self.skeleton(*args)
+        slices = {
+            name: take(getattr(module, attribute), indices)
+            for name, module, attribute, indices in self._parts
+        }
+        return functional_call(self.skeleton, slices, args, tie_weights=False)
+
+
+def _without_head(model: Any) -> nn.Module:
+    """A second face of a skeleton whose forward pass ends after the last norm."""
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, "lm_head": nn.Identity()}
+    twin.config = replace(model.config, final_logit_softcapping=None)
+    return twin
+
+
+def _kept_name(name: str, plan: SlicePlan) -> str | None:
+    """The sub-network's name of a parameter of the super-network; None if its layer is dropped."""
+    from whittle_nas.weights.axes import split_layer
+
+    layer, rest = split_layer(name)
+    if layer is None:
+        return name
+    if layer not in plan.layers:
+        return None
+    return f"transformer.h.{plan.layers.index(layer)}.{rest}"
