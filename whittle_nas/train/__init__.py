@@ -1,0 +1,1 @@
+"""Training of the super-network: losses, adapters, the LightningModule. Light until used."""

@@ -1,0 +1,163 @@
+"""Choices for the training of a super-network. No heavy import: the command line reads this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import Enum
+
+from whittle_nas.errors import ConfigError
+
+
+class Strategy(str, Enum):
+    """Which networks one training step runs."""
+
+    sandwich = "sandwich"
+    random = "random"
+    random_linear = "random_linear"
+    standard = "standard"
+
+
+class Distillation(str, Enum):
+    """What a sub-network learns from the logits of the full network; methods.md section 4."""
+
+    none = "none"
+    forward_kl = "forward_kl"
+    reverse_kl = "reverse_kl"
+    symmetric_kl = "symmetric_kl"
+    jensen_shannon = "jensen_shannon"
+    l1 = "l1"
+    l2 = "l2"
+    cosine = "cosine"
+
+
+class Weighting(str, Enum):
+    """How cross entropy and distillation are added."""
+
+    fixed = "fixed"
+    balanced = "balanced"
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Loss of a sub-network: `ce_weight * CE + kd_weight * KD`.
+
+    Args:
+        distillation: what is learnt from the full network's logits of the same step.
+        weighting: `balanced` first scales KD to the size of CE.
+        ce_weight: weight of the cross entropy (alpha).
+        kd_weight: weight of the distillation loss (beta).
+        temperature: softens both distributions; the KL family and cosine use it, L1 and L2 do not.
+        forward_share: share of the forward KL in `symmetric_kl` (lambda), 0 to 1.
+        chunk_elements: largest number of logits that exist at a time; 2^24 float32 are 64 MiB.
+    """
+
+    distillation: Distillation = Distillation.none
+    weighting: Weighting = Weighting.fixed
+    ce_weight: float = 1.0
+    kd_weight: float = 1.0
+    temperature: float = 1.0
+    forward_share: float = 0.5
+    chunk_elements: int = 2**24
+
+    def __post_init__(self) -> None:
+        _at_least("loss.ce_weight", self.ce_weight, 0)
+        _at_least("loss.kd_weight", self.kd_weight, 0)
+        _at_least("loss.chunk_elements", self.chunk_elements, 1)
+        if self.temperature <= 0:
+            raise ConfigError(f"loss.temperature={self.temperature} must be above 0")
+        if not 0 <= self.forward_share <= 1:
+            raise ConfigError(f"loss.forward_share={self.forward_share} must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters; the other weights stay frozen.
+
+    Args:
+        r: rank of the adapters.
+        alpha: the update is scaled by alpha / r.
+        dropout: dropout on the input of an adapter (not of the embedding's, which reads token ids).
+        query: adapt the query rows of the attention input projection.
+        key: adapt its key rows.
+        value: adapt its value rows.
+        projection: adapt the attention output projection.
+        mlp: adapt the linear layers of the MLP.
+        head: adapt the output head.
+        embedding: adapt the token embedding.
+    """
+
+    r: int = 32
+    alpha: int = 16
+    dropout: float = 0.05
+    query: bool = True
+    key: bool = True
+    value: bool = True
+    projection: bool = True
+    mlp: bool = True
+    head: bool = True
+    embedding: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("lora.r", self.r, 1)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout={self.dropout} must be at least 0 and below 1")
+        if not any(getattr(self, f.name) for f in fields(self) if f.type in (bool, "bool")):
+            raise ConfigError("lora adapts nothing: set one of query, key, ..., or lora: null")
+
+
+@dataclass(frozen=True)
+class SandwichOptions:
+    """Which networks take part in a step, and how much each counts.
+
+    Args:
+        strategy: `sandwich` runs the full network, `num_random` sampled sub-networks and the
+            smallest; `random` one sampled sub-network; `standard` the full network only;
+            `random_linear` the full network or, with a probability that rises from 0 to 1 during
+            the training, one sampled sub-network.
+        num_random: sampled sub-networks per sandwich step.
+        train_smallest: whether the smallest sub-network is in every sandwich step.
+        full_weight: weight of the full network's loss in a sandwich step.
+        mean: divide the sum of the losses by the number of networks (the published code).
+    """
+
+    strategy: Strategy = Strategy.sandwich
+    num_random: int = 2
+    train_smallest: bool = True
+    full_weight: float = 1.0
+    mean: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("sandwich.num_random", self.num_random, 0)
+        _at_least("sandwich.full_weight", self.full_weight, 0)
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW with a linear warm-up and a cosine that ends at `min_lr`.
+
+    Args:
+        lr: highest learning rate; by default 2e-4 with adapters and 2e-5 for all weights.
+        min_lr: learning rate of the last step.
+        warmup_steps: optimiser steps until `lr` is reached.
+        weight_decay: decoupled weight decay.
+        beta1: decay of AdamW's mean of the gradients.
+        beta2: decay of AdamW's mean of their squares.
+    """
+
+    lr: float | None = None
+    min_lr: float = 0.0
+    warmup_steps: int = 10
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and self.lr <= 0:
+            raise ConfigError(f"optimizer.lr={self.lr} must be above 0")
+        _at_least("optimizer.min_lr", self.min_lr, 0)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")
