@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -16,8 +16,8 @@ def check_supported(config: Any) -> None:
     """
     if config.mlp_class_name == "LLaMAMoE":
         raise ConfigError(
-            f"model {config.name!r} is a mixture of experts (mlp_class_name=LLaMAMoE), which is not "
-            "supported; dense litgpt models are"
+            f"model {config.name!r} is a mixture of experts (mlp_class_name=LLaMAMoE), which is "
+            "not supported; dense litgpt models are"
         )
     if config.latent_attention is not None:
         raise ConfigError(
@@ -32,7 +32,7 @@ def rope_n_elem(config: Any, head_size: int) -> int:
 
 
 def violations(
-    sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.ROPE
+    sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.rope
 ) -> list[str]:
     """Every rule that `sub` breaks as a part of the model of `config`; empty if it fits.
 
@@ -64,7 +64,7 @@ def violations(
 
 
 def check(
-    sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.ROPE
+    sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.rope
 ) -> SubNetwork:
     """Return `sub` if it fits into the model of `config`.
 
@@ -82,7 +82,7 @@ def _head_size_violations(head_size: int, config: Any, channels: HeadChannels) -
     n, kept = config.rope_n_elem, rope_n_elem(config, head_size)
     if n == 0:
         return []
-    if channels is HeadChannels.FIRST:
+    if channels is HeadChannels.first:
         return [] if kept % 2 == 0 else [f"head_size={head_size} has {kept} rotary channels, odd"]
     if {"beta_fast", "beta_slow"} & set(config.rope_adjustments or ()):
         # YaRN blends by the *index* of a pair, so a smaller head can't have the same phases.

@@ -43,8 +43,8 @@ class SearchSpace:
         assert (self.intermediate_size is None) != (self.mlp_ratio is None)
         if not self._heads:
             raise ConfigError(
-                f"search space: no n_head of {list(self.n_head.values)[:8]} forms whole query groups "
-                f"of a model with n_head={self.full.n_head} and "
+                f"search space: no n_head of {list(self.n_head.values)[:8]} forms whole query "
+                f"groups of a model with n_head={self.full.n_head} and "
                 f"n_query_groups={self.full.n_query_groups}"
             )
 
@@ -165,10 +165,11 @@ class SearchSpace:
         Raises:
             ConfigError: for an unknown dimension, a malformed domain or a size beyond `full`.
         """
-        if not isinstance(spec, dict) or (unknown := sorted(set(spec) - set(DIMENSIONS))):
-            named = unknown if isinstance(spec, dict) else spec
+        named = set(map(str, spec)) if isinstance(spec, dict) else {repr(spec)}
+        if unknown := sorted(named - set(DIMENSIONS)):
             raise ConfigError(
-                f"search space: unknown dimension {named}; known are {', '.join(DIMENSIONS)}"
+                f"search space: unknown dimension {', '.join(unknown)}; known are "
+                f"{', '.join(DIMENSIONS)}"
             )
         spec = {name: value for name, value in spec.items() if value is not None}
         if "mlp_ratio" in spec and "intermediate_size" in spec:
@@ -210,7 +211,7 @@ class SearchSpace:
 
 
 def load_space(
-    source: Any, config: Any, *, head_channels: HeadChannels = HeadChannels.ROPE
+    source: Any, config: Any, *, head_channels: HeadChannels = HeadChannels.rope
 ) -> SearchSpace:
     """The search space that a user named, checked against the model.
 

@@ -12,13 +12,13 @@ from whittle_nas.errors import ConfigError
 class HeadChannels(str, Enum):
     """Which query and key channels a smaller head keeps.
 
-    `ROPE` keeps every s-th rotary pair, so that their frequencies stay exactly what they were;
-    `FIRST` keeps the first channels, as the code published with the paper does, which moves the
+    `rope` keeps every s-th rotary pair, so that their frequencies stay exactly what they were;
+    `first` keeps the first channels, as the code published with the paper does, which moves the
     frequency of every pair.
     """
 
-    ROPE = "rope"
-    FIRST = "first"
+    rope = "rope"
+    first = "first"
 
 
 @dataclass(frozen=True, order=True)

@@ -90,7 +90,7 @@ class Selection:
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
-    """`transformer.h.3.attn.proj.weight` -> (3, `attn.proj.weight`); other names -> (None, name)."""
+    """`transformer.h.3.attn.proj.weight` -> (3, `attn.proj.weight`), others -> (None, name)."""
     if name.startswith("transformer.h."):
         layer, _, rest = name[len("transformer.h.") :].partition(".")
         if layer.isdigit() and rest:
@@ -196,12 +196,12 @@ def num_params(config: Any) -> int:
 
 
 def prefix_selection(
-    sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.ROPE
+    sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.rope
 ) -> Selection:
     """What a sub-network keeps: the first entries of everything.
 
     Smaller heads keep every s-th rotary pair (methods.md section 1: base^(-2(js)/n) =
-    base^(-2j/n') with s = n / n'), or their first channels with `HeadChannels.FIRST`.
+    base^(-2j/n') with s = n / n'), or their first channels with `HeadChannels.first`.
     """
     qk = qk_channels(sub.head_size, config, head_channels)
     groups = range(sub.n_query_groups)
@@ -217,7 +217,7 @@ def prefix_selection(
 
 def qk_channels(head_size: int, config: Any, head_channels: HeadChannels) -> Sequence[int]:
     """Query and key channels that a head of `head_size` channels keeps."""
-    if head_channels is HeadChannels.FIRST or head_size == config.head_size:
+    if head_channels is HeadChannels.first or head_size == config.head_size:
         return range(head_size)
     n, kept = config.rope_n_elem, rope_n_elem(config, head_size)
     unrotated = list(range(n, n + head_size - kept))

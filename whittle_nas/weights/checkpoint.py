@@ -130,17 +130,22 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a file that `torch.load(mmap=True, weights_only=True)` reads, tensor by tensor."""
     from litgpt.utils import incremental_save
 
-    stored: dict[Any, Any] = {}
+    tables: list[tuple[torch.Tensor, Any]] = []  # held, so that no address is given out twice
     with incremental_save(path) as writer:
         proxies = {}
         for name, tensor in tensors.items():
-            view = (tensor.data_ptr(), tensor.shape, tensor.stride())
-            if view not in stored:
-                # A copy: pickling a view would write the whole storage it looks into.
-                compact = tensor.detach().clone(memory_format=torch.contiguous_format)
-                stored[view] = writer.store_early(compact)
-            proxies[name] = stored[view]
+            tied = [proxy for table, proxy in tables if _same_memory(table, tensor)]
+            # A copy: pickling a view would write the whole storage it looks into.
+            compact = tensor.detach().clone(memory_format=torch.contiguous_format)
+            proxies[name] = tied[0] if tied else writer.store_early(compact)
+            if name in ("lm_head.weight", "transformer.wte.weight"):
+                tables.append((tensor, proxies[name]))
         writer.save(proxies)
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    same_place = one.data_ptr() == other.data_ptr() and one.dtype == other.dtype
+    return same_place and one.shape == other.shape and one.stride() == other.stride()
 
 
 def read_model_config(path: Path) -> Config:
@@ -175,7 +180,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
         raise ConfigError(
-            f"{path} holds more than tensors (it would run code when loaded); save a plain state dict"
+            f"{path} holds more than tensors, which could run code when loaded; save a state dict"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

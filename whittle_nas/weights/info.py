@@ -27,7 +27,7 @@ class SupernetInfo:
     """
 
     layer_order: tuple[int, ...]
-    head_channels: HeadChannels = HeadChannels.ROPE
+    head_channels: HeadChannels = HeadChannels.rope
     importance: dict[str, Any] | None = None
     search_space: dict[str, Any] | None = None
     training: dict[str, Any] | None = None

@@ -50,7 +50,7 @@ def plan_slices(
     config: Any,
     *,
     layer_order: Sequence[int] | None = None,
-    head_channels: HeadChannels = HeadChannels.ROPE,
+    head_channels: HeadChannels = HeadChannels.rope,
 ) -> SlicePlan:
     """Resolve a sub-network of the model of `config`.
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import litgpt
 import torch
+from litgpt.model import do_softcapping
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from whittle_nas.space.rules import check_supported
 from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.axes import split_layer
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import Index, SlicePlan, plan_slices, slice_state_dict, take
 
@@ -30,10 +31,10 @@ class SuperNetwork:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         info: SupernetInfo | None = None,
         *,
-        build: Callable[[Any], nn.Module] | None = None,
+        build: Callable[[Any], Any] | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -48,7 +49,7 @@ class SuperNetwork:
         self.info = info or SupernetInfo.default(model.config)
         self.full = SubNetwork.from_config(model.config)
         self._build = build or type(model)
-        self._skeletons: dict[Any, nn.Module] = {}
+        self._skeletons: dict[Any, Any] = {}
         self._rope: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
@@ -71,7 +72,7 @@ class SuperNetwork:
 
     def subnet(
         self, sub: SubNetwork, *, hidden: bool = False, checkpoint_blocks: bool = False
-    ) -> nn.Module:
+    ) -> Any:
         """The sub-network as a litgpt model that takes its weights from the super-network.
 
         Every part is sliced when it is called, so gradients reach the super-network's parameters
@@ -99,7 +100,7 @@ class SuperNetwork:
         cap = model.config.final_logit_softcapping
         if cap is None:
             return model.lm_head
-        return lambda hidden: litgpt.model.do_softcapping(model.lm_head(hidden), cap)
+        return lambda hidden: do_softcapping(model.lm_head(hidden), cap)
 
     def slices(self, sub: SubNetwork) -> dict[str, torch.Tensor]:
         """The sub-network's state dict; views of the super-network's tensors where possible."""
@@ -109,7 +110,7 @@ class SuperNetwork:
         renamed = [str(_kept_name(name, plan)) for name in names]
         return slice_state_dict(plan, tensors, renamed)
 
-    def standalone(self, sub: SubNetwork) -> nn.Module:
+    def standalone(self, sub: SubNetwork) -> Any:
         """The sub-network as an ordinary litgpt model for inference.
 
         Its parameters are views of the super-network's and everything litgpt has works: KV cache,
@@ -125,7 +126,7 @@ class SuperNetwork:
         cos = self.model.cos
         return cos.device, cos.dtype, self.model.max_seq_length
 
-    def _empty(self, plan: SlicePlan) -> nn.Module:
+    def _empty(self, plan: SlicePlan) -> Any:
         """A litgpt model on the meta device with real rotary tables."""
         with torch.device("meta"):
             model = self._build(plan.config)
@@ -141,17 +142,16 @@ class SuperNetwork:
         if key not in self._rope:
             model._max_seq_length = self.model.max_seq_length
             tables = model.rope_cache(device=self.model.cos.device)
-            self._rope[key] = tuple(table.to(self.model.cos.dtype) for table in tables)
+            cos, sin = (table.to(self.model.cos.dtype) for table in tables)
+            self._rope[key] = cos, sin
         return self._rope[key]
 
-    def _make_skeleton(self, sub: SubNetwork, checkpoint_blocks: bool) -> nn.Module:
+    def _make_skeleton(self, sub: SubNetwork, checkpoint_blocks: bool) -> Any:
         plan = self.plan(sub)
         model = self._empty(plan)
-        source: Any = self.model
-        device = source.cos.device
-        shapes = _PlanIndices(plan, device)
-        model.lm_head = _Sliced(model.lm_head, source.lm_head, "lm_head.", shapes)
-        transformer, full = model.transformer, source.transformer
+        shapes = _PlanIndices(plan, self.model.cos.device)
+        model.lm_head = _Sliced(model.lm_head, self.model.lm_head, "lm_head.", shapes)
+        transformer, full = model.transformer, self.model.transformer
         transformer.wte = _Sliced(transformer.wte, full.wte, "transformer.wte.", shapes)
         transformer.ln_f = _Sliced(transformer.ln_f, full.ln_f, "transformer.ln_f.", shapes)
         for at, layer in enumerate(plan.layers):
@@ -229,7 +229,7 @@ class _Sliced(nn.Module):
         return functional_call(self.skeleton, slices, args, tie_weights=False)
 
 
-def _without_head(model: Any) -> nn.Module:
+def _without_head(model: Any) -> Any:
     """A second face of a skeleton whose forward pass ends after the last norm."""
     twin = copy.copy(model)
     twin._modules = {**model._modules, "lm_head": nn.Identity()}
@@ -239,8 +239,6 @@ def _without_head(model: Any) -> nn.Module:
 
 def _kept_name(name: str, plan: SlicePlan) -> str | None:
     """The sub-network's name of a parameter of the super-network; None if its layer is dropped."""
-    from whittle_nas.weights.axes import split_layer
-
     layer, rest = split_layer(name)
     if layer is None:
         return name

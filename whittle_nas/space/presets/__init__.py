@@ -24,7 +24,8 @@ def read_space_file(name: str) -> Any:
     path = Path(__file__).parent / f"{name}.yaml" if name in preset_names() else Path(name)
     if not path.is_file():
         raise ConfigError(
-            f"search space {name!r} is neither a YAML file nor a preset ({', '.join(preset_names())})"
+            f"search space {name!r} is neither a YAML file nor one of the presets "
+            f"{', '.join(preset_names())}"
         )
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))

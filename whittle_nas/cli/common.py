@@ -1,0 +1,95 @@
+"""What every command needs: devices, seeds, locks and tables."""
+
+from __future__ import annotations
+
+import fcntl
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whittle_nas.cli.options import DType
+from whittle_nas.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: if the device is unknown or not there.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ConfigError(
+            f"--device {device} is not there; use auto, cpu, cuda or cuda:1"
+        ) from None
+    return found
+
+
+def resolve_dtype(dtype: DType) -> torch.dtype | None:
+    """torch's number format, None to keep the stored one."""
+    import torch
+
+    return None if dtype is DType.stored else getattr(torch, dtype.value)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every random generator that the libraries use."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def lock(out_dir: Path) -> Iterator[None]:
+    """Hold a directory for one run.
+
+    Raises:
+        ConfigError: if another run holds it.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with (out_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"--out_dir {out_dir} is in use by another run; wait for it or give another one"
+            ) from None
+        yield
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+    """A table for people, numbers to the right; never cut, also where there is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for at, column in enumerate(columns):
+        number = bool(rows) and not isinstance(rows[0][at], str)
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console = Console()
+    width = max(console.width, console.measure(table).maximum)
+    Console(width=width).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else str(value)

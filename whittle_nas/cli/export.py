@@ -1,0 +1,103 @@
+"""`nas export`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+from whittle_nas.cli.options import DType, Sizes
+from whittle_nas.errors import ConfigError
+
+
+class Format(Enum):
+    """File layout of the exported model."""
+
+    litgpt = "litgpt"
+    hf = "hf"
+
+
+class Extreme(Enum):
+    """A member of the search space that needs no search."""
+
+    smallest = "smallest"
+    largest = "largest"
+
+
+def export(
+    *,
+    checkpoint_dir: Path,
+    out_dir: Path,
+    subnetwork: Sizes = Sizes(),
+    front: Path | None = None,
+    index: int | None = None,
+    pick: str | None = None,
+    extreme: Extreme | None = None,
+    search_space: str | None = None,
+    format: Format = Format.litgpt,
+    dtype: DType = DType.stored,
+    overwrite: bool = False,
+) -> None:
+    """Write one sub-network as an ordinary checkpoint.
+
+    The result is a plain litgpt directory that `litgpt generate`, `chat`, `serve` and `evaluate`
+    read, or with `--format hf` one that `AutoModelForCausalLM.from_pretrained` loads. Choose the
+    sub-network by its sizes, from a front that `nas search` wrote, or as an end of a search space.
+
+    Args:
+        checkpoint_dir: The super-network: a litgpt checkpoint, sorted and trained or not.
+        out_dir: Directory to write; it must be new or empty.
+        subnetwork: Sizes; those that are not given are the whole model's.
+        front: `front.json` of a search.
+        index: Which entry of the front.
+        pick: Best entry of the front under budgets, for instance "num_params <= 6e9, latency_ms <= 40".
+        extreme: Export the smallest or the largest member of the search space.
+        search_space: A preset or a YAML file; by default the space that was trained, else `aligned`.
+        format: `litgpt` or `hf`.
+        dtype: Number format of the weights.
+        overwrite: Replace what is in `out_dir`.
+    """
+    from whittle_nas.cli.common import resolve_dtype
+    from whittle_nas.cli.selection import choose_subnetwork
+    from whittle_nas.export.checkpoint import plan_export, write_export
+    from whittle_nas.weights.checkpoint import open_checkpoint
+    from whittle_nas.weights.files import atomic_directory, check_free
+
+    check_free(out_dir, overwrite=overwrite)
+    _check_not_source(checkpoint_dir, out_dir)
+    checkpoint = open_checkpoint(checkpoint_dir)
+    sub = choose_subnetwork(
+        checkpoint,
+        sizes=subnetwork,
+        front=front,
+        index=index,
+        pick=pick,
+        extreme=None if extreme is None else extreme.value,
+        search_space=search_space,
+    )
+    planned = plan_export(checkpoint, sub, to_hf=format is Format.hf)
+    with atomic_directory(out_dir, overwrite=overwrite) as partial:
+        write_export(partial, planned, dtype=resolve_dtype(dtype))
+    _report(planned, out_dir, format)
+
+
+def _check_not_source(checkpoint_dir: Path, out_dir: Path) -> None:
+    if checkpoint_dir.exists() and out_dir.exists() and out_dir.samefile(checkpoint_dir):
+        raise ConfigError(f"--out_dir {out_dir} is the --checkpoint_dir; give another directory")
+
+
+def _report(planned: object, out_dir: Path, format: Format) -> None:
+    from whittle_nas.export.checkpoint import ExportPlan
+    from whittle_nas.metrics.analytic import num_params
+
+    assert isinstance(planned, ExportPlan)
+    config, full = planned.slices.config, planned.slices.full_config
+    share = 100 * num_params(config) / num_params(full)
+    print(f"exported {planned.slices.sub}")
+    print(
+        f"{num_params(config):,} of {num_params(full):,} parameters ({share:.1f} %), layers "
+        f"{', '.join(map(str, planned.slices.layers))}"
+    )
+    if format is Format.hf:
+        print(f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}")')
+    else:
+        print(f'try it with: litgpt generate {out_dir} --prompt "..."')

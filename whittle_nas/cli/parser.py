@@ -1,0 +1,91 @@
+"""From a typed function to a command: options, `--config`, `--print_config`, `run.yaml`."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from whittle_nas import __version__
+from whittle_nas.errors import ConfigError
+from whittle_nas.weights.files import atomic_write_text
+
+RUN_FILE = "run.yaml"
+
+
+def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> None:
+    """Parse the options of a command, run it and note in its `out_dir` how to repeat it.
+
+    Raises:
+        ConfigError: for an unknown option or a value of the wrong type.
+    """
+    parser = make_parser(name, command)
+    options = parse(parser, arguments)
+    record = _record(name, parser, options)
+    built = parser.instantiate_classes(options)
+    command(**{key: value for key, value in vars(built).items() if key != "config"})
+    out_dir = options.get("out_dir")
+    if out_dir is not None and Path(str(out_dir)).is_dir():
+        atomic_write_text(Path(str(out_dir)) / RUN_FILE, record)
+
+
+def make_parser(name: str, command: Callable[..., None]) -> ArgumentParser:
+    """The parser of one command; every option is named."""
+    parser = ArgumentParser(
+        prog=f"nas {name}",
+        description=(command.__doc__ or "").split("\nArgs:")[0].split("\n    Args:")[0].strip(),
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the options below.")
+    parser.add_function_arguments(command, as_group=False, as_positional=False)
+    return parser
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse options; whatever is wrong becomes one sentence.
+
+    Raises:
+        ConfigError: naming the option and the value.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        reason = " ".join(str(error).replace("error:", "").split())
+        raise ConfigError(f"{reason} (see {parser.prog} --help)") from None
+
+
+def _record(name: str, parser: ArgumentParser, options: Namespace) -> str:
+    """Resolved options, below the versions that they ran with, as a file for `--config`."""
+    packages = ("torch", "litgpt", "lightning", "lm_eval", "syne-tune", "transformers", "datasets")
+    versions = [f"{package} {version}" for package in packages if (version := _version(package))]
+    header = [
+        f"nas {name} --config {RUN_FILE} repeats this run",
+        f"whittle_nas {__version__}{_commit()}, Python {platform.python_version()}",
+        ", ".join(versions),
+    ]
+    resolved = parser.dump(options, skip_none=False, skip_validation=True)
+    return "".join(f"# {line}\n" for line in header) + resolved
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """The commit of a development checkout; nothing for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        return f" ({subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()})"
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,69 @@
+"""Which sub-network a user means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.cli.options import Sizes
+from whittle_nas.errors import ConfigError
+from whittle_nas.space import SearchSpace, SubNetwork, load_space
+from whittle_nas.space.front import pick_entry, read_front
+from whittle_nas.space.rules import check
+
+
+def choose_subnetwork(
+    checkpoint: Any,
+    *,
+    sizes: Sizes | None = None,
+    front: Path | None = None,
+    index: int | None = None,
+    pick: str | None = None,
+    extreme: str | None = None,
+    search_space: str | None = None,
+) -> SubNetwork:
+    """The one sub-network that the options name.
+
+    Args:
+        checkpoint: `weights.checkpoint.Checkpoint` of the super-network.
+        sizes: sizes; missing ones are the whole model's.
+        front: `front.json` of a search, together with `index` or `pick`.
+        index: entry of the front.
+        pick: budgets, the best entry of the front under them is taken.
+        extreme: `smallest` or `largest` member of the search space.
+        search_space: preset or file; default: see `space_of`.
+
+    Raises:
+        ConfigError: if no way, or more than one way, of choosing is given, or if it does not fit.
+    """
+    config, info = checkpoint.config, checkpoint.info
+    chosen = [
+        option
+        for option, given in (
+            ("--subnetwork", sizes is not None and sizes.given()),
+            ("--front", front is not None),
+            ("--extreme", extreme is not None),
+        )
+        if given
+    ]
+    if len(chosen) != 1:
+        got = " and ".join(chosen) if chosen else "none"
+        raise ConfigError(
+            f"choose the sub-network by one of --subnetwork.<size>, --front, --extreme; got {got}"
+        )
+    if front is not None:
+        if (index is None) == (pick is None):
+            raise ConfigError(f"--front {front} needs either --index or --pick")
+        entries = read_front(front)
+        entry = pick_entry(entries, index=index, pick=pick)
+        return check(entry.subnetwork, config, info.head_channels)
+    if sizes is not None and sizes.given():
+        return sizes.resolve(config, info.head_channels)
+    space = space_of(checkpoint, search_space)
+    return space.smallest if extreme == "smallest" else space.largest
+
+
+def space_of(checkpoint: Any, search_space: str | None) -> SearchSpace:
+    """The named search space, else the one that was trained, else `aligned`."""
+    source = search_space or checkpoint.info.search_space or "aligned"
+    return load_space(source, checkpoint.config, head_channels=checkpoint.info.head_channels)

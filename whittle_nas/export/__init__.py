@@ -1,0 +1,1 @@
+"""Sub-networks as ordinary checkpoints: litgpt's and Hugging Face's."""

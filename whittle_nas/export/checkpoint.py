@@ -1,0 +1,87 @@
+"""A sub-network of a super-network's checkpoint as a checkpoint of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.export.hf import HFTarget, hf_target, write_hf, write_hf_config
+from whittle_nas.space import SubNetwork
+from whittle_nas.weights import axes
+from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
+from whittle_nas.weights.slicing import SlicePlan, plan_slices, take
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What will be written; made before any work, so that refusals come first.
+
+    Attributes:
+        source: the super-network's checkpoint.
+        slices: which of its entries stay.
+        target: the Hugging Face architecture, None for litgpt's format.
+    """
+
+    source: Checkpoint
+    slices: SlicePlan
+    target: HFTarget | None
+
+
+def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> ExportPlan:
+    """Resolve an export.
+
+    Raises:
+        ConfigError: if the sizes do not fit the model, or Hugging Face has no architecture for them.
+    """
+    info = source.info
+    slices = plan_slices(
+        sub, source.config, layer_order=info.layer_order, head_channels=info.head_channels
+    )
+    return ExportPlan(source, slices, hf_target(slices.config) if to_hf else None)
+
+
+def write_export(out_dir: Path, planned: ExportPlan, *, dtype: torch.dtype | None = None) -> None:
+    """Fill an empty directory with the exported model.
+
+    Args:
+        out_dir: existing directory.
+        planned: what to write.
+        dtype: number format of the weights; default: as stored.
+
+    Raises:
+        ConfigError: if the checkpoint's weights are corrupt.
+    """
+    tensors = LazySlices(planned.slices, planned.source.state_dict(), dtype)
+    source, config = planned.source.path, planned.slices.config
+    if planned.target is not None:
+        write_hf(out_dir, config, tensors, source=source)
+        return
+    write_checkpoint(out_dir, tensors, config=config, source=source)
+    try:  # litgpt's own files are whole without it, so sizes that transformers lacks may pass
+        write_hf_config(out_dir, hf_target(config), tensors, source=source)
+    except ConfigError:
+        return
+
+
+class LazySlices(Mapping[str, torch.Tensor]):
+    """A sub-network's state dict that slices a mapped file when a tensor is asked for."""
+
+    def __init__(
+        self, plan: SlicePlan, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None
+    ) -> None:
+        self._plan, self._tensors, self._dtype = plan, tensors, dtype
+        self._names = axes.parameter_names(plan.config)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = take(self._tensors[self._plan.source_name(name)], self._plan.indices(name))
+        return tensor if self._dtype is None else tensor.to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

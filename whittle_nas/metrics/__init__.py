@@ -1,0 +1,1 @@
+"""What a sub-network costs: computed from its sizes, or measured."""

@@ -1,0 +1,136 @@
+"""Latency and memory, measured on the device that the model is on."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of repeated runs.
+
+    Attributes:
+        median_ms: the figure to report.
+        spread_ms: distance between the quartiles; a larger difference is real.
+        repeats: number of timed runs.
+    """
+
+    median_ms: float
+    spread_ms: float
+    repeats: int
+
+
+def time_runs(run: Callable[[], Any], device: torch.device, *, warmup: int, repeats: int) -> Timing:
+    """Time a function, waiting for the device before and after each run.
+
+    Args:
+        run: what to time.
+        device: device it works on.
+        warmup: runs that are not timed: caches fill, kernels are chosen.
+        repeats: timed runs.
+    """
+    for _ in range(warmup):
+        run()
+    times = []
+    for _ in range(repeats):
+        _synchronize(device)
+        start = time.perf_counter()
+        run()
+        _synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    quartiles = statistics.quantiles(times, n=4) if repeats > 1 else [times[0]] * 3
+    return Timing(statistics.median(times), quartiles[2] - quartiles[0], repeats)
+
+
+@torch.inference_mode()
+def prefill_latency(
+    model: Any, *, batch: int, tokens: int, warmup: int = 2, repeats: int = 10
+) -> Timing:
+    """Time of a forward pass over `(batch, tokens)` ids, without a cache.
+
+    Args:
+        model: a litgpt model, see `SuperNetwork.standalone`.
+        batch: sequences.
+        tokens: tokens per sequence.
+        warmup: runs that are not timed.
+        repeats: timed runs.
+    """
+    ids = _random_ids(model, batch, tokens)
+    return time_runs(lambda: model(ids), ids.device, warmup=warmup, repeats=repeats)
+
+
+@torch.inference_mode()
+def decode_latency(
+    model: Any, *, batch: int, context: int, warmup: int = 2, repeats: int = 16
+) -> Timing:
+    """Time of generating one token per sequence with a key-value cache.
+
+    Args:
+        model: a litgpt model, see `SuperNetwork.standalone`; its cache is cleared afterwards.
+        batch: sequences that are decoded together.
+        context: tokens in the cache before the first timed one.
+        warmup: tokens that are not timed.
+        repeats: timed tokens.
+    """
+    ids = _random_ids(model, batch, context)
+    dtype = model.lm_head.weight.dtype
+    longest = context + warmup + repeats
+    model.set_kv_cache(batch, max_seq_length=longest, device=ids.device, dtype=dtype)
+    try:
+        model(ids, torch.arange(context, device=ids.device), input_pos_maxp1=context)
+        position = context
+
+        def step() -> None:
+            nonlocal position
+            at = torch.tensor([position], device=ids.device)
+            model(ids[:, -1:], at, input_pos_maxp1=position + 1)
+            position += 1
+
+        return time_runs(step, ids.device, warmup=warmup, repeats=repeats)
+    finally:
+        model.clear_kv_cache()
+
+
+def peak_memory_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes of tensors that `run` held at once, beyond what was there before.
+
+    On CUDA the caching allocator's own count; elsewhere summed from the profiler's record of every
+    allocation and release.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in results.events()
+        if event.name() == "[memory]"
+    ]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def _random_ids(model: Any, batch: int, tokens: int) -> torch.Tensor:
+    device = model.lm_head.weight.device
+    return torch.randint(0, model.config.vocab_size, (batch, tokens), device=device)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
