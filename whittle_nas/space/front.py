@@ -1,0 +1,233 @@
+"""A Pareto front as a file: written by `nas search`, read by `nas export` and `nas evaluate`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.subnetwork import SubNetwork
+
+FORMAT = 1
+_CONSTRAINT = re.compile(r"^\s*(?P<metric>\S.*?)\s*(?P<relation><=|>=|<|>)\s*(?P<limit>\S+)\s*$")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A limit on one metric, such as `num_params <= 6e9`.
+
+    Attributes:
+        metric: name of an objective or cost.
+        relation: one of `<=`, `<`, `>=`, `>`.
+        limit: the value on the right.
+    """
+
+    metric: str
+    relation: str
+    limit: float
+
+    def excess(self, value: float) -> float:
+        """How far a value is on the wrong side; 0 if it satisfies the limit."""
+        if self.relation[0] == "<":
+            held = value <= self.limit if self.relation == "<=" else value < self.limit
+        else:
+            held = value >= self.limit if self.relation == ">=" else value > self.limit
+        if held:
+            return 0.0
+        # The smallest number above zero: `<` is violated by equality as well.
+        return abs(value - self.limit) or math.ulp(0.0) if math.isfinite(value) else math.inf
+
+    def holds(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a sub-network with these metrics satisfies the limit."""
+        return self.excess(metrics[self.metric]) == 0.0
+
+    def __str__(self) -> str:
+        """The form that `parse_constraints` reads."""
+        return f"{self.metric} {self.relation} {self.limit:.12g}"
+
+
+def parse_constraints(
+    text: str | Sequence[str] | None, *, option: str = "--constraints"
+) -> tuple[Constraint, ...]:
+    """Read `"num_params <= 6e9, latency_ms <= 40"`, or a list of such parts.
+
+    Args:
+        text: constraints, separated by commas; None or empty: none.
+        option: names the flag in messages.
+
+    Raises:
+        ConfigError: for a part that is not `<metric> <= <number>`.
+    """
+    parts = text.split(",") if isinstance(text, str) else list(text or ())
+    return tuple(_constraint(part, option) for part in parts if part.strip())
+
+
+def _constraint(part: str, option: str) -> Constraint:
+    match = _CONSTRAINT.match(part)
+    try:
+        assert match
+        limit = float(match["limit"])
+        assert math.isfinite(limit)
+    except (AssertionError, ValueError):
+        raise ConfigError(
+            f"{option}: {part.strip()!r} must be a metric, one of <= < >= > and a number, for "
+            "instance num_params <= 6e9"
+        ) from None
+    return Constraint(match["metric"], match["relation"], limit)
+
+
+@dataclass(frozen=True)
+class FrontEntry:
+    """One sub-network of a front.
+
+    Attributes:
+        index: its number, by which commands name it.
+        subnetwork: its sizes.
+        layers: ids of the layers that it keeps.
+        metrics: every objective and cost by name.
+    """
+
+    index: int
+    subnetwork: SubNetwork
+    layers: tuple[int, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form for `front.json`."""
+        return {
+            "index": self.index,
+            "subnetwork": self.subnetwork.to_dict(),
+            "layers": list(self.layers),
+            "metrics": dict(self.metrics),
+        }
+
+
+@dataclass(frozen=True)
+class Front:
+    """Content of `front.json`.
+
+    Attributes:
+        objectives: what was minimised, the first one measures quality.
+        entries: sub-networks of which none is beaten by another in every objective.
+        checkpoint_dir: the super-network that was searched.
+        how_measured: data, fidelity, device and so on, for people.
+        path: file it was read from.
+    """
+
+    objectives: tuple[str, ...]
+    entries: tuple[FrontEntry, ...]
+    checkpoint_dir: str = ""
+    how_measured: Mapping[str, Any] = field(default_factory=dict)
+    path: Path = Path("front.json")
+
+    def dump(self) -> str:
+        """The JSON text."""
+        spec = {
+            "format": FORMAT,
+            "objectives": list(self.objectives),
+            "checkpoint_dir": self.checkpoint_dir,
+            "how_measured": dict(self.how_measured),
+            "front": [entry.to_dict() for entry in self.entries],
+        }
+        return json.dumps(spec, indent=2) + "\n"
+
+
+def read_front(path: Path | str) -> Front:
+    """Read `front.json`.
+
+    Raises:
+        ConfigError: if there is no such file, or if it is not a front.
+    """
+    path = Path(path)
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        if spec["format"] != FORMAT:
+            raise ConfigError(
+                f"--front {path} has format {spec['format']!r}; this version reads format {FORMAT}"
+            )
+        entries = [
+            FrontEntry(
+                index=int(entry["index"]),
+                subnetwork=SubNetwork.from_dict(entry["subnetwork"]),
+                layers=tuple(entry.get("layers", ())),
+                metrics={name: float(value) for name, value in entry["metrics"].items()},
+            )
+            for entry in spec["front"]
+        ]
+        objectives = tuple(spec["objectives"])
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--front {path} can't be read: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--front {path} is not a front.json of nas search ({type(error).__name__}: {error})"
+        ) from None
+    if not entries or not objectives:
+        raise ConfigError(f"--front {path} holds no sub-network; run nas search again")
+    checkpoint_dir = str(spec.get("checkpoint_dir", ""))
+    return Front(objectives, tuple(entries), checkpoint_dir, spec.get("how_measured", {}), path)
+
+
+def pick(front: Front, constraints: str) -> FrontEntry:
+    """The best sub-network of a front under limits; `pick_entry` without an index."""
+    return pick_entry(front, pick=constraints)
+
+
+def _best_under(front: Front, constraints: str) -> FrontEntry:
+    limits = parse_constraints(constraints, option="--pick")
+    if not limits:
+        raise ConfigError('--pick is empty; give limits such as "num_params <= 6e9"')
+    for limit in limits:
+        known = list(front.entries[0].metrics)
+        if any(limit.metric not in entry.metrics for entry in front.entries):
+            raise ConfigError(
+                f"--pick: unknown metric {limit.metric!r} in {front.path}; it has {', '.join(known)}"
+            )
+    fitting = [e for e in front.entries if all(limit.holds(e.metrics) for limit in limits)]
+    if not fitting:
+        raise ConfigError(f"--pick: {_nearest(front, limits)}")
+    named = {limit.metric for limit in limits}
+    best = next((name for name in front.objectives if name not in named), front.objectives[0])
+    return min(fitting, key=lambda entry: (entry.metrics[best], entry.index))
+
+
+def _nearest(front: Front, limits: Sequence[Constraint]) -> str:
+    """Which limit no entry satisfies and what comes nearest to it."""
+    for limit in limits:
+        values = [entry.metrics[limit.metric] for entry in front.entries]
+        if all(limit.excess(value) for value in values):
+            nearest = min(values, key=limit.excess)
+            return (
+                f"no sub-network of {front.path} satisfies {limit}; the nearest has "
+                f"{limit.metric} = {nearest:.6g}"
+            )
+    together = " and ".join(map(str, limits))
+    return f"no sub-network of {front.path} satisfies {together} at once; relax one of them"
+
+
+def pick_entry(front: Front, *, index: int | None = None, pick: str | None = None) -> FrontEntry:
+    """An entry by its index, or the best one under limits.
+
+    Args:
+        front: of `read_front`.
+        index: number of the entry.
+        pick: limits; used if there is no `index`. Best under them is the lowest value of the first
+            objective that no limit names: under `num_params <= 6e9` the one with the lowest loss.
+
+    Raises:
+        ConfigError: if there is no such entry, if a limit names an unknown metric, or if nothing
+            satisfies the limits; the message then names the nearest value.
+    """
+    if index is None:
+        return _best_under(front, pick or "")
+    for entry in front.entries:
+        if entry.index == index:
+            return entry
+    indices = [entry.index for entry in front.entries]
+    raise ConfigError(
+        f"--index {index} is not in {front.path}; it has {min(indices)} to {max(indices)}"
+    )
