@@ -49,9 +49,9 @@ def export(
         subnetwork: Sizes; those that are not given are the whole model's.
         front: `front.json` of a search.
         index: Which entry of the front.
-        pick: Best entry of the front under budgets, for instance "num_params <= 6e9, latency_ms <= 40".
+        pick: Best entry of the front under budgets, as in "num_params <= 6e9, latency_ms <= 40".
         extreme: Export the smallest or the largest member of the search space.
-        search_space: A preset or a YAML file; by default the space that was trained, else `aligned`.
+        search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
         format: `litgpt` or `hf`.
         dtype: Number format of the weights.
         overwrite: Replace what is in `out_dir`.

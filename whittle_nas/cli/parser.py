@@ -86,6 +86,7 @@ def _commit() -> str:
         return ""
     try:
         command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        return f" ({subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()})"
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return f" ({done.stdout.strip()})"
     except (OSError, subprocess.CalledProcessError):
         return ""

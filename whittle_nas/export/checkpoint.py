@@ -35,7 +35,7 @@ def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> 
     """Resolve an export.
 
     Raises:
-        ConfigError: if the sizes do not fit the model, or Hugging Face has no architecture for them.
+        ConfigError: if the sizes do not fit the model, or no Hugging Face architecture has them.
     """
     info = source.info
     slices = plan_slices(

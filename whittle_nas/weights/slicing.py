@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from whittle_nas.space.rules import check
+from whittle_nas.space.rules import check, check_supported
 from whittle_nas.space.subnetwork import HeadChannels, SubNetwork
 from whittle_nas.weights import axes
 
@@ -63,6 +63,7 @@ def plan_slices(
     Raises:
         ConfigError: if the sizes do not fit, naming each violated rule.
     """
+    check_supported(config)
     check(sub, config, head_channels)
     order = range(config.n_layer) if layer_order is None else layer_order
     layers = tuple(sorted(order[: sub.n_layer]))

@@ -1,0 +1,120 @@
+"""Tiny models of litgpt's families, and checkpoint directories made from them."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")
+
+import numpy as np
+import pytest
+import torch
+from litgpt import GPT, Config
+
+from whittle_nas.assets import bundled_checkpoint
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+_SMALL = {"n_layer": 3, "n_embd": 48, "padded_vocab_size": 96, "block_size": 64}
+_MHA = {"n_head": 4, "n_query_groups": 4, "head_size": 16}
+_GQA = {"n_head": 8, "n_query_groups": 4, "head_size": 8}
+FAMILIES = {
+    "pythia-160m": {**_MHA, "intermediate_size": 80},
+    "Llama-2-7b-hf": {**_MHA, "intermediate_size": 72},
+    "Llama-3.1-8B": {**_GQA, "intermediate_size": 72},
+    "Llama-3.2-1B": {**_GQA, "intermediate_size": 72},
+    "phi-1_5": {**_MHA, "intermediate_size": 80},
+    "phi-2": {"n_head": 4, "n_query_groups": 4, "head_size": 20, "intermediate_size": 80},
+    "Phi-3-mini-4k-instruct": {**_MHA, "intermediate_size": 72},
+    "Gemma-2b": {"n_head": 4, "n_query_groups": 1, "head_size": 16, "intermediate_size": 72},
+    "Gemma-2-2b": {**_GQA, "intermediate_size": 72, "sliding_window_size": 8},
+    "Gemma-3-1b-it": {
+        "n_head": 4, "n_query_groups": 1, "head_size": 16, "intermediate_size": 72,
+        "sliding_window_size": 8,
+    },
+    "Qwen2.5-0.5B": {**_GQA, "intermediate_size": 72},
+    "Qwen3-0.6B": {**_GQA, "intermediate_size": 72},
+    "OLMo-2-1124-7B": {**_MHA, "intermediate_size": 72},
+    "Mistral-7B-v0.1": {**_GQA, "intermediate_size": 72, "sliding_window_size": 8},
+    "falcon-7b": {"n_head": 6, "n_query_groups": 1, "head_size": 8, "intermediate_size": 80},
+    "stablelm-base-alpha-3b": {**_MHA, "intermediate_size": 80},
+    "SmolLM2-135M": {**_GQA, "intermediate_size": 72},
+    "tiny-llama-1.1b": {**_GQA, "intermediate_size": 72},
+    "OLMo-1B-hf": {**_MHA, "intermediate_size": 72},
+    "falcon-40b": {**_GQA, "intermediate_size": 80},
+}  # fmt: skip
+
+
+def tiny_config(family: str, **changes) -> Config:
+    """A family of litgpt's list, scaled down."""
+    return Config.from_name(family, **{**_SMALL, **FAMILIES[family], **changes})
+
+
+def fill_random(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random values everywhere, also in norms, biases and LoRA's B, so that every slice counts."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 0.5 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            if "norm" in name or "ln_f" in name:
+                parameter.add_(1.0)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _fixed_state():
+    """The same seeds for every test, and nothing left changed by the one before."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def tiny_gpt(family) -> GPT:
+    return fill_random(GPT(tiny_config(family))).eval()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real checkpoints and data beside the project; tests that need them skip without."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no ../shared/data here")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Path:
+    return bundled_checkpoint()
+
+
+@pytest.fixture
+def checkpoint_dir(tmp_path, bundled) -> Path:
+    """A small random checkpoint with a real tokenizer, quick to run."""
+    from litgpt import Config
+
+    from whittle_nas.weights.checkpoint import write_checkpoint
+
+    source = Config.from_file(bundled / "model_config.yaml")
+    config = tiny_config(
+        "Llama-3.1-8B",
+        vocab_size=source.vocab_size,
+        padded_vocab_size=source.padded_vocab_size,
+        block_size=128,
+    )
+    model = fill_random(GPT(config))
+    made = tmp_path / "checkpoint"
+    made.mkdir()
+    write_checkpoint(made, model.state_dict(), config=config, source=bundled)
+    return made
