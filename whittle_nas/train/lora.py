@@ -35,9 +35,9 @@ class LoRAEmbedding(nn.Embedding):
     def __init__(self, num_embeddings: int, embedding_dim: int, r: int, alpha: int) -> None:
         super().__init__(num_embeddings, embedding_dim)
         self.scaling = alpha / r
-        self.lora_A = nn.Parameter(torch.zeros(r, num_embeddings))
+        self.lora_A = nn.Parameter(torch.empty(r, num_embeddings))
         self.lora_B = nn.Parameter(torch.empty(embedding_dim, r))
-        nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
+        reset_adapter(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed token ids (B, T) -> (B, T, D)."""
@@ -55,8 +55,19 @@ class GPT(litgpt.lora.GPT):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if config.lora_embedding:
-            table = (config.padded_vocab_size, config.n_embd)
-            self.transformer.wte = LoRAEmbedding(*table, config.lora_r, config.lora_alpha)
+            assert config.padded_vocab_size is not None
+            self.transformer.wte = LoRAEmbedding(
+                config.padded_vocab_size, config.n_embd, config.lora_r, config.lora_alpha
+            )
+
+
+def reset_adapter(module: nn.Module) -> None:
+    """Draw an adapter anew; what it adds is zero."""
+    if isinstance(module, LoRAEmbedding):
+        nn.init.zeros_(module.lora_A)
+        nn.init.kaiming_uniform_(module.lora_B, a=math.sqrt(5))
+    elif isinstance(module, litgpt.lora.LoRALinear):
+        module.reset_parameters()
 
 
 def lora_config(config: BaseConfig, options: LoraOptions) -> Config:

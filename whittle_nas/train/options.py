@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 from whittle_nas.errors import ConfigError
 
@@ -147,7 +149,7 @@ class OptimizerOptions:
     lr: float | None = None
     min_lr: float = 0.0
     warmup_steps: int = 10
-    weight_decay: float = 0.01
+    weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
 
@@ -156,6 +158,143 @@ class OptimizerOptions:
             raise ConfigError(f"optimizer.lr={self.lr} must be above 0")
         _at_least("optimizer.min_lr", self.min_lr, 0)
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+
+    def resolved(self, *, full: bool) -> OptimizerOptions:
+        """With the default learning rate for adapters, or for all weights (`full`)."""
+        return replace(self, lr=(2e-5 if full else 2e-4) if self.lr is None else self.lr)
+
+
+class SamplerKind(str, Enum):
+    """Where the sampled sub-networks come from; methods.md section 3."""
+
+    random = "random"
+    grid_params = "grid_params"
+    calibrate_mag = "calibrate_mag"
+    calibrate_ppl = "calibrate_ppl"
+    fixed = "fixed"
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """Which sub-networks are trained.
+
+    Args:
+        kind: `random`: every choice of the space uniform; `grid_params`: one random member in each
+            of `num_bins` equal bins of the number of parameters; `calibrate_mag` and
+            `calibrate_ppl`: the candidate of each bin with the largest sum of |w|, or the lowest
+            perplexity on calibration text; `fixed`: those in `file`.
+        num_bins: bins of the grid.
+        trials_per_bin: random members that a bin sees before it is given up as empty.
+        candidates_per_bin: how many compete for a bin in the `calibrate` kinds.
+        calibration_samples: training samples on which `calibrate_ppl` scores.
+        file: a `grid.yaml` of an earlier run, or a YAML list of sub-network sizes.
+    """
+
+    kind: SamplerKind = SamplerKind.grid_params
+    num_bins: int = 22
+    trials_per_bin: int = 10_000
+    candidates_per_bin: int = 50
+    calibration_samples: int = 16
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_bins", "trials_per_bin", "candidates_per_bin", "calibration_samples"):
+            _at_least(f"sampler.{name}", getattr(self, name), 1)
+        if (self.kind is SamplerKind.fixed) != (self.file is not None):
+            raise ConfigError(
+                f"sampler.kind={self.kind.value} with sampler.file={self.file}: "
+                "kind fixed reads a file, and no other kind does"
+            )
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """The fixed set of networks whose loss is logged.
+
+    Args:
+        num_networks: bins of a grid over the number of parameters; one member of each is validated,
+            beside the full and the smallest network.
+        every_n_steps: optimiser steps between two validations; by default a tenth of the training.
+        num_samples: validation samples that are used; by default all.
+    """
+
+    num_networks: int = 5
+    every_n_steps: int | None = None
+    num_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("validation.num_networks", self.num_networks, 1)
+        _at_least("validation.every_n_steps", self.every_n_steps or 1, 1)
+        _at_least("validation.num_samples", self.num_samples or 1, 1)
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Passed to `lightning.Trainer`, with lengths in optimiser steps.
+
+    Args:
+        max_epochs: passes over the training data, unless `max_steps` is given.
+        max_steps: optimiser steps.
+        accelerator: `auto`, `cpu`, `cuda`, ...
+        devices: number of devices per machine, a list such as `0,1`, or `auto`.
+        num_nodes: machines.
+        strategy: `auto`, or one of Lightning's `ddp` strategies; every process holds the model.
+        precision: `32-true`; `bf16-mixed`: trained weights in float32, frozen ones as stored,
+            arithmetic in bfloat16; or `bf16-true`.
+        accumulate_grad_batches: micro-batches per optimiser step.
+        gradient_clip_val: largest norm of the gradient; null does not clip.
+        log_every_n_steps: optimiser steps between two rows of the logs.
+        checkpoint_every_n_steps: optimiser steps between two checkpoints to resume from; by
+            default a tenth of the training.
+        fast_dev_run: print the memory that the run needs, do one step and one validation batch,
+            and write nothing.
+        enable_progress_bar: show a progress bar.
+        logger: loggers as `{class_path, init_args}`; by default CSV and TensorBoard, an empty list
+            logs nothing. E.g. `[{class_path: lightning.pytorch.loggers.WandbLogger}]`.
+        callbacks: Lightning callbacks as `{class_path, init_args}`.
+    """
+
+    max_epochs: int = 1
+    max_steps: int | None = None
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    log_every_n_steps: int = 10
+    checkpoint_every_n_steps: int | None = None
+    fast_dev_run: bool = False
+    enable_progress_bar: bool = True
+    logger: list[dict[str, Any]] | None = None
+    callbacks: list[dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        counts = (
+            "max_epochs", "max_steps", "num_nodes", "accumulate_grad_batches",
+            "log_every_n_steps", "checkpoint_every_n_steps",
+        )  # fmt: skip
+        for name in counts:
+            value = getattr(self, name)
+            _at_least(f"trainer.{name}", 1 if value is None else value, 1)
+        if self.gradient_clip_val is not None and self.gradient_clip_val <= 0:
+            raise ConfigError(
+                f"trainer.gradient_clip_val={self.gradient_clip_val} must be above 0, or null"
+            )
+        if self.precision not in PRECISIONS:
+            # float16 would need loss scaling across several backward passes
+            raise ConfigError(
+                f"trainer.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}"
+            )
+        if self.strategy != "auto" and not self.strategy.startswith("ddp"):
+            raise ConfigError(
+                f"trainer.strategy={self.strategy!r}: every process must hold the whole model, so "
+                "use auto, ddp, ddp_spawn or ddp_fork"
+            )
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 def _at_least(name: str, value: float, least: float) -> None:

@@ -1,0 +1,170 @@
+"""A `lightning.Trainer` for a super-network: lengths, loggers, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.train.batches import batches_per_epoch
+from whittle_nas.train.module import SupernetTraining
+from whittle_nas.train.options import TrainerOptions
+
+CHECKPOINTS, LOGS = "checkpoints", "logs"
+
+
+def make_trainer(options: TrainerOptions, out_dir: Path) -> L.Trainer:
+    """The Trainer; intervals that depend on the length of the training follow in `fit`.
+
+    Raises:
+        ConfigError: if a device, strategy, logger or callback is not there.
+    """
+    loggers = _default_loggers(out_dir) if options.logger is None else _build(options.logger)
+    callbacks = _build(options.callbacks or [])
+    try:
+        with _quiet():
+            return _trainer(options, out_dir, loggers, callbacks)
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _trainer(
+    options: TrainerOptions, out_dir: Path, loggers: list[Any], callbacks: list[Any]
+) -> L.Trainer:
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,  # type: ignore[arg-type]
+        # All epochs are one stream of batches (see `batches.Stream`): it can be resumed at any
+        # step, while Lightning's epochs resume exactly only at their ends.
+        max_epochs=1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        fast_dev_run=options.accumulate_grad_batches if options.fast_dev_run else False,
+        enable_progress_bar=options.enable_progress_bar,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=out_dir,
+    )
+
+
+def num_steps(
+    options: TrainerOptions, *, num_samples: int, batch_size: int, world_size: int
+) -> int:
+    """Optimiser steps of the whole training."""
+    if options.max_steps is not None:
+        return options.max_steps
+    per_epoch = batches_per_epoch(num_samples, batch_size * world_size)
+    return max(1, options.max_epochs * per_epoch // options.accumulate_grad_batches)
+
+
+def fit(
+    trainer: L.Trainer,
+    module: SupernetTraining,
+    out_dir: Path,
+    *,
+    validate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    resume_from: Path | None = None,
+) -> None:
+    """Train, and validate what came out.
+
+    Args:
+        trainer: from `make_trainer`.
+        module: the training.
+        out_dir: gets `checkpoints/`.
+        validate_every: optimiser steps between validations; default a tenth of the training.
+        checkpoint_every: optimiser steps between checkpoints; default a tenth of the training.
+        resume_from: checkpoint of an interrupted run.
+
+    Raises:
+        ConfigError: if the loss is not finite, or the checkpoint is not of this training.
+    """
+    total, accumulate = module.recipe.total_steps, module.recipe.accumulate
+    tenth = max(1, total // 10)
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer.val_check_interval = min(validate_every or tenth, total) * accumulate
+        trainer.callbacks.append(  # type: ignore[attr-defined]
+            ModelCheckpoint(
+                dirpath=out_dir / CHECKPOINTS,
+                filename="{step:08d}",
+                every_n_train_steps=checkpoint_every or tenth,
+                save_top_k=1,  # the newest; the one before goes once it is written
+                enable_version_counter=False,
+            )
+        )
+    with _quiet():
+        try:
+            trainer.fit(module, ckpt_path=None if resume_from is None else str(resume_from))
+        except RuntimeError as error:
+            if resume_from is None or "state_dict" not in str(error):
+                raise
+            raise ConfigError(
+                f"{resume_from} is not a checkpoint of this training: {str(error).splitlines()[0]}"
+            ) from error
+
+
+def newest_checkpoint(out_dir: Path) -> Path | None:
+    """The checkpoint to resume from, None if there is none."""
+    found = sorted((out_dir / CHECKPOINTS).glob("*.ckpt"))
+    return found[-1] if found else None
+
+
+def _default_loggers(out_dir: Path) -> list[Any]:
+    return [
+        CSVLogger(out_dir / LOGS, name="csv"),
+        TensorBoardLogger(out_dir / LOGS, name="tensorboard", default_hp_metric=False),
+    ]
+
+
+def _build(specs: Sequence[dict[str, Any]]) -> list[Any]:
+    """Objects from `{class_path, init_args}`."""
+    built = []
+    for spec in specs:
+        path = spec.get("class_path", "") if isinstance(spec, dict) else spec
+        module, _, name = str(path).rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), name)
+            built.append(cls(**spec.get("init_args", {})))
+        except (ImportError, ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"trainer: {path!r} can't be made ({error}); give "
+                "{class_path: package.Class, init_args: {...}}"
+            ) from error
+    return built
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints that do not apply here, and its advertisement."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",
+                ".*treespec, LeafSpec.*",
+                ".*Checkpoint directory .* exists and is not empty.*",
+                "Using ModelCheckpoint with manual optimization.*",  # after the step is right
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        log.setLevel(level)

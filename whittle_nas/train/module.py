@@ -1,0 +1,318 @@
+"""The LightningModule around a super-network: manual optimisation, one reduction per step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.samplers import Sampler
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate
+from whittle_nas.train.options import (
+    Distillation,
+    LossOptions,
+    OptimizerOptions,
+    SandwichOptions,
+)
+from whittle_nas.train.step import (
+    Network,
+    Role,
+    accumulate,
+    finish_gradients,
+    labels_of,
+    loss_sums,
+    networks_of_step,
+    total_over_processes,
+)
+from whittle_nas.weights.supernet import SuperNetwork
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a super-network is trained.
+
+    Attributes:
+        sandwich: which networks a step runs.
+        loss: what they learn from.
+        optimizer: AdamW and its schedule; `lr` is set.
+        total_steps: optimiser steps of the whole training.
+        batch_size: samples per process and micro-batch.
+        accumulate: micro-batches per optimiser step.
+        clip: largest gradient norm; None does not clip.
+        seed: of data order, sub-networks and dropout.
+        checkpoint_blocks: recompute activations in the backward pass.
+        num_workers: processes that prepare batches.
+        log_every_n_steps: optimiser steps between two rows of the logs.
+    """
+
+    sandwich: SandwichOptions
+    loss: LossOptions
+    optimizer: OptimizerOptions
+    total_steps: int
+    batch_size: int = 8
+    accumulate: int = 1
+    clip: float | None = None
+    seed: int = 1337
+    checkpoint_blocks: bool = False
+    num_workers: int = 0
+    log_every_n_steps: int = 10
+
+
+def learning_rate(step: int, options: OptimizerOptions, total_steps: int) -> float:
+    """Rate of an optimiser step counted from 0: linear warm-up, then a cosine down to `min_lr`."""
+    assert options.lr is not None
+    warmup = min(options.warmup_steps, total_steps)
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    wave = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return options.min_lr + (options.lr - options.min_lr) * wave
+
+
+class SupernetTraining(L.LightningModule):
+    """Trains the parameters of a super-network that require a gradient.
+
+    Manual optimisation, because a step has one backward pass per network. Nothing random keeps a
+    state: data order, sub-networks and dropout follow from the seed and the step, so a resumed
+    run goes on as the interrupted one would have.
+
+    Attributes:
+        history: mean validation loss of every network in nats per token, by optimiser step.
+    """
+
+    # A process may have no validation sample of its own; sums are what is reduced.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        supernet: SuperNetwork,
+        recipe: Recipe,
+        *,
+        smallest: SubNetwork,
+        sampler: Sampler,
+        train: Sequence[Sample],
+        valid: Sequence[Sample],
+        valid_networks: Mapping[str, SubNetwork],
+    ) -> None:
+        """Set up a training.
+
+        Args:
+            supernet: with the parameters to train marked by `requires_grad`.
+            recipe: how to train.
+            smallest: the sub-network that every sandwich step trains.
+            sampler: of the other sub-networks.
+            train: training samples.
+            valid: validation samples.
+            valid_networks: the fixed set of networks that is validated, by name.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold what is trained; the rest comes from disk
+        self.supernet = supernet
+        self.network = supernet.model  # registered, so that Lightning moves it
+        self.recipe = recipe
+        self.smallest, self.sampler = smallest, sampler
+        self.train_samples, self.valid_samples = train, valid
+        self.valid_networks = dict(valid_networks)
+        self.history: dict[int, dict[str, float]] = {}
+        self._step_sums = torch.zeros(0)
+        self._valid_sums = torch.zeros(0)
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The parameters that are trained."""
+        return [p for p in self.network.parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; the schedule is a function of the step and is applied in `training_step`."""
+        options = self.recipe.optimizer
+        assert options.lr is not None
+        return torch.optim.AdamW(
+            self.trained,
+            lr=options.lr,
+            betas=(options.beta1, options.beta2),
+            weight_decay=options.weight_decay,
+        )
+
+    def train_dataloader(self) -> TrainLoader:
+        """The batches of this process."""
+        stream = Stream(
+            len(self.train_samples),
+            batch_size=self.recipe.batch_size,
+            num_batches=self.recipe.total_steps * self.recipe.accumulate,
+            seed=self.recipe.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return TrainLoader(self.train_samples, stream, num_workers=self.recipe.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """This process's share of the validation samples."""
+        share = self.valid_samples[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(share, batch_size=self.recipe.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+
+    def networks(self, step: int) -> list[Network]:
+        """The networks of an optimiser step."""
+        return networks_of_step(
+            step,
+            full=self.supernet.full,
+            smallest=self.smallest,
+            sampler=self.sampler,
+            options=self.recipe.sandwich,
+            total_steps=self.recipe.total_steps,
+            seed=self.recipe.seed,
+        )
+
+    def on_fit_start(self) -> None:
+        """All processes draw from the first one's sampler; its scores may differ in a last bit."""
+        self.sampler = self.trainer.strategy.broadcast(self.sampler)
+
+    def on_train_start(self) -> None:
+        """Validate the untrained super-network, which the logs then start with."""
+        if self.global_step == 0:
+            self.validate_now()
+
+    def training_step(self, batch: Sample, batch_idx: int) -> None:
+        """Add the gradients of one micro-batch; on the last one of a step, update the weights."""
+        step = self.global_step
+        rank = self.trainer.global_rank
+        torch.manual_seed(hash((self.recipe.seed, batch_idx, rank)) % 2**63)  # for dropout
+        networks = self.networks(step)
+        sums = accumulate(
+            self.supernet,
+            batch,
+            networks,
+            self.recipe.loss,
+            checkpoint_blocks=self.recipe.checkpoint_blocks,
+            total=total_over_processes,
+        )
+        count = sums.new_tensor([len(labels_of(batch))])
+        step_sums = torch.cat([sums.flatten(), count])
+        first = batch_idx % self.recipe.accumulate == 0
+        self._step_sums = step_sums if first else self._step_sums + step_sums
+        if (batch_idx + 1) % self.recipe.accumulate == 0:
+            self._update(step, networks)
+
+    def _update(self, step: int, networks: list[Network]) -> None:
+        totals = total_over_processes(self._step_sums)
+        num_labels = float(totals[-1])
+        norm = finish_gradients(self.trained, num_labels)
+        means = (totals[:-1] / max(num_labels, 1.0)).view(-1, 2)  # (networks, ce and kd)
+        self._check_finite(step, networks, means, norm)
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.trained, self.recipe.clip, norm)
+        optimizer: Any = self.optimizers()
+        rate = learning_rate(step, self.recipe.optimizer, self.recipe.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        self._log_step(networks, means, {"lr": rate, "grad_norm": float(norm)})
+
+    def _check_finite(
+        self, step: int, networks: list[Network], means: Tensor, norm: Tensor
+    ) -> None:
+        """Stop before a broken gradient reaches the weights."""
+        if math.isfinite(float(means.sum() + norm)):
+            return
+        broken = [
+            network
+            for network, pair in zip(networks, means.tolist(), strict=True)
+            if not math.isfinite(sum(pair))
+        ]
+        culprit = f"the loss of the {broken[0].role.value} network ({broken[0].sub})"
+        raise ConfigError(
+            f"step {step + 1}: {culprit if broken else 'the gradient'} is not finite; weights and "
+            "earlier checkpoints are as they were: resume with a lower optimizer.lr or a "
+            "gradient_clip_val"
+        )
+
+    def _log_step(self, networks: list[Network], means: Tensor, others: dict[str, float]) -> None:
+        found = {f"train/{name}": value for name, value in others.items()}
+        for role in Role:
+            chosen = [i for i, network in enumerate(networks) if network.role is role]
+            if chosen:
+                found[f"train/ce_{role.value}"] = float(means[chosen, 0].mean())
+        taught = [i for i, network in enumerate(networks) if network.role is not Role.full]
+        if taught and self.recipe.loss.distillation is not Distillation.none:
+            found["train/kd"] = float(means[taught, 1].mean())
+        self.log("loss", float(means[:, 0].mean()), prog_bar=True, logger=False)
+        if self.global_step % self.recipe.log_every_n_steps == 0:
+            self._send(found)
+
+    def _send(self, metrics: dict[str, float]) -> None:
+        """To the loggers, by optimiser step; Lightning itself would count micro-batches."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """Add up the losses of the fixed set of networks."""
+        sums = self._batch_sums(batch)
+        self._valid_sums = sums if batch_idx == 0 else self._valid_sums + sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Losses over all processes, logged as `val/<network>` and `val/mean`."""
+        found = self._record(self._valid_sums)
+        self._send(found)
+        self.log_dict(found, logger=False)  # for callbacks such as EarlyStopping
+        self.log("val", found["val/mean"], prog_bar=True, logger=False)
+
+    @torch.no_grad()
+    def validate_now(self) -> dict[str, float]:
+        """Validate outside of Lightning's loop: before the first step and after the last."""
+        training = self.network.training
+        self.network.eval()
+        sums = self._empty_sums()
+        limit = self.trainer.limit_val_batches
+        for number, batch in enumerate(self.val_dataloader()):
+            if isinstance(limit, int) and number >= limit:
+                break
+            with self.trainer.precision_plugin.val_step_context():
+                sums = sums + self._batch_sums(self._on_device(batch))
+        self.network.train(training)
+        found = self._record(sums)
+        self._send(found)
+        return found
+
+    def _on_device(self, batch: Sample) -> Sample:
+        segments = None if batch.segments is None else batch.segments.to(self.device)
+        return Sample(batch.input_ids.to(self.device), batch.labels.to(self.device), segments)
+
+    def _empty_sums(self) -> Tensor:
+        return torch.zeros(len(self.valid_networks) + 1, device=self.device)
+
+    def _batch_sums(self, batch: Sample) -> Tensor:
+        """Sum of the losses per network and number of labels, (networks + 1,)."""
+        subs = self.valid_networks.values()
+        chunk = self.recipe.loss.chunk_elements
+        sums = loss_sums(self.supernet, batch, subs, chunk_elements=chunk)
+        return torch.cat([sums, sums.new_tensor([len(labels_of(batch))])])
+
+    def _record(self, sums: Tensor) -> dict[str, float]:
+        if not len(sums):
+            sums = self._empty_sums()
+        totals = total_over_processes(sums).tolist()
+        means = [total / max(totals[-1], 1.0) for total in totals[:-1]]
+        found = dict(zip(self.valid_networks, means, strict=True))
+        found["mean"] = sum(means) / len(means)
+        self.history[self.global_step] = found
+        return {f"val/{name}": value for name, value in found.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained; frozen weights are in the checkpoint directory already."""
+        trained = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {n: t for n, t in state.items() if n in trained}
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the validation losses of the interrupted run."""
+        self.history = dict(checkpoint["history"])

@@ -1,0 +1,83 @@
+"""What a training leaves behind: an ordinary checkpoint, adapters, grid, losses and curves."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from whittle_nas.space import SearchSpace
+from whittle_nas.space.samplers import Grid
+from whittle_nas.train import lora
+from whittle_nas.train.fit import LOGS
+from whittle_nas.train.prepare import ADAPTERS, save_adapters, trained_state_dict
+from whittle_nas.weights.checkpoint import WEIGHTS, Checkpoint, write_checkpoint
+from whittle_nas.weights.files import atomic_write_text
+from whittle_nas.weights.supernet import SuperNetwork
+
+GRID, CURVES, LOSSES = "grid.yaml", "curves.png", "losses.yaml"
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def write_outputs(
+    out_dir: Path,
+    supernet: SuperNetwork,
+    source: Checkpoint,
+    *,
+    space: SearchSpace,
+    grid: Grid | None,
+    training: dict[str, Any],
+) -> None:
+    """Write the merged checkpoint; `lit_model.pth` comes last and so marks it as complete.
+
+    Args:
+        out_dir: the run's directory.
+        supernet: the trained super-network.
+        source: the checkpoint that was trained.
+        space: search space that was trained.
+        grid: grid of the sampler, if it has one.
+        training: summary for `supernet.yaml`.
+    """
+    partial = Path(tempfile.mkdtemp(prefix=".final.", dir=out_dir))
+    try:
+        info = replace(source.info, search_space=space.to_dict(), training=training)
+        tensors = trained_state_dict(supernet.model, source.state_dict())
+        write_checkpoint(partial, tensors, config=source.config, source=source.path, info=info)
+        if lora.adapter_state_dict(supernet.model):
+            save_adapters(supernet.model, partial / ADAPTERS)
+        if grid is not None:
+            atomic_write_text(partial / GRID, yaml.safe_dump(grid.to_dict(), sort_keys=False))
+        names = sorted((path.name for path in partial.iterdir()), key=lambda name: name == WEIGHTS)
+        for name in names:
+            (partial / name).replace(out_dir / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_curves(out_dir: Path) -> Curves:
+    """Everything that the CSV logs hold, as (step, value) per column.
+
+    A resumed run has a log of its own; from its first step on it replaces what the interrupted
+    one had written behind its last checkpoint.
+    """
+    curves: Curves = defaultdict(list)
+    logs = (out_dir / LOGS / "csv").glob("version_*/metrics.csv")
+    for path in sorted(logs, key=lambda path: int(path.parent.name.split("_")[1])):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if not rows:
+            continue
+        first = min(int(row["step"]) for row in rows)
+        for name in curves:
+            curves[name] = [point for point in curves[name] if point[0] < first]
+        for row in rows:
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value:
+                    curves[name].append((int(row["step"]), float(value)))
+    return dict(curves)

@@ -1,0 +1,81 @@
+"""From a checkpoint to a super-network that can be trained, and back to checkpoint files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from litgpt import GPT
+from torch import Tensor, nn
+
+from whittle_nas.train import lora
+from whittle_nas.train.options import LoraOptions
+from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.supernet import SuperNetwork
+
+ADAPTERS = "lit_model.pth.lora"
+
+
+def load_trainable(
+    found: Checkpoint, options: LoraOptions | None, *, precision: str = "32-true"
+) -> SuperNetwork:
+    """Load a checkpoint on the CPU with the parameters to train marked and in their format.
+
+    Args:
+        found: the checkpoint.
+        options: adapters; None trains all weights.
+        precision: `32-true` and `bf16-true` convert everything; with `bf16-mixed` what is trained
+            is float32 and what is frozen stays as stored.
+    """
+    config = found.config if options is None else lora.lora_config(found.config, options)
+    with torch.device("meta"):
+        model: nn.Module = GPT(config) if options is None else lora.GPT(config)  # type: ignore[arg-type]
+    model.load_state_dict(found.state_dict(), strict=options is None, assign=True)
+    if options is None:
+        # Own memory: the weights were mapped from the file of the checkpoint.
+        model.load_state_dict({n: t.clone() for n, t in model.state_dict().items()}, assign=True)
+    else:
+        _make_adapters(model)
+    cos, sin = model.rope_cache()  # type: ignore[operator]
+    model.cos, model.sin = cos, sin
+    _convert(model, precision)
+    model.requires_grad_(True)
+    if options is not None:
+        lora.freeze_base(model)
+    return SuperNetwork(model.train(), found.info)
+
+
+def _make_adapters(model: nn.Module) -> None:
+    """Real, freshly drawn adapters in place of those on the meta device."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            for name in ("lora_A", "lora_B"):
+                empty = torch.empty_like(getattr(module, name), device="cpu", dtype=torch.float32)
+                setattr(module, name, nn.Parameter(empty))
+            lora.reset_adapter(module)
+
+
+def _convert(model: nn.Module, precision: str) -> None:
+    if precision != "bf16-mixed":
+        dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return
+    has_adapters = any(lora.is_adapter(name) for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if lora.is_adapter(name) or not has_adapters:
+            parameter.data = parameter.data.float()
+
+
+def trained_state_dict(model: nn.Module, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain litgpt state dict with the adapters merged, in the number format of `like`."""
+    has_adapters = any(lora.is_adapter(name) for name, _ in model.named_parameters())
+    merged = lora.merged_state_dict(model) if has_adapters else model.state_dict()  # type: ignore[arg-type]
+    return {name: merged[name].to(like[name].dtype) for name in like}
+
+
+def save_adapters(model: nn.Module, path: Path) -> None:
+    """Write the adapters in litgpt's form, `{"model": {name: tensor}}`."""
+    tensors = {n: t.detach().cpu().clone() for n, t in lora.adapter_state_dict(model).items()}
+    torch.save({"model": tensors}, path)

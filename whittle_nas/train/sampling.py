@@ -1,0 +1,119 @@
+"""From the sampler's options to a sampler: grids by parameters, magnitude or perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space import SearchSpace, SubNetwork
+from whittle_nas.space.rules import check
+from whittle_nas.space.samplers import Grid, GridSampler, RandomSampler, Sampler, build_grid
+from whittle_nas.train.batches import Sample, collate
+from whittle_nas.train.options import SamplerKind, SamplerOptions
+from whittle_nas.train.step import labels_of, loss_sums
+from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.supernet import SuperNetwork
+
+CALIBRATION_BATCH = 4
+
+
+def make_sampler(
+    options: SamplerOptions,
+    space: SearchSpace,
+    supernet: SuperNetwork,
+    *,
+    seed: int,
+    samples: Sequence[Sample] = (),
+) -> tuple[Sampler, Grid | None]:
+    """The sampler that the options ask for, and its grid if it has one.
+
+    Args:
+        options: the kind of sampler and its numbers.
+        space: where sub-networks come from.
+        supernet: gives costs and scores.
+        seed: of the grid.
+        samples: calibration data for `calibrate_ppl`.
+
+    Raises:
+        ConfigError: if the grid's file is missing, malformed or does not fit the model.
+    """
+    if options.kind is SamplerKind.random:
+        return RandomSampler(space), None
+    cost = parameter_counter(supernet.config)
+    if options.kind is SamplerKind.fixed:
+        assert options.file is not None
+        grid = read_grid(options.file, cost)
+        for sub in grid.subs:
+            check(sub, supernet.config, supernet.info.head_channels)
+        return GridSampler(grid.subs), grid
+    grid = build_grid(
+        space,
+        cost,
+        seed=seed,
+        num_bins=options.num_bins,
+        trials_per_bin=options.trials_per_bin,
+        score=_score(options, supernet, samples),
+        candidates_per_bin=options.candidates_per_bin,
+    )
+    return GridSampler(grid.subs), grid
+
+
+def validation_networks(
+    space: SearchSpace, supernet: SuperNetwork, num_bins: int
+) -> dict[str, SubNetwork]:
+    """The networks that are validated, by name: smallest, a grid over the parameters, full.
+
+    The grid has a seed of its own, so that runs with different samplers and seeds are compared on
+    the same networks.
+    """
+    cost = parameter_counter(supernet.config)
+    grid = build_grid(space, cost, seed=0, num_bins=num_bins, trials_per_bin=2000)
+    named = {"smallest": space.smallest}
+    named |= {f"grid_{number}": sub for number, sub in enumerate(grid.subs)}
+    return {**named, "full": supernet.full}
+
+
+def read_grid(path: Path, cost: Callable[[SubNetwork], float]) -> Grid:
+    """Read `grid.yaml`, or a YAML list of sub-network sizes.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"sampler.file={path} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"sampler.file={path} is not YAML: {str(error).splitlines()[0]}"
+        ) from None
+    return Grid.from_dict(spec, cost=cost, source=f"sampler.file={path}")
+
+
+def _score(
+    options: SamplerOptions, supernet: SuperNetwork, samples: Sequence[Sample]
+) -> Callable[[SubNetwork], float] | None:
+    """What the candidates of a bin compete by: higher is better."""
+    if options.kind is SamplerKind.grid_params:
+        return None
+    if options.kind is SamplerKind.calibrate_mag:
+        raise NotImplementedError
+    chosen = list(samples)[: options.calibration_samples]
+    return lambda sub: -mean_loss(supernet, sub, chosen)
+
+
+def mean_loss(supernet: SuperNetwork, sub: SubNetwork, samples: Sequence[Sample]) -> float:
+    """Cross entropy of a sub-network in nats per label; ranks like its perplexity."""
+    was_training = supernet.model.training
+    supernet.model.eval()
+    total, count = torch.zeros(1), 0
+    for start in range(0, len(samples), CALIBRATION_BATCH):
+        batch = collate(samples[start : start + CALIBRATION_BATCH])
+        total += loss_sums(supernet, batch, [sub], chunk_elements=2**24)
+        count += len(labels_of(batch))
+    supernet.model.train(was_training)
+    return float(total) / max(count, 1)

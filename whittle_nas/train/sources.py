@@ -1,0 +1,136 @@
+"""Training and validation samples from text or from litgpt's instruction data modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litgpt import Config
+
+from whittle_nas.data import Part, TextData, TextSource, load_blocks, load_tokenizer
+from whittle_nas.data.sources import _build_module
+from whittle_nas.errors import ConfigError
+from whittle_nas.train.batches import IGNORE, Sample, from_blocks, from_labelled, pack
+
+
+@dataclass(frozen=True)
+class Found:
+    """Samples of one part of the data.
+
+    Attributes:
+        samples: with at least one label each.
+        num_unlabelled: samples that were left out because no label was left.
+        num_cut: samples that were longer than the block size and were cut.
+    """
+
+    samples: list[Sample]
+    num_unlabelled: int = 0
+    num_cut: int = 0
+
+
+def load_samples(
+    data: TextData,
+    checkpoint_dir: Path,
+    *,
+    config: Config,
+    part: Part = Part.ALL,
+    packing: bool = False,
+) -> Found:
+    """Samples that `data` describes: blocks of text, or instructions with their labels.
+
+    Args:
+        data: text, or `module`s of `litgpt.data`.
+        checkpoint_dir: directory with the tokenizer.
+        config: the model's configuration.
+        part: all, or one side of `valid_fraction` (of the module's own split).
+        packing: join short instruction samples into rows of the block size; each attends to
+            itself only. Text is always packed, as in pre-training.
+
+    Raises:
+        ConfigError: for everything that can be wrong with the data, and if nothing has a label.
+    """
+    parts = data.parts()
+    if not any(source.module for source in parts):
+        blocks = load_blocks(data, checkpoint_dir, config=config, part=part)
+        return Found(from_blocks(blocks.tokens))
+    if not all(source.module for source in parts):
+        raise ConfigError("data.sources: mix text with text, or modules with modules, not both")
+    block_size = data.check(config.block_size)
+    tokenizer = load_tokenizer(checkpoint_dir, config)
+    if packing and config.sliding_window_size is not None:
+        # litgpt replaces the mask that keeps samples apart by the one of the window
+        raise ConfigError(
+            f"packing=true does not go with the sliding window of model {config.name!r}; use false"
+        )
+    items = [item for s in parts for item in _module_items(s, tokenizer, part, block_size)]
+    samples = [from_labelled(item["input_ids"], item["labels"]) for item in items]
+    kept = [sample for sample in samples if sample.num_labels]
+    if not kept:
+        raise ConfigError(
+            f"data: none of the {len(items)} samples of {data.parts()[0].label} has a label within "
+            f"block_size={block_size}; raise it, or set mask_prompt to false"
+        )
+    cut = sum(len(item["input_ids"]) >= block_size for item in items)
+    found = pack(kept, block_size) if packing else kept
+    return Found(found, num_unlabelled=len(samples) - len(kept), num_cut=cut)
+
+
+def load_both(
+    data: TextData,
+    valid: TextData | None,
+    checkpoint_dir: Path,
+    *,
+    config: Config,
+    packing: bool = False,
+) -> tuple[Found, Found]:
+    """Training and validation samples; without `valid` a share of `data` is held out.
+
+    Raises:
+        ConfigError: as `load_samples`, and if there is nothing to validate on.
+    """
+    held_out = valid is None
+    has_split = any(source.module for source in data.parts())
+    if held_out and not data.valid_fraction and not has_split:
+        raise ConfigError(
+            "data.valid_fraction=0 and no `valid`: give a share to hold out such as 0.05, or "
+            "other text to validate on"
+        )
+    part = Part.TRAIN if held_out else Part.ALL
+    train = load_samples(data, checkpoint_dir, config=config, part=part, packing=packing)
+    source, part = (data, Part.VALID) if valid is None else (valid, Part.ALL)
+    return train, load_samples(source, checkpoint_dir, config=config, part=part)
+
+
+def _module_items(
+    source: TextSource, tokenizer: Any, part: Part, block_size: int
+) -> Sequence[dict[str, Any]]:
+    """`input_ids` and `labels` of the samples of one litgpt data module."""
+    module = _build_module(source)
+    module.connect(tokenizer, batch_size=1, max_seq_length=block_size)
+    try:
+        module.prepare_data()
+        module.setup()
+        loaders = {Part.TRAIN: ["train"], Part.VALID: ["val"], Part.ALL: ["train", "val"]}[part]
+        datasets = [_dataset(module, name, source) for name in loaders]
+        items = [dataset[i] for dataset in datasets for i in range(len(dataset))]
+    except (OSError, ImportError, ValueError, AssertionError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"data.module={source.module}: {type(error).__name__}: {error}"
+        ) from error
+    items = items[: source.num_documents]
+    ignore = getattr(module, "ignore_index", IGNORE)
+    for item in items if ignore != IGNORE else ():
+        item["labels"] = item["labels"].masked_fill(item["labels"] == ignore, IGNORE)
+    return items
+
+
+def _dataset(module: Any, name: str, source: TextSource) -> Any:
+    loader = module.train_dataloader() if name == "train" else module.val_dataloader()
+    loader = loader[0] if isinstance(loader, list) else loader
+    if not hasattr(loader.dataset, "__getitem__"):
+        raise ConfigError(
+            f"data.module={source.module} streams its data; use an instruction module or data.files"
+        )
+    return loader.dataset
