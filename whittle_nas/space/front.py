@@ -185,7 +185,8 @@ def _best_under(front: Front, constraints: str) -> FrontEntry:
         known = list(front.entries[0].metrics)
         if any(limit.metric not in entry.metrics for entry in front.entries):
             raise ConfigError(
-                f"--pick: unknown metric {limit.metric!r} in {front.path}; it has {', '.join(known)}"
+                f"--pick: unknown metric {limit.metric!r} in {front.path}; "
+                f"it has {', '.join(known)}"
             )
     fitting = [e for e in front.entries if all(limit.holds(e.metrics) for limit in limits)]
     if not fitting:

@@ -1,0 +1,230 @@
+"""`nas search`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whittle_nas.cli.options import DType
+from whittle_nas.data import TextData
+from whittle_nas.errors import ConfigError
+from whittle_nas.search.options import CostOptions, Method
+
+if TYPE_CHECKING:
+    from whittle_nas.search.session import Outcome, Request
+    from whittle_nas.search.trials import Trial
+
+_FILES = ("trials.csv", "search.json", "front.json", "front.png", "front.html")
+
+
+def search(
+    *,
+    checkpoint_dir: Path,
+    out_dir: Path,
+    data: TextData = TextData(),
+    objectives: list[str] | str = "val_loss,num_params",
+    constraints: list[str] | str | None = None,
+    method: Method = Method.random,
+    num_trials: int = 100,
+    search_space: str | None = None,
+    search_blocks: int = 32,
+    batch_size: int | None = None,
+    start_from_grid: bool = True,
+    costs: CostOptions = CostOptions(),
+    device: str = "auto",
+    dtype: DType = DType.stored,
+    seed: int = 1337,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Find the sub-networks that no other one beats in both quality and cost.
+
+    Every trial evaluates one sub-network by slicing the super-network's weights. The front goes to
+    `front.json`, from which `nas evaluate` and `nas export` choose, with pictures beside it.
+
+    Args:
+        checkpoint_dir: The super-network: a litgpt checkpoint, sorted and trained or not.
+        out_dir: Directory to write; it must be new or empty.
+        data: Validation text.
+        objectives: What is minimised, two or more of val_loss, perplexity, num_params,
+            num_params_non_embedding, flops, weight_bytes, memory_bytes, latency_ms,
+            decode_ms_per_token and "1 - <lm-eval task>.<metric>". The first one measures quality.
+        constraints: Limits on any of these, for instance "num_params <= 6e9, latency_ms <= 40".
+        method: Who proposes the next sub-network.
+        num_trials: Sub-networks to evaluate.
+        search_space: A preset or a YAML file; by default the space that was trained, else
+            `aligned`.
+        search_blocks: Blocks of validation text per trial; the front is evaluated on all blocks.
+        batch_size: Blocks per forward pass; by default chosen for the device.
+        start_from_grid: Try the grid on which the super-network was trained first.
+        costs: The load for which costs are computed and measured.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        dtype: Number format of the weights.
+        seed: Seed of the proposals.
+        resume: Go on with an interrupted search in `out_dir`, or extend a finished one.
+        overwrite: Replace an earlier search in `out_dir`.
+    """
+    from whittle_nas.cli.common import lock, resolve_device, resolve_dtype, seed_everything
+    from whittle_nas.search.session import Request, Session
+
+    _at_least_one("num_trials", num_trials)
+    _at_least_one("search_blocks", search_blocks)
+    checkpoint, space = _open(checkpoint_dir, search_space)
+    names, limits = _read(objectives, constraints)
+    seed_everything(seed)
+    with lock(out_dir):
+        _clear(out_dir, resume=resume, overwrite=overwrite)
+        request = Request(
+            checkpoint=checkpoint,
+            out_dir=out_dir,
+            space=space,
+            objectives=names,
+            constraints=limits,
+            tokens=_load_tokens(data, checkpoint),
+            method=method,
+            num_trials=num_trials,
+            seed=seed,
+            search_blocks=search_blocks,
+            batch_size=batch_size,
+            start_from_grid=start_from_grid,
+            costs=costs,
+            device=resolve_device(device),
+            dtype=resolve_dtype(dtype),
+        )
+        session = Session(request, warn=_warn)
+        with _progress(request) as on_trial:
+            outcome = session.run(resume=resume, on_trial=on_trial)
+    _draw(request, outcome)
+    _report(request, outcome)
+
+
+def _open(checkpoint_dir: Path, search_space: str | None):
+    """The checkpoint and the space; a space beyond the trained one is allowed, with a warning."""
+    from whittle_nas.cli.selection import space_of
+    from whittle_nas.search.constraints import untrained_dimensions
+    from whittle_nas.space import load_space
+    from whittle_nas.weights.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(checkpoint_dir)
+    space = space_of(checkpoint, search_space)
+    if search_space is not None and checkpoint.info.search_space is not None:
+        channels = checkpoint.info.head_channels
+        trained = load_space(
+            checkpoint.info.search_space, checkpoint.config, head_channels=channels
+        )
+        if beyond := untrained_dimensions(space, trained):
+            _warn(
+                f"--search_space {search_space} holds sizes that {checkpoint.path} was not trained "
+                f"for: {', '.join(beyond)}"
+            )
+    return checkpoint, space
+
+
+def _read(objectives: list[str] | str, constraints: list[str] | str | None):
+    from whittle_nas.search.constraints import read_constraints
+    from whittle_nas.search.objectives import parse_objectives
+
+    return parse_objectives(objectives), read_constraints(constraints)
+
+
+def _load_tokens(data: TextData, checkpoint):
+    from whittle_nas.data import Part, load_blocks
+
+    part = Part.VALID if data.valid_fraction else Part.ALL
+    return load_blocks(data, checkpoint.path, config=checkpoint.config, part=part).tokens
+
+
+def _clear(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make room for a new search, unless an old one goes on."""
+    if resume:
+        return
+    if overwrite:
+        for name in _FILES:
+            (out_dir / name).unlink(missing_ok=True)
+    elif found := sorted(path.name for path in out_dir.iterdir() if path.name != ".lock"):
+        raise ConfigError(
+            f"--out_dir {out_dir} is not empty ({found[0]}); give a new one, --resume true to go "
+            "on with its search, or --overwrite true"
+        )
+
+
+@contextmanager
+def _progress(request: Request) -> Iterator[Callable[[Sequence[Trial]], None]]:
+    """A bar with the time left and the best trial under some budgets."""
+    from tqdm import tqdm
+
+    from whittle_nas.search.results import best_per_budget
+
+    quality = request.objectives[0]
+    with tqdm(total=request.num_trials, desc="trials", file=sys.stderr, leave=False) as bar:
+
+        def show(trials: Sequence[Trial]) -> None:
+            bar.update(len(trials) - bar.n)
+            best = best_per_budget(trials, request.objectives, request.constraints)
+            shown = [f"<={share:.0%} {trial.metrics[quality]:.4g}" for share, trial in best]
+            bar.set_postfix_str(f"best {quality}: {', '.join(shown)}", refresh=False)
+
+        yield show
+
+
+def _draw(request: Request, outcome: Outcome) -> None:
+    from whittle_nas.plots import plot_front
+    from whittle_nas.search.results import candidates, hypervolume_over_time, points_of
+
+    shown = candidates(outcome.trials, request.constraints)
+    front = [[entry.metrics[n] for n in request.objectives] for entry in outcome.front.entries]
+    plot_front(
+        request.out_dir / "front.png",
+        objectives=request.objectives,
+        trials=points_of(shown, request.objectives),
+        front=front,
+        hypervolume=hypervolume_over_time(outcome.trials, request.objectives, request.constraints),
+    )
+
+
+def _report(request: Request, outcome: Outcome) -> None:
+    from whittle_nas.cli.common import print_table
+    from whittle_nas.search.trials import Status
+
+    sizes = list(request.space.largest.to_dict())
+    varied = [
+        s for s in sizes if len({e.subnetwork.to_dict()[s] for e in outcome.front.entries}) > 1
+    ]
+    rows = [
+        [entry.index]
+        + [entry.metrics[name] for name in request.objectives]
+        + [entry.subnetwork.to_dict()[size] for size in varied]
+        for entry in outcome.front.entries
+    ]
+    title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
+    print_table(["index", *request.objectives, *varied], rows, title)
+    failed = [trial for trial in outcome.trials if trial.status is Status.failed]
+    if failed:
+        print(f"{len(failed)} trials failed, the first one: {failed[0].sub}: {failed[0].note}")
+    if len(outcome.trials) < request.num_trials:
+        print(f"the search space holds no more than these {len(outcome.trials)} sub-networks")
+    print(f"trials, front and pictures: {request.out_dir}")
+    print(_export_line(request, outcome))
+
+
+def _export_line(request: Request, outcome: Outcome) -> str:
+    """A command for a budget in the middle of the front."""
+    cost = request.objectives[-1]
+    values = sorted(entry.metrics[cost] for entry in outcome.front.entries)
+    budget = values[len(values) // 2]
+    return (
+        f"export one with: nas export --checkpoint_dir {request.checkpoint.path} "
+        f'--front {request.out_dir / "front.json"} --pick "{cost} <= {budget:.6g}" --out_dir <dir>'
+    )
+
+
+def _warn(sentence: str) -> None:
+    print(f"nas: warning: {sentence}", file=sys.stderr)
+
+
+def _at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"--{option} {value} must be at least 1")

@@ -1,0 +1,127 @@
+"""Pictures: one function each, from plain numbers to a file. The only place for matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def plot_importance(
+    path: Path,
+    *,
+    layers: Sequence[float],
+    layer_label: str,
+    layer_order: Sequence[int],
+    heads: Any,
+    neurons: Any,
+) -> None:
+    """Which layers and heads carry the model, and how unequal its neurons are.
+
+    Args:
+        path: picture to write.
+        layers: (L,) score of every layer by the criterion that orders them.
+        layer_label: that criterion and its unit.
+        layer_order: layer ids, most important first.
+        heads: (L, H) head scores.
+        neurons: (L, F) neuron scores.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    bars = left.bar(range(len(layers)), layers, color="tab:blue")
+    ranks = [layer_order.index(layer) + 1 for layer in range(len(layers))]
+    if len(layers) <= 40:
+        left.bar_label(bars, labels=[str(rank) for rank in ranks], fontsize=8)
+    left.set(xlabel="layer", ylabel=layer_label, title="layers, with their rank")
+    image = middle.imshow(heads, aspect="auto", interpolation="nearest", cmap="viridis")
+    figure.colorbar(image, ax=middle, label="score")
+    middle.set(xlabel="head", ylabel="layer", title="attention heads")
+    for layer, scores in enumerate(neurons):
+        falling = sorted(scores, reverse=True)
+        shade = 0.15 + 0.75 * layer / max(1, len(neurons) - 1)
+        right.plot(
+            [(i + 1) / len(falling) for i in range(len(falling))],
+            [score / (falling[0] or 1.0) for score in falling],
+            color=str(shade),
+            label=f"layer {layer}" if layer in (0, len(neurons) - 1) else None,
+        )
+    right.set(xlabel="share of neurons", ylabel="score / highest", title="neurons, sorted")
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_before_after(
+    path: Path,
+    *,
+    num_params: Sequence[int],
+    before: Sequence[float],
+    after: Sequence[float],
+    full_perplexity: float,
+    title: str,
+) -> None:
+    """Perplexity of sub-networks against their parameters, before and after sorting.
+
+    Args:
+        path: picture to write.
+        num_params: parameters of every sub-network.
+        before: perplexities before sorting.
+        after: perplexities after sorting.
+        full_perplexity: perplexity of the whole model.
+        title: what is shown.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.vlines(num_params, before, after, color="0.85", linewidth=0.8, zorder=1)
+    axes.scatter(num_params, before, s=14, color="tab:gray", label="before")
+    axes.scatter(num_params, after, s=14, color="tab:blue", label="after sorting")
+    axes.axhline(full_perplexity, color="black", linewidth=0.8, linestyle=":", label="whole model")
+    axes.set(xlabel="parameters", ylabel="perplexity", yscale="log", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_front(
+    path: Path,
+    *,
+    objectives: Sequence[str],
+    trials: Any,
+    front: Any,
+    hypervolume: Sequence[float],
+) -> None:
+    """Trials and their front, one panel per cost, and how the front grew.
+
+    Args:
+        path: picture to write.
+        objectives: M names, all minimised; the first one is drawn upwards.
+        trials: (N, M) values of all trials.
+        front: (K, M) values of the front.
+        hypervolume: dominated share of the objectives' range after each trial.
+    """
+    from matplotlib.figure import Figure
+
+    costs = range(1, len(objectives))
+    figure = Figure(figsize=(5.6 * (len(costs) + 1), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(costs) + 1)
+    for cost, panel in zip(costs, panels[:-1], strict=True):
+        panel.scatter(*_columns(trials, cost), s=12, color="0.75", label="trials")
+        x, y = _columns(front, cost)
+        style = "-" if len(objectives) == 2 else ""  # a front of three objectives is no line
+        panel.plot(x, y, style, marker="o", color="tab:blue", label="front", drawstyle="steps-post")
+        # Tiny sub-networks may be hundreds of times worse; they would flatten the picture.
+        if min(y) > 0 and max(y) > 20 * min(y):
+            panel.set_yscale("log")
+        panel.set(xlabel=objectives[cost], ylabel=objectives[0])
+        panel.legend()
+    panels[-1].plot(range(1, len(hypervolume) + 1), hypervolume, color="tab:blue")
+    panels[-1].set(xlabel="trials", ylabel="dominated share of the objectives' range")
+    figure.savefig(path, dpi=120)
+
+
+def _columns(points: Any, cost: int) -> tuple[list[float], list[float]]:
+    """One cost and the first objective of points (N, M), by rising cost."""
+    pairs = sorted((float(point[cost]), float(point[0])) for point in points)
+    return [x for x, _ in pairs], [y for _, y in pairs]

@@ -1,0 +1,23 @@
+"""Search methods as Syne Tune searchers, one per file."""
+
+from __future__ import annotations
+
+import importlib
+
+from whittle_nas.search.options import Method
+from whittle_nas.search.searchers.base import Problem, SpaceSearcher
+
+# method: (module, class); only the chosen one is imported, pymoo and scikit-learn take seconds
+_SEARCHERS = {
+    Method.random: ("random_search", "RandomSearcher"),
+}
+
+
+def make_searcher(method: Method, problem: Problem, seed: int) -> SpaceSearcher:
+    """The searcher of a method."""
+    module, name = _SEARCHERS[method]
+    found = importlib.import_module(f"whittle_nas.search.searchers.{module}")
+    return getattr(found, name)(problem, seed)
+
+
+__all__ = ["Problem", "SpaceSearcher", "make_searcher"]

@@ -1,0 +1,73 @@
+"""`search.json`: what a search was started with, so that `--resume` goes on with the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS
+from whittle_nas.weights.files import atomic_write_text
+from whittle_nas.weights.info import FILE_NAME as SUPERNET
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAME = "search.json"
+_END = 2**20  # bytes hashed at either end of the weights
+
+
+def write_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a new search."""
+    atomic_write_text(out_dir / FILE_NAME, json.dumps(settings, indent=2) + "\n")
+
+
+def check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Compare with the settings of the search that is to be resumed.
+
+    Raises:
+        ConfigError: naming every setting that differs, with both values.
+    """
+    path = out_dir / FILE_NAME
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--resume: {path} can't be read: {error}") from None
+    new = json.loads(json.dumps(settings))
+    differing = [
+        f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"--resume: {'; '.join(differing)} (use the settings of {path}, or another --out_dir)"
+        )
+
+
+def checkpoint_id(checkpoint_dir: Path) -> str:
+    """A short name for the content of a checkpoint, without reading all of its weights."""
+    digest = hashlib.sha256()
+    for name in (MODEL_CONFIG, SUPERNET):
+        if (checkpoint_dir / name).is_file():
+            digest.update((checkpoint_dir / name).read_bytes())
+    with (checkpoint_dir / WEIGHTS).open("rb") as file:
+        digest.update(file.read(_END))
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _END))
+        digest.update(file.read())
+    return f"{digest.hexdigest()[:16]}, {size} bytes"
+
+
+def tokens_id(tokens: torch.Tensor) -> str:
+    """A short name for validation text in blocks (N, T + 1)."""
+    digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return f"{digest}, {tokens.shape[0]} blocks of {tokens.shape[1] - 1} tokens"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
