@@ -1,0 +1,240 @@
+"""Write a litgpt model as a directory that `AutoModelForCausalLM.from_pretrained` loads.
+
+Nothing here imports transformers: the directory is plain JSON and safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.export.hf_config import HFTarget, hf_target
+from whittle_nas.export.hf_names import to_hf
+from whittle_nas.weights.checkpoint import COMPANIONS
+
+SHARD_BYTES = 5 * 10**9
+# Which transformers the layout was checked with. Without it, a tokenizer beside a `mistral` config
+# is reported as having Mistral's old, wrong regular expression.
+TRANSFORMERS_VERSION = "5.3.0"
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_NOT_COPIED = ("generation_config.json", "prompt_style.yaml")
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+
+
+def write_hf(
+    out_dir: Path,
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    source: Path | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> HFTarget:
+    """Fill an empty directory with a Hugging Face model.
+
+    Weights are converted and written one by one, so memory stays near one copy of the largest.
+
+    Args:
+        out_dir: existing directory; make it with `weights.files.atomic_directory`.
+        config: litgpt config.
+        tensors: litgpt state dict of its model; views are fine, and so is a mapping that makes
+            each tensor when it is asked for.
+        source: checkpoint directory that tokenizer, special token ids and generation settings
+            come from.
+        dtype: of the written weights; default: as they are.
+        shard_bytes: largest size of one weights file, unless a single tensor is larger.
+
+    Returns:
+        What the model was written as.
+
+    Raises:
+        ConfigError: before anything is written, if no architecture can express the model (see
+            `hf_target`) or a JSON file of the source is malformed.
+    """
+    target = hf_target(config)
+    generation = _read_json(source, "generation_config.json")
+    content = _config_json(target, tensors, source, dtype)
+    _write_json(out_dir / "config.json", content)
+    ids = {key: content[key] for key in _SPECIAL_IDS if content[key] is not None}
+    _write_json(out_dir / "generation_config.json", {**ids, **generation})
+    for name in COMPANIONS:
+        if name not in _NOT_COPIED and source is not None and (source / name).is_file():
+            shutil.copyfile(source / name, out_dir / name)
+    tied = content["tie_word_embeddings"]
+    # The sizes come first in the file, so the map is run on empty tensors before the real ones.
+    empty = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in tensors.items()
+    }
+    layout = dict(_converted(config, empty, target, tied, dtype))
+    converted = _converted(config, tensors, target, tied, dtype)
+    _write_weights(out_dir, _shards(layout, shard_bytes), converted)
+    return target
+
+
+def write_hf_config(
+    out_dir: Path,
+    target: HFTarget,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    source: Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `config.json` alone.
+
+    Where `target.query_scale` is not 1, it describes the weights that `write_hf` writes, but not
+    those of a litgpt checkpoint, whose config holds the scale.
+
+    Args:
+        out_dir: existing directory.
+        target: what `hf_target` found.
+        tensors: litgpt state dict, whose head and embedding are compared.
+        source: checkpoint directory that special token ids come from.
+        dtype: of the weights; default: that of the embedding.
+    """
+    _write_json(out_dir / "config.json", _config_json(target, tensors, source, dtype))
+
+
+def _config_json(
+    target: HFTarget,
+    tensors: Mapping[str, torch.Tensor],
+    source: Path | None,
+    dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    embedding, head = tensors["transformer.wte.weight"], tensors["lm_head.weight"]
+    return {
+        **target.config_json,
+        **_special_ids(source, target.config_json["vocab_size"]),
+        "tie_word_embeddings": embedding.dtype == head.dtype and torch.equal(embedding, head),
+        "torch_dtype": str(dtype or embedding.dtype).removeprefix("torch."),
+        "transformers_version": TRANSFORMERS_VERSION,
+    }
+
+
+def _converted(
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    target: HFTarget,
+    tied: bool,
+    dtype: torch.dtype | None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    way = {"model_type": target.model_type, "query_scale": target.query_scale}
+    for name, tensor in to_hf(config, tensors, **way, tied=tied):
+        yield name, tensor.to(dtype or tensor.dtype)
+
+
+def _write_weights(
+    out_dir: Path,
+    shards: Sequence[Mapping[str, torch.Tensor]],
+    tensors: Iterator[tuple[str, torch.Tensor]],
+) -> None:
+    """`model.safetensors`, or several files and their index."""
+    files = _shard_names(len(shards))
+    for file, shard in zip(files, shards, strict=True):
+        _write_safetensors(out_dir / file, shard, tensors)
+    if len(files) > 1:
+        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        weight_map = {
+            name: file for file, shard in zip(files, shards, strict=True) for name in shard
+        }
+        _write_json(
+            out_dir / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
+
+
+def _shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
+    """Cut a sequence of named tensors into runs of at most `limit` bytes."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{index:05}-of-{count:05}.safetensors" for index in range(1, count + 1)]
+
+
+def _write_safetensors(
+    path: Path, layout: Mapping[str, torch.Tensor], tensors: Iterator[tuple[str, torch.Tensor]]
+) -> None:
+    """Write one file of https://github.com/huggingface/safetensors#format, tensor by tensor.
+
+    The library's own `save_file` needs all tensors of the file in memory.
+
+    Args:
+        path: file to write.
+        layout: names, shapes and dtypes of its tensors, in order.
+        tensors: an iterator whose next items are these tensors.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in layout.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for expected in layout:
+            name, tensor = next(tensors)
+            assert (name, tensor.shape) == (expected, layout[name].shape)
+            raw = tensor.detach().cpu().contiguous().view(torch.uint8)
+            file.write(raw.numpy().data)  # not tofile, which hides that a disk is full
+
+
+def _special_ids(source: Path | None, vocab_size: int) -> dict[str, int | list[int] | None]:
+    """Token ids from the source's generation settings, else from its `config.json`.
+
+    Each key is set, also to None: the defaults in transformers are those of another vocabulary.
+    """
+    generation = _read_json(source, "generation_config.json")
+    config = _read_json(source, "config.json")
+    config = {**config.get("text_config", {}), **config}
+    found: dict[str, int | list[int] | None] = {}
+    for key in _SPECIAL_IDS:
+        value = generation.get(key, config.get(key))
+        ids = value if isinstance(value, list) else [value]
+        known = all(isinstance(item, int) and 0 <= item < vocab_size for item in ids)
+        found[key] = value if known else None
+    return found
+
+
+def _read_json(source: Path | None, name: str) -> dict[str, Any]:
+    """A JSON file of the source, empty if there is none."""
+    from litgpt.utils import fix_and_load_json
+
+    if source is None or not (source / name).is_file():
+        return {}
+    text = (source / name).read_text(encoding="utf-8")
+    try:
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = fix_and_load_json(text)  # Llama 3.2 came with a comma too many
+    except ValueError as error:
+        raise ConfigError(f"{source / name} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{source / name} must hold a JSON object")
+    return found
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

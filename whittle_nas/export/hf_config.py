@@ -1,0 +1,136 @@
+"""The Hugging Face architecture of a litgpt model, its `config.json`, and sizes it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.export.hf_architectures import ARCHITECTURES, Sizes, differences
+from whittle_nas.space.rules import check_supported
+
+
+@dataclass(frozen=True)
+class HFTarget:
+    """How one litgpt model is written for Hugging Face.
+
+    Attributes:
+        architecture: class name in transformers.
+        model_type: its key in `config.json`.
+        config_json: `config.json` without what depends on the weights and the tokenizer.
+        query_scale: sqrt(head_size / attention_scores_scalar), folded into the weights that make
+            the queries where the architecture always divides attention scores by
+            sqrt(head_size).
+        notes: what a user may want to know, one sentence each.
+    """
+
+    architecture: str
+    model_type: str
+    config_json: Mapping[str, Any]
+    query_scale: float = 1.0
+    notes: tuple[str, ...] = ()
+
+
+def hf_target(config: Any) -> HFTarget:
+    """Choose the architecture for a litgpt model, from its config alone.
+
+    Args:
+        config: litgpt config, also of a sub-network.
+
+    Raises:
+        ConfigError: if no architecture computes the same, or none has such sizes; it says what
+            stands in the way and which sizes are nearest.
+    """
+    check_supported(config)
+    candidates = _candidates(config)
+    problems = {model_type: _size_problem(model_type, config) for model_type in candidates}
+    fitting = [model_type for model_type in candidates if problems[model_type] is None]
+    if not fitting:
+        raise ConfigError(f"{problems[candidates[0]]}, or use --format litgpt")
+    chosen = fitting[0]
+    scale = _query_scale(chosen, config)
+    notes = []
+    if chosen != candidates[0]:
+        notes.append(f"written as {chosen}, because {problems[candidates[0]]}")
+    if scale != 1.0:
+        notes.append(
+            f"query weights are multiplied by sqrt({config.head_size}/"
+            f"{config.attention_scores_scalar}), because {chosen} divides attention scores by "
+            f"sqrt({config.head_size})"
+        )
+    return HFTarget(
+        architecture=ARCHITECTURES[chosen].class_name,
+        model_type=chosen,
+        config_json=_config_json(chosen, config),
+        query_scale=scale,
+        notes=tuple(notes),
+    )
+
+
+def _candidates(config: Any) -> list[str]:
+    """Architectures that compute the model, best first."""
+    unable = {key: differences(row, config) for key, row in ARCHITECTURES.items()}
+    able = [key for key, differing in unable.items() if not differing]
+    if not able:
+        nearest = min(unable, key=lambda key: len(unable[key]))
+        listed = ", ".join(f"{name}={value!r}" for name, value in unable[nearest].items())
+        raise ConfigError(
+            f"no Hugging Face architecture computes model {config.name!r}: the nearest, {nearest}, "
+            f"has no {listed}; use --format litgpt"
+        )
+    preferred = [key for key in able if config.name.lower().startswith(ARCHITECTURES[key].prefixes)]
+    return preferred + [key for key in able if key not in preferred]
+
+
+def _size_problem(model_type: str, config: Any) -> str | None:
+    """Why an architecture can't have the sizes, and the nearest ones that it can have."""
+    embd, heads, size = config.n_embd, config.n_head, config.head_size
+    if config.rope_n_elem % 2:
+        return f"head_size={size} has {config.rope_n_elem} rotary channels, which must be even"
+    if config.n_query_groups != heads and not ARCHITECTURES[model_type].grouped:
+        return (
+            f"n_query_groups={config.n_query_groups} with n_head={heads}: {model_type} has no "
+            f"grouped queries; nearest: n_query_groups={heads} or n_head={config.n_query_groups}"
+        )
+    sizes = ARCHITECTURES[model_type].sizes
+    if sizes is Sizes.DIVIDES and embd % heads:
+        below = embd - embd % heads
+        nearest = f"{below} or {below + heads}" if below else f"{heads}"
+        return (
+            f"n_embd={embd} with n_head={heads}: {model_type} needs n_embd divisible by n_head; "
+            f"nearest n_embd: {nearest}"
+        )
+    if sizes is Sizes.PRODUCT and embd != heads * size:
+        other = max(1, round(embd / size))
+        nearest = [f"n_embd={heads * size}"]
+        if other != heads:
+            nearest.append(
+                f"n_head={other}" + (f" with n_embd={other * size}" if other * size != embd else "")
+            )
+        return (
+            f"n_embd={embd} with n_head={heads} and head_size={size}: {model_type} needs "
+            f"n_embd = n_head * head_size; nearest: {' or '.join(nearest)}"
+        )
+    return None
+
+
+def _query_scale(model_type: str, config: Any) -> float:
+    if ARCHITECTURES[model_type].scale_setting or config.attention_scores_scalar is None:
+        return 1.0
+    return sqrt(config.head_size / config.attention_scores_scalar)
+
+
+def _config_json(model_type: str, config: Any) -> dict[str, Any]:
+    row = ARCHITECTURES[model_type]
+    return {
+        "architectures": [row.class_name],
+        "model_type": model_type,
+        "vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "max_position_embeddings": config.block_size,
+        **row.settings(config),
+    }
