@@ -1,0 +1,59 @@
+"""How much goes into one batch, and what happens when it is too much."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from litgpt import GPT
+
+from whittle_nas.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# float32 logits at one time: 64 Mi entries are 256 MiB, 512 positions at a vocabulary of 128k
+MAX_LOGITS = 2**26
+
+Result = TypeVar("Result")
+
+
+def column_budget(model: GPT, longest: int, batch_size: int | None) -> int:
+    """Columns per batch: of `batch_size` longest sequences, or as many as suit the device."""
+    if batch_size is not None:
+        return batch_size * longest
+    on_cpu = model.transformer.wte.weight.device.type == "cpu"
+    # a CPU is busy with a few thousand tokens; a GPU starts high and is halved to what it holds
+    return max(longest, 4096) if on_cpu else 64 * longest
+
+
+def attempt(work: Callable[[], Result]) -> Result | None:
+    """Do the work; None if the memory did not suffice."""
+    try:
+        return work()
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # what torch says about a CPU's memory
+            raise
+    # outside of the except clause, where the traceback would keep the batch alive
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def halved(budget: int, columns: int, *, single: bool) -> int:
+    """Half of what did not fit.
+
+    Raises:
+        ConfigError: It was a single sequence already.
+    """
+    if single:
+        raise ConfigError(
+            f"device: one sequence of {columns} tokens does not fit into its memory; use a smaller "
+            "sub-network, a lower precision, or another device"
+        )
+    smaller = max(1, min(budget, columns) // 2)
+    logger.warning(
+        "out of memory with %d tokens in a batch: going on with at most %d", columns, smaller
+    )
+    return smaller
