@@ -77,7 +77,7 @@ class LazySlices(Mapping[str, torch.Tensor]):
         self._names = axes.parameter_names(plan.config)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = take(self._tensors[self._plan.source_name(name)], self._plan.indices(name))
+        tensor = take(self._tensors[self._plan.source_name(name)], self._plan.cut(name))
         return tensor if self._dtype is None else tensor.to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:

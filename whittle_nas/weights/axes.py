@@ -151,9 +151,14 @@ def axis_size(axis: Axis, config: Any) -> int:
     }.get(axis, rows)
 
 
+def dim_size(dim: Dim, config: Any) -> int:
+    """Number of entries of one tensor dimension in the model of `config`."""
+    return sum(axis_size(axis, config) for axis in dim)
+
+
 def shape(name: str, config: Any) -> tuple[int, ...]:
     """Shape of a parameter of `litgpt.GPT(config)`, from sizes alone."""
-    return tuple(sum(axis_size(axis, config) for axis in dim) for dim in dims(name, config))
+    return tuple(dim_size(dim, config) for dim in dims(name, config))
 
 
 def parameter_names(config: Any) -> list[str]:

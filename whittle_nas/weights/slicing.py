@@ -16,6 +16,19 @@ Index = int | torch.Tensor | None  # first entries | these entries | all
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How to take a slice out of a full tensor; ready to run thousands of times.
+
+    Attributes:
+        narrows: (dimension, length): keep the first entries, as a view.
+        gathers: (dimension, ids): keep these entries, as a copy.
+    """
+
+    narrows: tuple[tuple[int, int], ...]
+    gathers: tuple[tuple[int, torch.Tensor], ...]
+
+
+@dataclass(frozen=True)
 class SlicePlan:
     """Everything that running or extracting one sub-network needs besides the weights.
 
@@ -38,11 +51,22 @@ class SlicePlan:
         return name if layer is None else f"transformer.h.{self.layers[layer]}.{rest}"
 
     def indices(self, name: str, device: torch.device | None = None) -> tuple[Index, ...]:
-        """For each dimension of a parameter: how to narrow or gather it."""
+        """For each dimension of a parameter: which entries it keeps."""
         return tuple(
             _index(axes.kept_entries(dim, self.selection, self.full_config), device)
             for dim in axes.dims(name, self.full_config)
         )
+
+    def cut(self, name: str, device: torch.device | None = None) -> Cut:
+        """How to slice the full parameter; dimensions that stay whole need no step."""
+        narrows, gathers = [], []
+        full = axes.dims(name, self.full_config)
+        for dim, index in enumerate(self.indices(name, device)):
+            if isinstance(index, torch.Tensor):
+                gathers.append((dim, index))
+            elif index is not None and index != axes.dim_size(full[dim], self.full_config):
+                narrows.append((dim, index))
+        return Cut(tuple(narrows), tuple(gathers))
 
 
 def plan_slices(
@@ -92,14 +116,12 @@ def sub_config(sub: SubNetwork, config: Any, layers: Sequence[int]) -> Any:
     return replace(config, **changed)
 
 
-def take(tensor: torch.Tensor, indices: Sequence[Index]) -> torch.Tensor:
-    """The entries of `tensor` that `indices` name: a view, unless one dimension needs a gather."""
-    for dim, index in enumerate(indices):
-        if isinstance(index, int) and index != tensor.shape[dim]:
-            tensor = tensor.narrow(dim, 0, index)
-    for dim, index in enumerate(indices):  # after narrowing, so that less is copied
-        if isinstance(index, torch.Tensor):
-            tensor = tensor.index_select(dim, index)
+def take(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """The entries of `tensor` that a cut keeps: a view, unless one dimension needs a gather."""
+    for dim, length in cut.narrows:
+        tensor = tensor.narrow(dim, 0, length)
+    for dim, index in cut.gathers:  # after narrowing, so that less is copied
+        tensor = tensor.index_select(dim, index)
     return tensor
 
 
@@ -113,13 +135,13 @@ def slice_state_dict(
         tensors: the super-network's parameters by litgpt name.
         names: parameters of the sub-network; default: those of a plain `litgpt.GPT`.
     """
-    cache: dict[str, tuple[Index, ...]] = {}
+    cache: dict[str, Cut] = {}
     found = {}
     for name in axes.parameter_names(plan.config) if names is None else names:
         rest = axes.split_layer(name)[1]
         tensor = tensors[plan.source_name(name)]
         if rest not in cache:
-            cache[rest] = plan.indices(name, tensor.device)
+            cache[rest] = plan.cut(name, tensor.device)
         found[name] = take(tensor, cache[rest])
     return found
 

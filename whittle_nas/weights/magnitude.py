@@ -1,0 +1,165 @@
+"""Sum of |w| of any sub-network of a space, from tables made in one pass over the weights.
+
+D `n_embd`, F `intermediate_size`, A choices of (n_head, n_query_groups, head_size), E choices of
+n_embd, P pairs of (intermediate_size, n_embd), L layers. Sums are float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whittle_nas.space import HeadChannels, SearchSpace, SubNetwork
+from whittle_nas.weights import axes
+from whittle_nas.weights.axes import Axis
+
+ROWS = 1024  # rows of a matrix that are summed at a time: float64 copies stay small
+
+
+class Magnitudes:
+    """Prefix sums of |w| at every size that the search space can choose.
+
+    All weights fall into three tables: attention (A, E), MLP (P,) and what depends on n_embd alone
+    (E,), each a running sum over the layers in their order of importance. A look-up is three
+    additions, however large the model.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        config: Any,
+        space: SearchSpace,
+        *,
+        layer_order: Sequence[int],
+        head_channels: HeadChannels = HeadChannels.rope,
+    ) -> None:
+        """Read all weights once.
+
+        Args:
+            tensors: parameters of the plain model by litgpt name.
+            config: its `litgpt.Config`.
+            space: whose members will be asked for.
+            layer_order: layer ids, most important first.
+            head_channels: how a smaller head chooses its channels.
+        """
+        self._config, self._order = config, tuple(layer_order)
+        self._choices(space, head_channels)
+        num_layers = len(self._order)
+        attention = torch.zeros(num_layers, len(self._attention), len(self._embd)).double()
+        mlp = torch.zeros(num_layers, len(self._mlp)).double()
+        embd = torch.zeros(num_layers, len(self._embd)).double()
+        shared = torch.zeros(len(self._embd)).double()
+        for name in axes.parameter_names(config):
+            layer, _ = axes.split_layer(name)
+            sums, kind = self._sums(name, tensors[name].detach())
+            if layer is None:
+                shared += sums
+            else:
+                table = {"attention": attention, "mlp": mlp, "embd": embd}[kind]
+                table[self._order.index(layer)] += sums
+        self._table_attention = attention.cumsum(0)
+        self._table_mlp = mlp.cumsum(0)
+        self._table_embd = embd.cumsum(0) + shared
+
+    def __call__(self, sub: SubNetwork) -> float:
+        """Sum of |w| over all parameters of a member of the space."""
+        last, e = sub.n_layer - 1, self._embd[sub.n_embd]
+        heads = self._attention[sub.n_head, sub.n_query_groups, sub.head_size]
+        pair = self._mlp[sub.intermediate_size, sub.n_embd]
+        return float(
+            self._table_attention[last, heads, e]
+            + self._table_mlp[last, pair]
+            + self._table_embd[last, e]
+        )
+
+    def _choices(self, space: SearchSpace, head_channels: HeadChannels) -> None:
+        """Number every choice of the space, and note which entries it keeps."""
+        dimensions = space.dimensions()
+        self._embd = {int(e): i for i, e in enumerate(dimensions["n_embd"])}
+        genes = space.genes(space.largest)
+        attention: dict[tuple[int, int, int], SubNetwork] = {}
+        names = [n for n in ("n_head", "n_query_groups", "head_size") if n in dimensions]
+        for choice in itertools.product(*(dimensions[name] for name in names)):
+            sub = space.build(**{**genes, **dict(zip(names, choice, strict=True))})
+            if sub is not None:
+                attention[sub.n_head, sub.n_query_groups, sub.head_size] = sub
+        self._attention = {key: i for i, key in enumerate(attention)}
+        self._selections = [
+            axes.prefix_selection(sub, self._config, head_channels) for sub in attention.values()
+        ]
+        width = "mlp_ratio" if "mlp_ratio" in dimensions else "intermediate_size"
+        pairs = set()
+        for e, w in itertools.product(dimensions["n_embd"], dimensions[width]):
+            sub = space.build(**{**genes, "n_embd": e, width: w})
+            if sub is not None:
+                pairs.add((sub.intermediate_size, sub.n_embd))
+        self._mlp = {pair: i for i, pair in enumerate(sorted(pairs))}
+        self._lengths = torch.tensor(list(self._embd))  # (E,)
+        self._pairs = torch.tensor(sorted(pairs))  # (P, 2)
+
+    def _sums(self, name: str, weight: Tensor) -> tuple[Tensor, str]:
+        """Sums of one parameter at every choice, and the table they belong to."""
+        kinds = [_kind(dim) for dim in axes.dims(name, self._config)]
+        if "attention" in kinds:
+            at = kinds.index("attention")
+            keep = self._membership(axes.dims(name, self._config)[at], weight.shape[at])
+            if weight.dim() == 1:
+                return (keep @ weight.abs().float()).double().unsqueeze(1), "attention"  # (A, 1)
+            rows = weight if at == 0 else weight.T
+            return self._prefixes(keep @ rows.abs().float()), "attention"  # (A, E)
+        if "mlp" in kinds:
+            if weight.dim() == 1:
+                prefix = weight.abs().double().cumsum(0)
+                return prefix[self._pairs[:, 0] - 1], "mlp"  # (P,)
+            return self._pair_sums(weight if kinds[0] == "mlp" else weight.T), "mlp"
+        if kinds == ["embd"]:
+            return self._prefixes(weight.abs().unsqueeze(0))[0], "embd"  # (E,)
+        rows = weight.reshape(weight.shape[0], -1)  # vocabulary first; a bias has one column
+        column_sums = sum(part.abs().double().sum(0) for part in rows.split(ROWS))
+        assert isinstance(column_sums, Tensor)
+        if weight.dim() == 1:
+            return column_sums.expand(len(self._embd)), "embd"
+        return self._prefixes(column_sums.unsqueeze(0))[0], "embd"
+
+    def _membership(self, dim: axes.Dim, size: int) -> Tensor:
+        """1 where a choice of heads keeps an entry of a tensor dimension, (A, size)."""
+        keep = torch.zeros(len(self._selections), size)
+        for row, selection in zip(keep, self._selections, strict=True):
+            entries = axes.kept_entries(dim, selection, self._config)
+            row[torch.as_tensor(list(entries or ()))] = 1.0
+        return keep
+
+    def _prefixes(self, rows: Tensor) -> Tensor:
+        """Sums of the first e columns for every choice e of n_embd, (R, D) -> (R, E)."""
+        return rows.double().cumsum(1)[:, self._lengths - 1]
+
+    def _pair_sums(self, weight: Tensor) -> Tensor:
+        """Sums of the first f rows and e columns of (F, D) for every pair (f, e), (P,)."""
+        found = torch.zeros(len(self._pairs)).double()
+        column = torch.tensor([self._embd[int(e)] for e in self._pairs[:, 1]])
+        above = torch.zeros(len(self._embd)).double()  # (E,)
+        for start in range(0, len(weight), ROWS):
+            part = self._prefixes(weight[start : start + ROWS].abs())  # (rows, E)
+            part = part.cumsum(0) + above
+            row = self._pairs[:, 0] - 1 - start
+            here = (row >= 0) & (row < len(part))
+            found[here] = part[row[here], column[here]]
+            above = part[-1]
+        return found
+
+
+def _kind(dim: axes.Dim) -> str:
+    return {Axis.EMBD: "embd", Axis.MLP: "mlp", Axis.VOCAB: "all"}.get(dim[0], "attention")
+
+
+def plain_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The frozen weights of an adapted model under the plain model's names."""
+    return {
+        name.replace(".linear.", "."): tensor
+        for name, tensor in state_dict.items()
+        if name.rpartition(".")[2] not in ("lora_A", "lora_B")
+    }
