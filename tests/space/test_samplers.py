@@ -44,17 +44,20 @@ def _samplers():
     }
 
 
-@pytest.mark.parametrize("name", _samplers())
+SAMPLERS = _samplers()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 class TestConformance:
     """The contract of `Sampler`, for every implementation."""
 
     def test_draws_members_of_the_space(self, name):
-        draws = _samplers()[name].sample(random.Random(1), 50)
+        draws = SAMPLERS[name].sample(random.Random(1), 50)
         assert len(draws) == 50
         assert all(SPACE.contains(sub) for sub in draws)
 
     def test_draws_depend_on_the_generator_alone(self, name):
-        sampler = _samplers()[name]
+        sampler = SAMPLERS[name]
         first = [sampler.sample(random.Random(s), 2) for s in range(20)]
         again = [sampler.sample(random.Random(s), 2) for s in reversed(range(20))]
         assert first == again[::-1]
@@ -62,14 +65,14 @@ class TestConformance:
 
     def test_draws_of_a_step_differ(self, name):
         for seed in range(20):
-            draws = _samplers()[name].sample(random.Random(seed), 3)
+            draws = SAMPLERS[name].sample(random.Random(seed), 3)
             assert len(set(draws)) == 3
 
     def test_more_draws_than_members(self, name):
-        assert len(_samplers()[name].sample(random.Random(0), 500)) == 500
+        assert len(SAMPLERS[name].sample(random.Random(0), 500)) == 500
 
     def test_travels_between_processes(self, name):
-        sampler = _samplers()[name]
+        sampler = SAMPLERS[name]
         copy = pickle.loads(pickle.dumps(sampler))
         assert copy.sample(random.Random(3), 4) == sampler.sample(random.Random(3), 4)
 

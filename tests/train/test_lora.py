@@ -11,6 +11,7 @@ CONFIG = {
     "n_layer": 2, "n_embd": 24, "n_head": 4, "n_query_groups": 2, "intermediate_size": 40,
     "vocab_size": 31, "padded_vocab_size": 32, "block_size": 16, "bias": False, "head_size": 6,
     "norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "parallel_residual": False,
+    "rotary_percentage": 1.0,
 }  # fmt: skip
 
 
@@ -19,7 +20,7 @@ def adapted_gpt(options: LoraOptions) -> lora.GPT:
     model.apply(model._init_weights)
     for name, parameter in model.named_parameters():
         if lora.is_adapter(name):
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
 

@@ -39,7 +39,9 @@ def test_distillation_is_its_formula(kind, tau):
     options = LossOptions(distillation=kind, temperature=tau, forward_share=0.3)
     got = losses.distillation(student, teacher, options)
     assert got.shape == (N,)
-    torch.testing.assert_close(got.double(), formula(kind, student, teacher, tau), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        got.double(), formula(kind, student, teacher, tau), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

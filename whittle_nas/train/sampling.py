@@ -16,6 +16,7 @@ from whittle_nas.train.batches import Sample, collate
 from whittle_nas.train.options import SamplerKind, SamplerOptions
 from whittle_nas.train.step import labels_of, loss_sums
 from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.magnitude import Magnitudes, plain_tensors
 from whittle_nas.weights.supernet import SuperNetwork
 
 CALIBRATION_BATCH = 4
@@ -56,7 +57,7 @@ def make_sampler(
         seed=seed,
         num_bins=options.num_bins,
         trials_per_bin=options.trials_per_bin,
-        score=_score(options, supernet, samples),
+        score=_score(options, space, supernet, samples),
         candidates_per_bin=options.candidates_per_bin,
     )
     return GridSampler(grid.subs), grid
@@ -95,13 +96,22 @@ def read_grid(path: Path, cost: Callable[[SubNetwork], float]) -> Grid:
 
 
 def _score(
-    options: SamplerOptions, supernet: SuperNetwork, samples: Sequence[Sample]
+    options: SamplerOptions,
+    space: SearchSpace,
+    supernet: SuperNetwork,
+    samples: Sequence[Sample],
 ) -> Callable[[SubNetwork], float] | None:
     """What the candidates of a bin compete by: higher is better."""
     if options.kind is SamplerKind.grid_params:
         return None
     if options.kind is SamplerKind.calibrate_mag:
-        raise NotImplementedError
+        return Magnitudes(
+            plain_tensors(supernet.model.state_dict()),
+            supernet.config,
+            space,
+            layer_order=supernet.info.layer_order,
+            head_channels=supernet.info.head_channels,
+        )
     chosen = list(samples)[: options.calibration_samples]
     return lambda sub: -mean_loss(supernet, sub, chosen)
 

@@ -119,7 +119,7 @@ class Magnitudes:
         if kinds == ["embd"]:
             return self._prefixes(weight.abs().unsqueeze(0))[0], "embd"  # (E,)
         rows = weight.reshape(weight.shape[0], -1)  # vocabulary first; a bias has one column
-        column_sums = sum(part.abs().double().sum(0) for part in rows.split(ROWS))
+        column_sums = sum(part.abs().float().sum(0).double() for part in rows.split(ROWS))
         assert isinstance(column_sums, Tensor)
         if weight.dim() == 1:
             return column_sums.expand(len(self._embd)), "embd"
@@ -135,20 +135,24 @@ class Magnitudes:
 
     def _prefixes(self, rows: Tensor) -> Tensor:
         """Sums of the first e columns for every choice e of n_embd, (R, D) -> (R, E)."""
-        return rows.double().cumsum(1)[:, self._lengths - 1]
+        rows = rows.float()
+        if 8 * len(self._lengths) < rows.shape[1]:  # one product is faster than running sums
+            columns = torch.arange(rows.shape[1]).unsqueeze(1)
+            return (rows @ (columns < self._lengths).float()).double()
+        return rows.cumsum(1)[:, self._lengths - 1].double()
 
     def _pair_sums(self, weight: Tensor) -> Tensor:
         """Sums of the first f rows and e columns of (F, D) for every pair (f, e), (P,)."""
         found = torch.zeros(len(self._pairs)).double()
         column = torch.tensor([self._embd[int(e)] for e in self._pairs[:, 1]])
-        above = torch.zeros(len(self._embd)).double()  # (E,)
+        above = torch.zeros(len(self._embd), 1).double()  # (E, 1)
         for start in range(0, len(weight), ROWS):
-            part = self._prefixes(weight[start : start + ROWS].abs())  # (rows, E)
-            part = part.cumsum(0) + above
+            part = self._prefixes(weight[start : start + ROWS].abs()).T  # (E, rows)
+            part = part.contiguous().cumsum(1) + above
             row = self._pairs[:, 0] - 1 - start
-            here = (row >= 0) & (row < len(part))
-            found[here] = part[row[here], column[here]]
-            above = part[-1]
+            here = (row >= 0) & (row < part.shape[1])
+            found[here] = part[column[here], row[here]]
+            above = part[:, -1:]
         return found
 
 

@@ -1,0 +1,202 @@
+"""A step's gradients against stand-alone models, chunking, packing, and which networks run."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.train.conftest import MIDDLE, SMALL
+from whittle_nas.space import SubNetwork
+from whittle_nas.space.samplers import GridSampler
+from whittle_nas.train import losses
+from whittle_nas.train.batches import IGNORE, Sample, collate, pack
+from whittle_nas.train.options import (
+    Distillation,
+    LossOptions,
+    SandwichOptions,
+    Strategy,
+    Weighting,
+)
+from whittle_nas.train.step import (
+    Network,
+    Role,
+    accumulate,
+    finish_gradients,
+    labels_of,
+    loss_sums,
+    networks_of_step,
+)
+from whittle_nas.weights.slicing import take
+
+CHUNK = 5 * 32  # five tokens of a vocabulary of 32
+
+
+def gradients(supernet):
+    named = supernet.model.named_parameters()
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    supernet.model.zero_grad(set_to_none=True)
+    return found
+
+
+def reference(supernet, batch, networks, options):
+    """Plain stand-alone litgpt models, plain losses over whole tables of logits."""
+    total = {
+        n: torch.zeros_like(p) for n, p in supernet.model.named_parameters() if p.requires_grad
+    }
+    sums, teacher = [], None
+    keep = batch.labels != IGNORE
+    for network in networks:
+        plan = supernet.plan(network.sub)
+        alone = type(supernet.model)(plan.config).train()
+        alone.load_state_dict({n: t.clone() for n, t in supernet.slices(network.sub).items()})
+        logits = alone(batch.input_ids)[keep]
+        ce = F.cross_entropy(logits, batch.labels[keep], reduction="sum")
+        kd, loss = torch.zeros(()), ce
+        if network.sub == supernet.full:
+            teacher = logits.detach()
+        elif options.distillation is not Distillation.none:
+            kd = losses.distillation(logits, teacher, options).sum()
+            scale = (ce / kd).detach() if options.weighting is Weighting.balanced else 1.0
+            loss = options.ce_weight * ce + options.kd_weight * scale * kd
+        (network.weight * loss).backward()
+        sums.append([float(ce.detach()), float(kd.detach())])
+        for name, parameter in alone.named_parameters():
+            source = plan.source_name(name)
+            if source in total:
+                full = supernet.model.get_parameter(source)
+                (back,) = torch.autograd.grad(
+                    take(full, plan.cut(name)), full, grad_outputs=parameter.grad
+                )
+                total[source] += back
+    return total, torch.tensor(sums)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        LossOptions(chunk_elements=CHUNK),
+        LossOptions(Distillation.forward_kl, kd_weight=0.5, temperature=1.3, chunk_elements=CHUNK),
+        LossOptions(Distillation.cosine, Weighting.balanced, chunk_elements=CHUNK),
+    ],
+    ids=["labels", "forward_kl", "balanced_cosine"],
+)
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_gradients_are_the_sum_over_stand_alone_models(supernet, batch, options, checkpoint_blocks):
+    networks = [
+        Network(supernet.full, Role.full, 0.5),
+        Network(MIDDLE, Role.sampled),
+        Network(SMALL, Role.smallest),
+    ]
+    expected, expected_sums = reference(supernet, batch, networks, options)
+    sums = accumulate(supernet, batch, networks, options, checkpoint_blocks=checkpoint_blocks)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-5)
+    count = len(labels_of(batch))
+    norm = finish_gradients([p for p in supernet.model.parameters() if p.requires_grad], count)
+    found = gradients(supernet)
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient / count, rtol=1e-5, atol=1e-5)
+    squares = sum((gradient / count).pow(2).sum() for gradient in expected.values())
+    torch.testing.assert_close(norm, squares.sqrt())
+
+
+def test_teacher_without_its_own_turn(supernet, batch):
+    """Strategy `random`: the full network only teaches."""
+    options = LossOptions(Distillation.forward_kl, chunk_elements=CHUNK)
+    accumulate(supernet, batch, [Network(supernet.full, Role.full, 0.0),
+                                 Network(SMALL, Role.sampled)], options)  # fmt: skip
+    expected = gradients(supernet)
+    accumulate(supernet, batch, [Network(SMALL, Role.sampled)], options)
+    for name, gradient in gradients(supernet).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_packing_changes_neither_loss_nor_gradients(supernet):
+    torch.manual_seed(2)
+    samples = []
+    for length, prompt in [(9, 3), (4, 1), (6, 0), (3, 2), (7, 4)]:
+        labels = torch.randint(31, (length,))
+        labels[:prompt] = IGNORE
+        samples.append(Sample(torch.randint(31, (length,)), labels))
+    rows = pack(samples, 16)
+    assert len(rows) < len(samples)
+    networks = [Network(supernet.full, Role.full), Network(SMALL, Role.smallest)]
+    padded_sums = accumulate(supernet, collate(samples), networks, LossOptions())
+    padded = gradients(supernet)
+    packed_sums = accumulate(supernet, collate(rows), networks, LossOptions())
+    torch.testing.assert_close(packed_sums, padded_sums, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients(supernet).items():
+        torch.testing.assert_close(gradient, padded[name], rtol=1e-5, atol=1e-5)
+
+
+def test_batch_without_labels_gives_zero_gradients(supernet, batch):
+    empty = Sample(batch.input_ids, torch.full_like(batch.labels, IGNORE))
+    sums = accumulate(supernet, empty, [Network(SMALL, Role.sampled)], LossOptions())
+    assert sums.tolist() == [[0.0, 0.0]]
+    parameters = [p for p in supernet.model.parameters() if p.requires_grad]
+    assert float(finish_gradients(parameters, 0)) == 0.0
+
+
+def test_loss_sums_are_litgpts_losses(supernet, batch):
+    keep = batch.labels != IGNORE
+    expected = [
+        F.cross_entropy(
+            supernet.standalone(sub)(batch.input_ids)[keep], batch.labels[keep], reduction="sum"
+        )
+        for sub in (SMALL, supernet.full)
+    ]
+    found = loss_sums(supernet, batch, [SMALL, supernet.full], chunk_elements=CHUNK)
+    torch.testing.assert_close(found, torch.stack(expected).detach(), rtol=1e-5, atol=1e-5)
+
+
+FULL = SubNetwork(24, 4, 2, 8, 40, 3)
+MEMBERS = tuple(SubNetwork(24, 4, 2, 8, width, 3) for width in range(20, 40))
+
+
+def drawn(step, **options):
+    return networks_of_step(
+        step,
+        full=FULL,
+        smallest=SMALL,
+        sampler=GridSampler(MEMBERS),
+        options=SandwichOptions(**options),
+        total_steps=1000,
+        seed=3,
+    )
+
+
+class TestNetworksOfStep:
+    def test_sandwich(self):
+        roles = [network.role for network in drawn(0, num_random=2)]
+        assert roles == [Role.full, Role.sampled, Role.sampled, Role.smallest]
+        assert drawn(0)[-1].sub == SMALL
+
+    def test_published_code(self):
+        networks = drawn(0, num_random=3, train_smallest=False, mean=True)
+        assert [network.weight for network in networks] == [0.25] * 4
+        assert [network.role for network in networks][1:] == [Role.sampled] * 3
+
+    def test_every_step_draws_anew_and_again_the_same(self):
+        steps = [tuple(n.sub for n in drawn(step)) for step in range(40)]
+        assert steps == [tuple(n.sub for n in drawn(step)) for step in range(40)]
+        assert len(set(steps)) > 30
+
+    def test_random_and_standard(self):
+        for step in range(10):
+            assert [n.role for n in drawn(step, strategy=Strategy.random)] == [Role.sampled]
+            assert [n.sub for n in drawn(step, strategy=Strategy.standard)] == [FULL]
+
+    def test_random_linear_rises(self):
+        networks = [drawn(step, strategy=Strategy.random_linear)[0] for step in range(1000)]
+        sampled = [network.role is Role.sampled for network in networks]
+        early, late = sum(sampled[:200]), sum(sampled[800:])
+        assert early < 40  # the mean is 20, the standard deviation 4
+        assert late > 160
+
+
+def test_weights_of_the_step_reach_the_gradient(supernet, batch):
+    single = [Network(MIDDLE, Role.sampled)]
+    accumulate(supernet, batch, single, LossOptions())
+    once = gradients(supernet)
+    accumulate(supernet, batch, [Network(MIDDLE, Role.sampled, 0.25)], LossOptions())
+    for name, gradient in gradients(supernet).items():
+        torch.testing.assert_close(gradient, 0.25 * once[name])
