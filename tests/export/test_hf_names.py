@@ -2,13 +2,23 @@
 
 import pytest
 import torch
+from litgpt.config import Config, name_to_config
 from litgpt.scripts import convert_lit_checkpoint as litgpt_convert
 
 from tests.export.families import FAMILIES, tiny, tiny_config
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf import write_hf
 from whittle_nas.export.hf_config import hf_target
-from whittle_nas.export.hf_names import from_hf, to_hf
+from whittle_nas.export.hf_names import from_hf, name_map, to_hf
+
+
+def test_every_dense_model_of_litgpts_list_has_a_counterpart():
+    for name in name_to_config:
+        config = Config.from_name(name)
+        if config.mlp_class_name != "LLaMAMoE":
+            target = hf_target(config)
+            assert not target.notes, name
+            assert name_map(config, target.model_type), name  # each parameter has its place
 
 
 def test_a_changed_architecture_is_noted():
