@@ -82,9 +82,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console = Console()
-    width = max(console.width, console.measure(table).maximum)
-    Console(width=width).print(table)
+    needed = Console(width=10_000).measure(table).maximum
+    Console(width=max(Console().width, needed)).print(table)
 
 
 def _cell(value: Any) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from whittle_nas.errors import ConfigError
 
+_WRITER_FAILED = ("file write failed", "iostream error", "unexpected pos", "No space left")
+
 
 @contextmanager
 def atomic_directory(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
@@ -79,7 +81,7 @@ def _device_errors(target: Path) -> Iterator[None]:
             raise
         raise ConfigError(f"can't write {target}: {error.strerror}") from error
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("file write failed", "No space left")):
+        if not any(sign in str(error) for sign in _WRITER_FAILED):
             raise
         raise ConfigError(f"can't write {target}: no space left on the device") from error
 

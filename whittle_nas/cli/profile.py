@@ -1,0 +1,201 @@
+"""`nas profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.cli.options import DType, Sizes
+from whittle_nas.errors import ConfigError
+
+
+def profile(
+    *,
+    checkpoint_dir: Path | None = None,
+    model_name: str | None = None,
+    subnetwork: Sizes = Sizes(),
+    front: Path | None = None,
+    search_space: str | None = None,
+    measure: bool = True,
+    batch: int = 1,
+    tokens: int = 512,
+    repeats: int = 10,
+    device: str = "auto",
+    dtype: DType = DType.stored,
+    seed: int = 1337,
+    out_dir: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Show what sub-networks cost: parameters, FLOPs, memory and latency on this device.
+
+    Costs that follow from the sizes are computed without building a model. Latency and peak memory
+    are measured: medians of repeated runs after a warm-up. The whole model is always shown for
+    comparison; beside it the sub-network of the given sizes, the entries of a front, or else the
+    smallest member of the search space.
+
+    Args:
+        checkpoint_dir: The super-network.
+        model_name: Instead of a checkpoint, a model of litgpt's list with random weights.
+        subnetwork: Sizes; those that are not given are the whole model's.
+        front: `front.json` of a search; all its entries are shown.
+        search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
+        measure: Whether to build the models and time them.
+        batch: Sequences that are run at once.
+        tokens: Tokens per sequence: length of the prefill, and of the cache while decoding.
+        repeats: Timed runs.
+        device: auto, cpu, cuda, cuda:1, ...
+        dtype: Number format of the weights; random weights are float32 by default.
+        seed: Seed of the random tokens and weights.
+        out_dir: Where to write `profile.json`; nothing is written without it.
+        overwrite: Replace what is in `out_dir`.
+    """
+    from whittle_nas.cli.common import print_table, resolve_device, resolve_dtype, seed_everything
+    from whittle_nas.weights.files import check_free
+
+    for option, value in (("batch", batch), ("tokens", tokens), ("repeats", repeats)):
+        if value < 1:
+            raise ConfigError(f"--{option} {value} must be at least 1")
+    if out_dir is not None:
+        check_free(out_dir, overwrite=overwrite)
+    place = resolve_device(device)
+    seed_everything(seed)
+    source = _source(checkpoint_dir, model_name)
+    number = resolve_dtype(dtype) or _stored_dtype(source)
+    _check_length(source.config, tokens)
+    subs = _chosen(source, subnetwork, front, search_space)
+    supernet = _load(source, place, number) if measure else None
+    rows = []
+    for name, sub in subs:
+        costs = _analytic(source, sub, batch, tokens, number)
+        if supernet is not None:
+            costs |= _measured(supernet, sub, batch, tokens, repeats)
+        rows.append({"name": name, "subnetwork": sub.to_dict(), **costs})
+    columns = [key for key in rows[0] if key != "subnetwork"]
+    table = [[row[key] for key in columns] for row in rows]
+    print_table(columns, table, title=f"batch {batch} x {tokens} tokens on {place}")
+    for name, sub in subs:
+        print(f"{name}: {sub}")
+    if out_dir is not None:
+        _write(out_dir, rows, {"batch": batch, "tokens": tokens, "device": str(place)}, overwrite)
+
+
+def _source(checkpoint_dir: Path | None, model_name: str | None) -> Any:
+    """A checkpoint, or one in name only."""
+    from litgpt import Config
+
+    from whittle_nas.space import check_supported
+    from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint
+    from whittle_nas.weights.info import SupernetInfo
+
+    if checkpoint_dir is not None and model_name is None:
+        return open_checkpoint(checkpoint_dir)
+    if model_name is None or checkpoint_dir is not None:
+        raise ConfigError("give either --checkpoint_dir or --model_name")
+    try:
+        config = Config.from_name(model_name)
+    except ValueError:
+        raise ConfigError(
+            f"--model_name {model_name} is not in litgpt's list; `litgpt download list` shows it"
+        ) from None
+    assert config is not None
+    check_supported(config)
+    return Checkpoint(Path(), config, SupernetInfo.default(config))
+
+
+def _stored_dtype(source: Any) -> Any:
+    import torch
+
+    if source.path == Path():
+        return torch.float32
+    return source.state_dict()["lm_head.weight"].dtype
+
+
+def _check_length(config: Any, tokens: int) -> None:
+    if tokens > config.block_size:
+        raise ConfigError(
+            f"--tokens {tokens} is longer than the model's context of {config.block_size}"
+        )
+
+
+def _chosen(
+    source: Any, sizes: Sizes, front: Path | None, search_space: str | None
+) -> list[tuple[str, Any]]:
+    from whittle_nas.cli.selection import space_of
+    from whittle_nas.space import SubNetwork
+    from whittle_nas.space.front import read_front
+    from whittle_nas.space.rules import check
+
+    config, channels = source.config, source.info.head_channels
+    whole = [("whole model", SubNetwork.from_config(config))]
+    if front is not None:
+        entries = read_front(front).entries
+        subs = [(f"front {e.index}", check(e.subnetwork, config, channels)) for e in entries]
+        return whole + subs
+    if sizes.given():
+        return [*whole, ("chosen", sizes.resolve(config, channels))]
+    return [*whole, ("smallest", space_of(source, search_space).smallest)]
+
+
+def _load(source: Any, device: Any, dtype: Any) -> Any:
+    import torch
+    from litgpt import GPT
+
+    from whittle_nas.weights.checkpoint import load_supernet
+    from whittle_nas.weights.supernet import SuperNetwork
+
+    if source.path != Path():
+        return load_supernet(source.path, device=device, dtype=dtype)
+    with torch.device(device):
+        model = GPT(source.config).to(dtype=dtype)
+    return SuperNetwork(model.requires_grad_(False).eval(), source.info)
+
+
+def _analytic(source: Any, sub: Any, batch: int, tokens: int, dtype: Any) -> dict[str, Any]:
+    from whittle_nas.metrics import analytic
+    from whittle_nas.weights.slicing import plan_slices
+
+    info = source.info
+    config = plan_slices(
+        sub, source.config, layer_order=info.layer_order, head_channels=info.head_channels
+    ).config
+    cache = analytic.kv_cache_bytes(config, batch=batch, length=tokens, dtype=dtype)
+    return {
+        "num_params": analytic.num_params(config),
+        "num_params_non_embedding": analytic.num_params_non_embedding(config),
+        "gflops": batch * analytic.flops(config, tokens) / 1e9,
+        "weight_mb": analytic.weight_bytes(config, dtype) / 1e6,
+        "kv_cache_mb": cache / 1e6,
+    }
+
+
+def _measured(supernet: Any, sub: Any, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
+    import torch
+
+    from whittle_nas.metrics import measured
+
+    model = supernet.standalone(sub)
+    device = model.lm_head.weight.device
+    prefill = measured.prefill_latency(model, batch=batch, tokens=tokens, repeats=repeats)
+    # The timed tokens must still fit into the context behind the cache.
+    context = max(1, min(tokens, model.max_seq_length - repeats - 2))
+    decode = measured.decode_latency(model, batch=batch, context=context, repeats=repeats)
+    ids = torch.zeros(batch, tokens, dtype=torch.long, device=device)
+    with torch.inference_mode():
+        peak = measured.peak_memory_bytes(lambda: model(ids), device)
+    return {
+        "latency_ms": prefill.median_ms,
+        "decode_ms_per_token": decode.median_ms,
+        "decode_tokens_per_s": batch * 1e3 / decode.median_ms,
+        "activation_mb": peak / 1e6,
+    }
+
+
+def _write(out_dir: Path, rows: list[Any], settings: dict[str, Any], overwrite: bool) -> None:
+    import json
+
+    from whittle_nas.weights.files import atomic_directory
+
+    with atomic_directory(out_dir, overwrite=overwrite) as partial:
+        text = json.dumps({"format": 1, **settings, "subnetworks": rows}, indent=2)
+        (partial / "profile.json").write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {out_dir / 'profile.json'}")
