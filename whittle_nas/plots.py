@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +125,29 @@ def _columns(points: Any, cost: int) -> tuple[list[float], list[float]]:
     """One cost and the first objective of points (N, M), by rising cost."""
     pairs = sorted((float(point[cost]), float(point[0])) for point in points)
     return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def plot_training(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Losses of a super-network training, from its logs.
+
+    Args:
+        path: picture to write.
+        curves: (optimiser step, value) by name, as the loggers name them: `train/ce_full`,
+            `val/grid_0`, ...
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, prefix, title in zip(
+        panels, ("train/ce_", "val/"), ("training, by role", "validation, by network"), strict=True
+    ):
+        for name in (name for name in curves if name.startswith(prefix)):
+            points = curves[name]
+            mark = "." if len(points) < 30 else ""
+            axes.plot(*zip(*points, strict=True), marker=mark, label=name[len(prefix) :])
+        axes.set(xlabel="optimiser step", ylabel="cross entropy, nats per token", title=title)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
