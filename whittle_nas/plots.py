@@ -151,3 +151,38 @@ def plot_training(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]])
         if axes.lines:
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def plot_scores(
+    path: Path,
+    *,
+    title: str,
+    metric: str,
+    labels: Sequence[str],
+    costs: Mapping[str, Sequence[float]],
+    values: Sequence[float],
+    stderrs: Sequence[float],
+) -> None:
+    """One task's score of N sub-networks against their costs, one panel per cost.
+
+    Args:
+        path: picture to write.
+        title: the task.
+        metric: name of the score.
+        labels: N names of the sub-networks.
+        costs: N values of each cost, by its name and unit.
+        values: N scores.
+        stderrs: their standard errors, drawn as bars of one standard error to each side.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6 * len(costs), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(costs), squeeze=False)[0]
+    for panel, (cost, at) in zip(panels, costs.items(), strict=True):
+        panel.errorbar(at, values, yerr=stderrs, fmt="o", color="tab:blue", capsize=3)
+        if len(labels) <= 20:  # more would hide the points
+            for label, x, y in zip(labels, at, values, strict=True):
+                panel.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        panel.set(xlabel=cost, ylabel=f"{metric} (bars: standard error)", title=title)
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,59 @@
+"""Layer orders against whole models built without those layers."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from litgpt import GPT
+
+from tests.conftest import fill_random, tiny_config
+from whittle_nas.importance.layers import falling_order, greedy_order, losses_without_each
+from whittle_nas.space import SubNetwork
+from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.supernet import SuperNetwork
+
+
+def loss_of_layers(model: GPT, layers: list[int], tokens: torch.Tensor) -> float:
+    """Loss of the sub-network that keeps exactly these layers, through the slicing core."""
+    rest = [layer for layer in range(model.config.n_layer) if layer not in layers]
+    supernet = SuperNetwork(model, SupernetInfo(layer_order=(*layers, *rest)))
+    sizes = {**SubNetwork.from_config(model.config).to_dict(), "n_layer": len(layers)}
+    logits = supernet.standalone(SubNetwork(**sizes))(tokens[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
+
+
+@pytest.mark.parametrize("kind", ["Llama-3.1-8B", "Gemma-3-1b-it", "Gemma-2-2b", "pythia-160m"])
+def test_losses_are_those_of_the_model_without_the_layer(kind):
+    model = fill_random(GPT(tiny_config(kind, n_layer=4))).eval()
+    tokens = torch.randint(0, 96, (5, 17))
+    kept = [0, 1, 3]
+    expected = [loss_of_layers(model, [m for m in kept if m != n], tokens) for n in kept]
+    found = losses_without_each(model, tokens, kept=kept, batch_size=2)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_greedy_drops_the_cheapest_layer_each_time():
+    model = fill_random(GPT(tiny_config("Llama-3.1-8B", n_layer=4))).eval()
+    tokens = torch.randint(0, 96, (4, 17))
+    order, losses = greedy_order(model, tokens)
+    kept = [0, 1, 2, 3]
+    for layer in reversed(order[1:]):
+        candidates = itertools.combinations(kept, len(kept) - 1)
+        cheapest = min(loss_of_layers(model, list(rest), tokens) for rest in candidates)
+        kept.remove(layer)
+        assert loss_of_layers(model, kept, tokens) == pytest.approx(cheapest, rel=1e-5)
+        assert losses[layer] == pytest.approx(cheapest, rel=1e-5)
+    assert kept == order[:1]
+
+
+def test_the_loss_is_computed_in_pieces(monkeypatch):
+    model = fill_random(GPT(tiny_config("Gemma-2-2b"))).eval()
+    tokens = torch.randint(0, 96, (3, 12))
+    whole = losses_without_each(model, tokens, kept=[0, 1, 2])
+    monkeypatch.setattr("whittle_nas.importance.layers._CHUNK", 96 * 5)
+    assert losses_without_each(model, tokens, kept=[0, 1, 2]) == pytest.approx(whole, rel=1e-6)
+
+
+def test_falling_order_keeps_ties_in_place():
+    assert falling_order([1.0, 3.0, 1.0, 2.0]) == [1, 3, 0, 2]

@@ -1,0 +1,57 @@
+"""Choices for measuring importance. No heavy import: the command line reads this."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Aggregation(str, Enum):
+    """How activations become one score: `X_Y` reduces the batch by X, the sequence by Y."""
+
+    mean_mean = "mean_mean"
+    mean_norm = "mean_norm"
+    mean_variance = "mean_variance"
+    norm_mean = "norm_mean"
+    norm_norm = "norm_norm"
+    norm_variance = "norm_variance"
+    variance_mean = "variance_mean"
+    variance_norm = "variance_norm"
+    variance_variance = "variance_variance"
+
+    @property
+    def batch(self) -> str:
+        """Reduction over the sequences of a batch: mean, norm or variance."""
+        return self.value.split("_")[0]
+
+    @property
+    def sequence(self) -> str:
+        """Reduction over the tokens of a sequence: mean, norm or variance."""
+        return self.value.split("_")[1]
+
+
+class NeuronActivation(str, Enum):
+    """Where a neuron is measured.
+
+    `down_input` is what it finally contributes, the input of the MLP's output projection; `fc` is
+    the output of the first linear layer, as in the published code (the gate for Llama models).
+    """
+
+    down_input = "down_input"
+    fc = "fc"
+
+
+# By its functional form, because `global` is a keyword and can't be written as a member.
+Scope = Enum("Scope", {"layer": "layer", "global": "global"}, module=__name__)
+Scope.__doc__ = "Whether every layer is ordered for itself, or one order serves all layers."
+
+
+class LayerCriterion(str, Enum):
+    """How layers are ordered.
+
+    `greedy` drops the layer whose loss hurts least, again and again; `block_drop` ranks by the loss
+    without one layer; `block_importance` by how much a layer turns the residual stream.
+    """
+
+    greedy = "greedy"
+    block_drop = "block_drop"
+    block_importance = "block_importance"
