@@ -109,6 +109,7 @@ def finetune(
         batch_size=batch_size,
         world_size=run.world_size,
     )
+    tenth = max(1, total // 10)
     recipe = Recipe(
         sandwich=sandwich,
         loss=loss,
@@ -121,6 +122,7 @@ def finetune(
         checkpoint_blocks=checkpoint_blocks,
         num_workers=num_workers,
         log_every_n_steps=trainer.log_every_n_steps,
+        validate_every=min(validation.every_n_steps or tenth, total),
     )
     module = SupernetTraining(
         supernet,
@@ -135,8 +137,7 @@ def finetune(
         run,
         module,
         out_dir,
-        validate_every=validation.every_n_steps,
-        checkpoint_every=trainer.checkpoint_every_n_steps,
+        checkpoint_every=trainer.checkpoint_every_n_steps or tenth,
         resume_from=newest_checkpoint(out_dir) if resume else None,
     )
     if trainer.fast_dev_run or not run.is_global_zero:

@@ -79,8 +79,7 @@ def fit(
     module: SupernetTraining,
     out_dir: Path,
     *,
-    validate_every: int | None = None,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int,
     resume_from: Path | None = None,
 ) -> None:
     """Train, and validate what came out.
@@ -89,22 +88,20 @@ def fit(
         trainer: from `make_trainer`.
         module: the training.
         out_dir: gets `checkpoints/`.
-        validate_every: optimiser steps between validations; default a tenth of the training.
-        checkpoint_every: optimiser steps between checkpoints; default a tenth of the training.
+        checkpoint_every: optimiser steps between checkpoints.
         resume_from: checkpoint of an interrupted run.
 
     Raises:
         ConfigError: if the loss is not finite, or the checkpoint is not of this training.
     """
-    total, accumulate = module.recipe.total_steps, module.recipe.accumulate
-    tenth = max(1, total // 10)
+    recipe = module.recipe
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        trainer.val_check_interval = min(validate_every or tenth, total) * accumulate
+        trainer.val_check_interval = recipe.validate_every * recipe.accumulate
         trainer.callbacks.append(  # type: ignore[attr-defined]
             ModelCheckpoint(
                 dirpath=out_dir / CHECKPOINTS,
                 filename="{step:08d}",
-                every_n_train_steps=checkpoint_every or tenth,
+                every_n_train_steps=checkpoint_every,
                 save_top_k=1,  # the newest; the one before goes once it is written
                 enable_version_counter=False,
             )

@@ -51,6 +51,7 @@ class Recipe:
         checkpoint_blocks: recompute activations in the backward pass.
         num_workers: processes that prepare batches.
         log_every_n_steps: optimiser steps between two rows of the logs.
+        validate_every: optimiser steps between two validations.
     """
 
     sandwich: SandwichOptions
@@ -64,6 +65,7 @@ class Recipe:
     checkpoint_blocks: bool = False
     num_workers: int = 0
     log_every_n_steps: int = 10
+    validate_every: int = 100
 
 
 def learning_rate(step: int, options: OptimizerOptions, total_steps: int) -> float:
@@ -176,8 +178,14 @@ class SupernetTraining(L.LightningModule):
         self.sampler = self.trainer.strategy.broadcast(self.sampler)
 
     def on_train_start(self) -> None:
-        """Validate the untrained super-network, which the logs then start with."""
-        if self.global_step == 0:
+        """Validate the untrained super-network, or what a run was interrupted before."""
+        step = self.global_step
+        if step % self.recipe.validate_every == 0 and step not in self.history:
+            self.validate_now()
+
+    def on_train_end(self) -> None:
+        """Validate what came out."""
+        if self.global_step not in self.history:
             self.validate_now()
 
     def training_step(self, batch: Sample, batch_idx: int) -> None:
@@ -228,9 +236,11 @@ class SupernetTraining(L.LightningModule):
             for network, pair in zip(networks, means.tolist(), strict=True)
             if not math.isfinite(sum(pair))
         ]
-        culprit = f"the loss of the {broken[0].role.value} network ({broken[0].sub})"
+        culprit = "the gradient"
+        if broken:
+            culprit = f"the loss of the {broken[0].role.value} network ({broken[0].sub})"
         raise ConfigError(
-            f"step {step + 1}: {culprit if broken else 'the gradient'} is not finite; weights and "
+            f"step {step + 1}: {culprit} is not finite; weights and "
             "earlier checkpoints are as they were: resume with a lower optimizer.lr or a "
             "gradient_clip_val"
         )
@@ -312,6 +322,8 @@ class SupernetTraining(L.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {n: t for n, t in state.items() if n in trained}
         checkpoint["history"] = self.history
+        for logger in self.trainer.loggers:
+            logger.save()  # rows up to this step must outlive a process that is killed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the validation losses of the interrupted run."""

@@ -71,13 +71,16 @@ def read_curves(out_dir: Path) -> Curves:
     for path in sorted(logs, key=lambda path: int(path.parent.name.split("_")[1])):
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        if not rows:
-            continue
-        first = min(int(row["step"]) for row in rows)
-        for name in curves:
-            curves[name] = [point for point in curves[name] if point[0] < first]
-        for row in rows:
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    curves[name].append((int(row["step"]), float(value)))
+        points = [
+            (name, int(row["step"]), float(value))
+            for row in rows
+            for name, value in row.items()
+            if name not in ("step", "epoch") and value
+        ]
+        for kind in ("train/", "val/"):
+            steps = [step for name, step, _ in points if name.startswith(kind)]
+            for name in (name for name in curves if steps and name.startswith(kind)):
+                curves[name] = [point for point in curves[name] if point[0] < min(steps)]
+        for name, step, value in points:
+            curves[name].append((step, value))
     return dict(curves)

@@ -1,0 +1,229 @@
+"""Whole trainings of a tiny super-network on a real Trainer."""
+
+import lightning as L
+import litgpt
+import pytest
+import torch
+
+from tests.train.conftest import CONFIG, MIDDLE, SMALL
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.samplers import GridSampler
+from whittle_nas.train import lora
+from whittle_nas.train.batches import IGNORE, from_blocks
+from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint
+from whittle_nas.train.module import Recipe, SupernetTraining, learning_rate
+from whittle_nas.train.options import (
+    Distillation,
+    LoraOptions,
+    LossOptions,
+    OptimizerOptions,
+    SandwichOptions,
+    Strategy,
+    TrainerOptions,
+)
+from whittle_nas.train.output import read_curves
+from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.supernet import SuperNetwork
+
+
+def make_module(*, adapters=True, seed=1, **recipe) -> SupernetTraining:
+    torch.manual_seed(seed)
+    config = litgpt.Config(**CONFIG)
+    model = litgpt.GPT(config)
+    if adapters:
+        model = lora.GPT(lora.lora_config(config, LoraOptions(r=4, dropout=0.2)))
+        lora.freeze_base(model)
+    supernet = SuperNetwork(model.train(), SupernetInfo(layer_order=(1, 2, 0)))
+    tokens = torch.randint(31, (40, 13))
+    tokens[:, 1::2] = tokens[:, 0::2][:, :6]  # every second token repeats the one before
+    blocks = from_blocks(tokens)
+    arguments = {
+        "sandwich": SandwichOptions(),
+        "loss": LossOptions(),
+        "optimizer": OptimizerOptions(lr=0.02, warmup_steps=2),
+        "total_steps": 12,
+        "batch_size": 4,
+        "seed": seed,
+        "log_every_n_steps": 1,
+        "validate_every": 4,
+        **recipe,
+    }
+    return SupernetTraining(
+        supernet,
+        Recipe(**arguments),
+        smallest=SMALL,
+        sampler=GridSampler((MIDDLE, SMALL, supernet.full)),
+        train=blocks[:32],
+        valid=blocks[32:],
+        valid_networks={"small": SMALL, "full": supernet.full},
+    )
+
+
+OPTIONS = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+def train(module, out_dir, *, resume=False, every=3, callbacks=(), **options):
+    trainer = make_trainer(TrainerOptions(**OPTIONS, **options), out_dir)
+    trainer.callbacks.extend(callbacks)
+    start = newest_checkpoint(out_dir) if resume else None
+    fit(trainer, module, out_dir, checkpoint_every=every, resume_from=start)
+    return module
+
+
+def weights(module):
+    return {name: p.detach().clone() for name, p in module.network.named_parameters()}
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAt(L.Callback):
+    """Ends the process, as far as Lightning can see, in the middle of a step."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_start(self, *arguments):
+        if arguments[-1] == self.batch:
+            raise Killed
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_training_lowers_the_loss_of_every_network(tmp_path, adapters):
+    module = train(make_module(adapters=adapters, total_steps=40), tmp_path)
+    before, after = module.history[0], module.history[40]
+    for name in ("small", "full"):
+        assert after[name] < 0.95 * before[name]
+    frozen = {n for n, p in module.network.named_parameters() if not p.requires_grad}
+    assert bool(frozen) == adapters
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("distillation", [Distillation.none, Distillation.cosine])
+def test_every_strategy_runs(tmp_path, strategy, distillation):
+    module = make_module(
+        sandwich=SandwichOptions(strategy=strategy),
+        loss=LossOptions(distillation=distillation),
+        total_steps=4,
+    )
+    before = weights(module)
+    train(module, tmp_path)
+    changed = [n for n, p in weights(module).items() if not torch.equal(p, before[n])]
+    assert changed
+    assert all(lora.is_adapter(name) for name in changed)
+
+
+def test_the_same_seed_is_the_same_curve(tmp_path):
+    first = train(make_module(total_steps=6), tmp_path / "a")
+    again = train(make_module(total_steps=6), tmp_path / "b")
+    other = train(make_module(total_steps=6, seed=2), tmp_path / "c")
+    assert read_curves(tmp_path / "a") == read_curves(tmp_path / "b")
+    assert first.history == again.history != other.history
+
+
+@pytest.mark.parametrize("killed_at", [5, 8])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, killed_at, accumulate):
+    recipe = {"accumulate": accumulate, "total_steps": 12 // accumulate, "validate_every": 2}
+    whole = train(make_module(**recipe), tmp_path / "whole", every=2)
+    out_dir = tmp_path / "parts"
+    with pytest.raises(Killed):
+        train(make_module(**recipe), out_dir, every=2, callbacks=[KillAt(killed_at)])
+    resumed = train(make_module(**recipe), out_dir, every=2, resume=True)
+    for name, parameter in weights(whole).items():
+        assert torch.equal(parameter, weights(resumed)[name]), name
+    assert resumed.history == whole.history
+    assert read_curves(out_dir) == read_curves(tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    module = train(make_module(total_steps=4, validate_every=2), tmp_path, every=2)
+    again = train(make_module(total_steps=4, validate_every=2), tmp_path, every=2, resume=True)
+    for name, parameter in weights(module).items():
+        assert torch.equal(parameter, weights(again)[name])
+    assert again.history == module.history
+
+
+def test_two_micro_batches_are_one_batch(tmp_path):
+    """Also where they have different numbers of labels."""
+    modules = {}
+    for accumulate in (1, 2):
+        module = make_module(
+            accumulate=accumulate, batch_size=8 // accumulate, total_steps=3, adapters=False
+        )
+        for number, sample in enumerate(module.train_samples):
+            labels = sample.labels.clone()
+            labels[: number % 9] = IGNORE
+            module.train_samples[number] = sample._replace(labels=labels)
+        modules[accumulate] = train(module, tmp_path / str(accumulate))
+    for name, parameter in weights(modules[1]).items():
+        torch.testing.assert_close(parameter, weights(modules[2])[name], atol=1e-6, rtol=1e-5)
+
+
+def test_checkpoints_hold_what_is_trained(tmp_path):
+    module = train(make_module(total_steps=2), tmp_path, every=1)
+    path = newest_checkpoint(tmp_path)
+    saved = torch.load(path, weights_only=False)["state_dict"]
+    expected = {f"network.{n}" for n, p in module.network.named_parameters() if p.requires_grad}
+    assert set(saved) == expected
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path):
+    module = make_module(optimizer=OptimizerOptions(lr=0.02, warmup_steps=0), total_steps=8)
+    before = {}
+
+    class Break(L.Callback):
+        def on_train_batch_start(self, _trainer, pl_module, _batch, batch_idx):
+            if batch_idx == 4:
+                before.update(weights(pl_module))
+                pl_module.network.transformer.wte.weight.data[:, 0] = float("nan")
+
+    with pytest.raises(ConfigError, match=r"step 5: the loss of the full network \(n_embd=24"):
+        train(module, tmp_path, every=2, callbacks=[Break()])
+    for name, parameter in weights(module).items():
+        if lora.is_adapter(name):
+            assert torch.equal(parameter, before[name])
+    assert newest_checkpoint(tmp_path).name == "step=00000004.ckpt"
+
+
+def test_clipping_bounds_the_gradient(tmp_path):
+    module = make_module(clip=0.01, total_steps=3)
+    norms = []
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, _trainer, pl_module, _optimizer):
+            norms.append(torch.nn.utils.get_total_norm([p.grad for p in pl_module.trained]))
+
+    train(module, tmp_path, callbacks=[Watch()])
+    assert len(norms) == 3
+    assert max(norms) <= 0.01 * 1.001
+
+
+def test_learning_rate():
+    options = OptimizerOptions(lr=1.0, min_lr=0.1, warmup_steps=4)
+    rates = [learning_rate(step, options, 24) for step in range(25)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[14] == pytest.approx(0.55)
+    assert rates[24] == pytest.approx(0.1)
+    assert sorted(rates[4:], reverse=True) == rates[4:]
+    assert learning_rate(0, OptimizerOptions(lr=1.0, warmup_steps=10), 2) == 0.5
+
+
+def test_unknown_logger_and_device(tmp_path):
+    with pytest.raises(ConfigError, match="no_such_package"):
+        make_trainer(
+            TrainerOptions(**OPTIONS, logger=[{"class_path": "no_such_package.Logger"}]), tmp_path
+        )
+    with pytest.raises(ConfigError, match="trainer"):
+        make_trainer(TrainerOptions(accelerator="cuda_of_tomorrow"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"strategy": "fsdp"}, {"precision": "16-mixed"}, {"max_steps": 0}, {"gradient_clip_val": 0}],
+)
+def test_trainer_options_out_of_range(wrong):
+    with pytest.raises(ConfigError, match=f"trainer.{next(iter(wrong))}"):
+        TrainerOptions(**wrong)
