@@ -97,6 +97,8 @@ def _report(planned: object, out_dir: Path, format: Format) -> None:
         f"{num_params(config):,} of {num_params(full):,} parameters ({share:.1f} %), layers "
         f"{', '.join(map(str, planned.slices.layers))}"
     )
+    if planned.target is not None:
+        print("".join(f"note: {note}\n" for note in planned.target.notes), end="")
     if format is Format.hf:
         print(f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}")')
     else:

@@ -55,23 +55,30 @@ def write_export(out_dir: Path, planned: ExportPlan, *, dtype: torch.dtype | Non
     Raises:
         ConfigError: if the checkpoint's weights are corrupt.
     """
-    tensors = LazySlices(planned.slices, planned.source.state_dict(), dtype)
     source, config = planned.source.path, planned.slices.config
+    stored = planned.source.state_dict()
     if planned.target is not None:
-        write_hf(out_dir, config, tensors, source=source)
+        write_hf(out_dir, config, LazySlices(planned.slices, stored), source=source, dtype=dtype)
         return
+    tensors = LazySlices(planned.slices, stored, dtype)
     write_checkpoint(out_dir, tensors, config=config, source=source)
-    try:  # litgpt's own files are whole without it, so sizes that transformers lacks may pass
-        write_hf_config(out_dir, hf_target(config), tensors, source=source)
+    try:
+        target = hf_target(config)
     except ConfigError:
-        return
+        return  # litgpt needs no config.json, so sizes that transformers lacks may pass
+    # With a folded query scale config.json would describe other weights than these.
+    if target.query_scale == 1:
+        write_hf_config(out_dir, target, tensors, source=source)
 
 
 class LazySlices(Mapping[str, torch.Tensor]):
     """A sub-network's state dict that slices a mapped file when a tensor is asked for."""
 
     def __init__(
-        self, plan: SlicePlan, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None
+        self,
+        plan: SlicePlan,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype | None = None,
     ) -> None:
         self._plan, self._tensors, self._dtype = plan, tensors, dtype
         self._names = axes.parameter_names(plan.config)
