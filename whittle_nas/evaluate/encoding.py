@@ -123,8 +123,9 @@ class TextEncoder:
             special = not self._begins_with_prefix(text)
         processor: Any = self.tokenizer.processor
         if self.tokenizer.backend != "huggingface":
-            ids = processor.encode(text)
-            return [self.tokenizer.bos_id, *ids] if special and self.tokenizer.use_bos else ids
+            ids: list[int] = processor.encode(text)
+            bos = self.tokenizer.bos_id
+            return [bos, *ids] if special and self.tokenizer.use_bos and bos is not None else ids
         ids = processor.encode(text, add_special_tokens=special).ids
         return self._with_bos(ids) if special else ids
 

@@ -10,11 +10,10 @@ take both; only the few lines around them are repeated here.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from litgpt import GPT
 from litgpt.model import KVCache, do_softcapping
 
 
@@ -35,8 +34,8 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         """The same on another device."""
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return Layout(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        visible = None if self.visible is None else self.visible.to(device)
+        return Layout(self.positions.to(device), self.key_positions.to(device), visible)
 
 
 def causal(tokens: torch.Tensor) -> Layout:
@@ -45,11 +44,11 @@ def causal(tokens: torch.Tensor) -> Layout:
     return Layout(positions, positions)
 
 
-def hidden_states(model: GPT, tokens: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:
+def hidden_states(model: Any, tokens: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:
     """Output of the final norm (B, T, D) for tokens (B, T).
 
     Args:
-        model: A plain litgpt model.
+        model: A plain `litgpt.GPT`.
         tokens: Long tensor (B, T).
         layout: Positions and visibility; by default plain causal rows. With a layout the call must
             stand inside `attention_over`.
@@ -63,7 +62,7 @@ def hidden_states(model: GPT, tokens: torch.Tensor, layout: Layout | None = None
 
 
 def _run(
-    model: GPT,
+    model: Any,
     tokens: torch.Tensor,
     positions: torch.Tensor | None,
     masks: dict[bool, torch.Tensor | None],
@@ -87,7 +86,7 @@ def _run(
     return model.transformer.ln_f(x)
 
 
-def head(model: GPT, hidden: torch.Tensor) -> torch.Tensor:
+def head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (..., V) of hidden states (..., D), soft-capped where the model does that."""
     logits = model.lm_head(hidden)
     cap = model.config.final_logit_softcapping
@@ -95,11 +94,11 @@ def head(model: GPT, hidden: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def attention_over(model: GPT, batch_size: int = 0, capacity: int = 0) -> Iterator[None]:
+def attention_over(model: Any, batch_size: int = 0, capacity: int = 0) -> Iterator[None]:
     """Let the blocks attend by a layout: over the tokens of the call, or over a KV cache.
 
     Args:
-        model: A plain litgpt model.
+        model: A plain `litgpt.GPT`.
         batch_size: Rows of the cache, B.
         capacity: Columns of the cache, S. Calls append to it; 0: no cache.
     """
@@ -149,12 +148,12 @@ class AppendingCache(KVCache):
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 
-def has_sliding_window(model: GPT) -> bool:
+def has_sliding_window(model: Any) -> bool:
     """Whether a layer sees only near tokens: litgpt makes its mask in a Python loop over tokens."""
     return any(block.attn.apply_sliding_window_attention for block in model.transformer.h)
 
 
-def _masks(model: GPT, layout: Layout) -> dict[bool, torch.Tensor | None]:
+def _masks(model: Any, layout: Layout) -> dict[bool, torch.Tensor | None]:
     """Attention masks (B, 1, T, S) of global (False) and windowed (True) layers."""
     masks: dict[bool, torch.Tensor | None] = {False: None}
     if layout.visible is not None:
@@ -167,7 +166,7 @@ def _masks(model: GPT, layout: Layout) -> dict[bool, torch.Tensor | None]:
     return masks
 
 
-def _for_attention(model: GPT, visible: torch.Tensor) -> torch.Tensor:
+def _for_attention(model: Any, visible: torch.Tensor) -> torch.Tensor:
     if model.config.attention_logit_softcapping is None:
         return visible
     # litgpt adds the mask to soft-capped scores, so it must be a number

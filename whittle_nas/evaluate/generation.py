@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from litgpt import GPT
 
 from whittle_nas.evaluate.forward import Layout, attention_over, head, hidden_states
 
@@ -32,7 +32,7 @@ class Decoding:
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
+    model: Any,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
@@ -41,7 +41,7 @@ def generate(
     """Continue every prompt.
 
     Args:
-        model: A plain litgpt model in eval mode.
+        model: A plain `litgpt.GPT` in eval mode.
         prompts: Tokens of each prompt, at least one.
         decoding: How to choose tokens and when to stop.
         stopped: Told the new tokens of one prompt, says whether they contain a stop sequence.

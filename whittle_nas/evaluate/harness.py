@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from litgpt import GPT
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
@@ -37,16 +36,18 @@ class LitGPTHarness(TemplateLM):
         encoder: The checkpoint's tokenizer.
         batch_size: Sequences of full length per batch; None: chosen for the device. Halved
             whenever the memory does not suffice.
+        max_length: Tokens that the model may look at; None: all that it can.
         seed: Of sampled generations.
         show_progress: Draw progress bars on stderr.
     """
 
     def __init__(
         self,
-        model: GPT,
+        model: Any,
         encoder: TextEncoder,
         *,
         batch_size: int | None = None,
+        max_length: int | None = None,
         seed: int = 1337,
         show_progress: bool = False,
     ) -> None:
@@ -54,14 +55,15 @@ class LitGPTHarness(TemplateLM):
         self.model = model
         self.encoder = encoder
         self.batch_size = batch_size
+        self._max_length = max_length
         self.seed = seed
         self.show_progress = show_progress
         self._device = model.transformer.wte.weight.device
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model can look at."""
-        return self.model.max_seq_length
+        """Tokens that the model looks at."""
+        return self._max_length or self.model.max_seq_length
 
     @property
     def eot_token_id(self) -> int:
@@ -95,6 +97,12 @@ class LitGPTHarness(TemplateLM):
         return self.encoder.apply_chat_template(
             chat_history, add_generation_prompt=add_generation_prompt
         )
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of continuations, and whether greedy decoding gives them."""
+        return super().loglikelihood(requests, disable_tqdm or not self.show_progress)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -223,7 +231,7 @@ def _by_options(requests: Sequence[Instance]) -> list[tuple[dict[str, Any], list
     """Numbers of the requests with equal generation options."""
     groups: list[tuple[dict[str, Any], list[int]]] = []
     for number, request in enumerate(requests):
-        options = request.args[1]
+        options: Any = list(request.args)[1]
         if not isinstance(options, dict):
             raise ConfigError(f"task {request.task_name!r} has generation options {options!r}")
         for known, numbers in groups:

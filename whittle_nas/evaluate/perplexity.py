@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from litgpt import GPT
 
 from whittle_nas.data import TokenBlocks
 from whittle_nas.errors import ConfigError
@@ -39,7 +39,7 @@ class TextQuality:
 
 
 def text_quality(
-    model: GPT,
+    model: Any,
     blocks: TokenBlocks,
     *,
     batch_size: int | None = None,
@@ -48,7 +48,7 @@ def text_quality(
     """Perplexity and its relatives on packed text.
 
     Args:
-        model: A plain litgpt model.
+        model: A plain `litgpt.GPT`.
         blocks: Packed text, blocks no longer than the model's context.
         batch_size: Blocks per batch; None: chosen for the device. Halved when memory runs out.
         on_progress: Called with the number of finished blocks.
@@ -65,11 +65,11 @@ def text_quality(
     )
 
 
-def nats_per_token(model: GPT, tokens: torch.Tensor, batch_size: int | None = None) -> float:
+def nats_per_token(model: Any, tokens: torch.Tensor, batch_size: int | None = None) -> float:
     """Mean negative log-likelihood in nats.
 
     Args:
-        model: A plain litgpt model.
+        model: A plain `litgpt.GPT`.
         tokens: Long tensor (N, T + 1): inputs are `[:, :-1]`, targets `[:, 1:]`.
         batch_size: Blocks per batch; None: chosen for the device.
     """
@@ -79,7 +79,7 @@ def nats_per_token(model: GPT, tokens: torch.Tensor, batch_size: int | None = No
 
 @torch.inference_mode()
 def nats_per_block(
-    model: GPT,
+    model: Any,
     tokens: torch.Tensor,
     *,
     batch_size: int | None = None,
@@ -88,7 +88,7 @@ def nats_per_block(
     """Summed negative log-likelihood of every block (N,), float64, on the CPU.
 
     Args:
-        model: A plain litgpt model.
+        model: A plain `litgpt.GPT`.
         tokens: Long tensor (N, T + 1).
         batch_size: Blocks per batch; None: chosen for the device.
         on_progress: Called with the number of finished blocks.
@@ -117,7 +117,7 @@ def nats_per_block(
     return torch.cat(found)
 
 
-def _nats(model: GPT, batch: torch.Tensor) -> torch.Tensor:
+def _nats(model: Any, batch: torch.Tensor) -> torch.Tensor:
     """Summed negative log-likelihood of each block (B,) of a batch (B, T + 1)."""
     device = model.transformer.wte.weight.device
     inputs, targets = batch[:, :-1].to(device), batch[:, 1:].to(device)

@@ -1,10 +1,10 @@
 """Log-likelihoods of token sequences. N scored positions, V vocabulary."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from litgpt import GPT
 
 from whittle_nas.evaluate.batching import MAX_LOGITS, attempt, column_budget, halved
 from whittle_nas.evaluate.forward import attention_over, causal, head, hidden_states
@@ -15,7 +15,7 @@ Score = tuple[float, bool]
 
 @torch.inference_mode()
 def score(
-    model: GPT,
+    model: Any,
     queries: Sequence[Query],
     *,
     batch_size: int | None,
@@ -24,7 +24,7 @@ def score(
     """Log-likelihood of every query's targets, and whether greedy decoding would give them.
 
     Args:
-        model: A plain litgpt model in eval mode.
+        model: A plain `litgpt.GPT` in eval mode.
         queries: What to score; equal beginnings are computed once.
         batch_size: A batch takes as many columns as this many of the longest query would; None:
             chosen here. Halved when the memory does not suffice.
@@ -55,7 +55,7 @@ def score(
     return [scores[number] for number in range(len(queries))]
 
 
-def _score_batch(model: GPT, batch: Batch) -> list[Score]:
+def _score_batch(model: Any, batch: Batch) -> list[Score]:
     device = model.transformer.wte.weight.device
     hidden = _run(model, batch)  # (B, P + Q, D)
     hidden = hidden[batch.rows.to(device), batch.columns.to(device)]  # (N, D)
@@ -70,7 +70,7 @@ def _score_batch(model: GPT, batch: Batch) -> list[Score]:
     return [(float(p.sum()), bool(g.all())) for p, g in zip(log_probs, greedy, strict=True)]
 
 
-def _run(model: GPT, batch: Batch) -> torch.Tensor:
+def _run(model: Any, batch: Batch) -> torch.Tensor:
     """Hidden states of a batch: prefixes by plain causal attention, then the branches over them."""
     device = model.transformer.wte.weight.device
     prefixes, tails = batch.prefixes.to(device), batch.tails.to(device)

@@ -1,0 +1,157 @@
+"""Which sub-networks a user wants to have evaluated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.cli.options import Sizes
+from whittle_nas.errors import ConfigError
+from whittle_nas.space import SubNetwork
+from whittle_nas.space.front import Front, read_front
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sub-network with a name for files and tables.
+
+    Attributes:
+        label: its name, different from all others.
+        subnetwork: its sizes.
+        metrics: what a search already measured.
+    """
+
+    label: str
+    subnetwork: SubNetwork
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def choose_candidates(
+    checkpoint: Any,
+    *,
+    sizes: Sizes | None = None,
+    front: Path | None = None,
+    index: Sequence[int] = (),
+    subnetworks: Path | None = None,
+    include_full: bool = False,
+) -> list[Candidate]:
+    """The sub-networks that the options name; without any, the whole model.
+
+    Args:
+        checkpoint: `weights.checkpoint.Checkpoint` of the super-network.
+        sizes: one sub-network; missing sizes are the whole model's.
+        front: `front.json` of a search.
+        index: entries of the front; none: all.
+        subnetworks: YAML or JSON file with a list of sizes.
+        include_full: add the whole model.
+
+    Raises:
+        ConfigError: if more than one way of choosing is given, if a file can't be read or belongs
+            to another checkpoint, or if sizes do not fit.
+    """
+    ways = {
+        "--subnetwork": sizes is not None and sizes.given(),
+        "--front": front is not None,
+        "--subnetworks": subnetworks is not None,
+    }
+    given = [way for way, used in ways.items() if used]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are both given: choose the sub-networks one way")
+    if index and front is None:
+        raise ConfigError(f"--index {list(index)} needs --front")
+    found: list[Candidate] = []
+    if front is not None:
+        found = _from_front(checkpoint, read_front(front), index)
+    elif subnetworks is not None:
+        found = _from_file(checkpoint, subnetworks)
+    elif sizes is not None and sizes.given():
+        sub = sizes.resolve(checkpoint.config, checkpoint.info.head_channels)
+        found = [Candidate("subnetwork", sub)]
+    if include_full or not found:
+        full = SubNetwork.from_config(checkpoint.config)
+        if all(candidate.subnetwork != full for candidate in found):
+            found.append(Candidate("full", full))
+    return found
+
+
+def _from_front(checkpoint: Any, front: Front, index: Sequence[int]) -> list[Candidate]:
+    _check_origin(checkpoint, front)
+    known = {entry.index: entry for entry in front.entries}
+    if missing := [number for number in index if number not in known]:
+        raise ConfigError(
+            f"--index {missing[0]} is not in {front.path}; it has {min(known)} to {max(known)}"
+        )
+    return [
+        Candidate(f"front-{number}", known[number].subnetwork, known[number].metrics)
+        for number in index or known
+    ]
+
+
+def _check_origin(checkpoint: Any, front: Front) -> None:
+    """Refuse a front that was searched on other weights, wherever its directory is now."""
+    from whittle_nas.evaluate.identity import fingerprint
+    from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS
+    from whittle_nas.weights.slicing import plan_slices
+
+    origin = Path(front.checkpoint_dir)
+    there = front.checkpoint_dir and all((origin / n).is_file() for n in (WEIGHTS, MODEL_CONFIG))
+    same = not there or fingerprint(origin) == fingerprint(checkpoint.path)
+    info = checkpoint.info
+    for entry in front.entries if same else ():
+        try:
+            plan = plan_slices(
+                entry.subnetwork,
+                checkpoint.config,
+                layer_order=info.layer_order,
+                head_channels=info.head_channels,
+            )
+        except ConfigError:
+            same = False
+            break
+        same = same and (not entry.layers or tuple(entry.layers) == plan.layers)
+    if not same:
+        raise ConfigError(
+            f"--front {front.path} belongs to another checkpoint "
+            f"({front.checkpoint_dir or 'unknown'}) than --checkpoint_dir {checkpoint.path}"
+        )
+
+
+def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
+    rows = _read_rows(path)
+    found: list[Candidate] = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ConfigError(f"--subnetworks {path}: entry {number} is {row!r}, not sizes")
+        sizes = dict(row.get("subnetwork", row))
+        label = str(sizes.pop("name", row.get("name", f"sub-{number}")))
+        try:
+            sub = Sizes(**sizes).resolve(checkpoint.config, checkpoint.info.head_channels)
+        except (TypeError, ConfigError) as error:
+            reason = str(error).replace("Sizes.__init__() got an unexpected", "unknown")
+            raise ConfigError(f"--subnetworks {path}: entry {number}: {reason}") from None
+        found.append(Candidate(label, sub))
+    labels = [candidate.label for candidate in found]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ConfigError(f"--subnetworks {path}: name {twice[0]!r} stands there twice")
+    return found
+
+
+def _read_rows(path: Path) -> list[Any]:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"--subnetworks {path} can't be read: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--subnetworks {path} is not YAML or JSON: {reason}") from None
+    if isinstance(content, dict):  # the grid of a training holds None for an empty bin
+        content = content.get("subnetworks") or content.get("members")
+    if not isinstance(content, list) or not any(content):
+        raise ConfigError(f"--subnetworks {path} holds no list of sizes, such as [{{n_layer: 2}}]")
+    return [row for row in content if row is not None]
