@@ -27,7 +27,7 @@ def search(
     data: TextData = TextData(),
     objectives: list[str] | str = "val_loss,num_params",
     constraints: list[str] | str | None = None,
-    method: Method = Method.random,
+    method: Method = Method.surrogate,
     num_trials: int = 100,
     search_space: str | None = None,
     search_blocks: int = 32,

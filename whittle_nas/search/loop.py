@@ -87,8 +87,7 @@ class Search:
             The trials by number, those of the interrupted run included.
 
         Raises:
-            ConfigError: if the first trials all fail, or if a recorded trial is not what this
-                search proposes.
+            ConfigError: if the first trials all fail.
         """
         exhausted = False
         while True:
@@ -108,14 +107,8 @@ class Search:
         """Propose and start one trial; False if the space is exhausted."""
         number = self._asked
         if number in self.recorded:
-            trial = self.recorded[number]
-            if not self.searcher.accept(trial.sub):
-                raise ConfigError(
-                    f"--resume: trial {number} of trials.csv is {trial.sub}, which this search "
-                    "would not propose; the file or the program changed, start anew with another "
-                    "--out_dir"
-                )
-            self._ended[number] = trial
+            self._ended[number] = self.recorded[number]
+            self.searcher.accept(self.recorded[number].sub)
         else:
             suggestion = self._scheduler.suggest()
             if suggestion is None:

@@ -193,6 +193,8 @@ class Session:
             objectives=request.objectives,
             costs=self.costs.functions(request.objectives),
             first=self._first(),
+            size=lambda sub: self._cost(sub, "num_params"),
+            likely_excess=excess_function(request.constraints, self._cost),
             excess=excess_function(request.constraints, self._cost),
         )
         return Search(

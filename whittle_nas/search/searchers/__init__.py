@@ -9,7 +9,13 @@ from whittle_nas.search.searchers.base import Problem, SpaceSearcher
 
 # method: (module, class); only the chosen one is imported, pymoo and scikit-learn take seconds
 _SEARCHERS = {
+    Method.surrogate: ("surrogate", "SurrogateSearcher"),
     Method.random: ("random_search", "RandomSearcher"),
+    Method.stratified: ("stratified", "StratifiedSearcher"),
+    Method.nsga2: ("nsga2", "NSGA2Searcher"),
+    Method.local_search: ("local_search", "LocalSearcher"),
+    Method.evolution: ("evolution", "EvolutionSearcher"),
+    Method.scalarization: ("scalarization", "ScalarizationSearcher"),
 }
 
 

@@ -1,0 +1,49 @@
+"""A search space in which everything can be computed at once, with a known front."""
+
+import numpy as np
+import pytest
+
+from whittle_nas.search.searchers import Problem
+from whittle_nas.space import SearchSpace, SubNetwork
+
+FULL = SubNetwork(64, 8, 4, 8, 176, 6)
+SPEC = {
+    "n_embd": {"min": 16, "step": 8},
+    "n_head": [2, 4, 8],
+    "n_query_groups": [2, 4],
+    "intermediate_size": {"min": 16, "step": 32},
+    "n_layer": {"min": 1},
+}
+
+
+def toy_cost(sub: SubNetwork) -> float:
+    """Parameters of the blocks, about."""
+    attention = (2 * sub.n_head + 2 * sub.n_query_groups) * sub.head_size
+    return float(sub.n_layer * sub.n_embd * (attention + 3 * sub.intermediate_size))
+
+
+def toy_loss(sub: SubNetwork) -> float:
+    """Saturates in every dimension, as the loss of super-networks does."""
+    shares = [getattr(sub, name) / getattr(FULL, name) for name in ("n_embd", "intermediate_size")]
+    penalty = sum((1 - share) ** 2 for share in shares) + 0.3 / sub.n_head
+    return 1.2 + 2 * penalty + 0.5 * (6 - sub.n_layer) ** 1.5 / 6
+
+
+@pytest.fixture
+def space() -> SearchSpace:
+    return SearchSpace.from_dict(SPEC, FULL)
+
+
+@pytest.fixture
+def problem(space) -> Problem:
+    return Problem(
+        space,
+        ("val_loss", "num_params"),
+        costs={"num_params": toy_cost},
+        size=toy_cost,
+        first=[space.largest, space.smallest],
+    )
+
+
+def values(sub: SubNetwork) -> np.ndarray:
+    return np.array([toy_loss(sub), toy_cost(sub)])
