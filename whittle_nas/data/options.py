@@ -26,6 +26,8 @@ class TextSource:
         hub: Name of a data set on the Hugging Face hub, or a local folder in the layout of one.
         hub_config: Configuration of that data set, where it has several.
         hub_split: Split of that data set.
+        hub_revision: Branch, tag or commit of that data set; `refs/convert/parquet` is the hub's
+            own conversion of data sets that still come as a script.
         module: Class name in `litgpt.data`, e.g. `Alpaca` or `JSON`.
         module_args: Arguments of that class.
         column: Column with the text; several columns are joined by a line break.
@@ -37,6 +39,7 @@ class TextSource:
     hub: str | None = None
     hub_config: str | None = None
     hub_split: str = "train"
+    hub_revision: str | None = None
     module: str | None = None
     module_args: dict[str, Any] = field(default_factory=dict)
     column: list[str] | str = "text"

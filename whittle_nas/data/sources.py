@@ -168,6 +168,7 @@ def _hub_rows(source: TextSource, seed: int | None) -> Sequence[Row]:
             source.hub,
             source.hub_config,
             split=source.hub_split,
+            revision=source.hub_revision,
             streaming=source.num_documents is not None,
         )
         rows = found if source.num_documents is None else _sample(found, source.num_documents, seed)

@@ -1,0 +1,212 @@
+"""`nas importance` from the command line: files, repeatability, and one sentence per mistake."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from litgpt import GPT, Config
+
+from whittle_nas.__main__ import main
+from whittle_nas.cli.importance import importance
+from whittle_nas.cli.parser import make_parser, parse
+from whittle_nas.data import load_blocks
+from whittle_nas.importance.sorting import read_importance
+from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/importance.yaml"))
+QUICK = ["--data.num_blocks", "4", "--data.block_size", "32", "--layer_blocks", "2"]
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.jsonl"
+    lines = [f"The {i}th line talks about sorting, weights and {i * i} words." for i in range(60)]
+    path.write_text("".join(json.dumps({"text": line * 4}) + "\n" for line in lines))
+    return path
+
+
+def run(checkpoint_dir: Path, out_dir: Path, text: Path, *more: str) -> int:
+    where = ["--checkpoint_dir", str(checkpoint_dir), "--out_dir", str(out_dir)]
+    return main(["importance", *where, "--data.files", str(text), *QUICK, *more])
+
+
+def logits(path: Path) -> torch.Tensor:
+    model = load_supernet(path).model
+    ids = torch.arange(40).unsqueeze(0) * 7 % model.config.padded_vocab_size
+    with torch.no_grad():
+        return model(ids)
+
+
+def test_three_options_are_enough(checkpoint_dir, text, tmp_path, capsys):
+    out = tmp_path / "sorted"
+    arguments = ["--checkpoint_dir", str(checkpoint_dir), "--data.files", str(text)]
+    assert main(["importance", *arguments, "--out_dir", str(out)]) == 0
+    before, after = logits(checkpoint_dir), logits(out)
+    assert (after - before).abs().max() <= 1e-4 * before.abs().max()
+    checkpoint = open_checkpoint(out)
+    assert sorted(checkpoint.info.layer_order) == [0, 1, 2]
+    assert checkpoint.info.importance is not None
+    assert checkpoint.info.importance["layer_order"] == "greedy"
+    assert (out / "importance.png").stat().st_size > 1000
+    assert "layers, most important first" in capsys.readouterr().out
+    GPT(Config.from_file(out / "model_config.yaml")).load_state_dict(
+        torch.load(out / "lit_model.pth", weights_only=True), strict=True
+    )
+
+
+def test_the_report_compares_before_and_after(checkpoint_dir, text, tmp_path, capsys):
+    out = tmp_path / "sorted"
+    assert run(checkpoint_dir, out, text, "--report.num_subnetworks", "5") == 0
+    report = json.loads((out / "rpd.json").read_text())
+    assert len(report["subnetworks"]) == 5
+    full = report["full_perplexity"]
+    assert full["after"] == pytest.approx(full["before"], rel=1e-4)
+    each = [(s["before"] - s["after"]) / s["before"] for s in report["subnetworks"]]
+    assert report["rpd"]["mean"] == pytest.approx(sum(each) / 5)
+    assert (out / "rpd.png").stat().st_size > 1000
+    assert "RPD" in capsys.readouterr().out
+
+
+def test_same_seed_same_files_byte_for_byte(checkpoint_dir, text, tmp_path):
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for out in outs:
+        assert run(checkpoint_dir, out, text, "--report.num_subnetworks", "3") == 0
+    names = sorted(path.name for path in outs[0].iterdir())
+    assert names == sorted(path.name for path in outs[1].iterdir())
+    for name in set(names) - {"run.yaml"}:  # which names out_dir
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
+
+
+def test_a_sorted_checkpoint_is_sorted_again(checkpoint_dir, text, tmp_path, capsys):
+    once, again, direct = (tmp_path / name for name in ("once", "again", "direct"))
+    assert run(checkpoint_dir, once, text, "--aggregation", "variance_norm") == 0
+    assert capsys.readouterr().err.count("warning") == 0
+    assert run(once, again, text) == 0
+    assert "is sorted already" in capsys.readouterr().err
+    assert run(checkpoint_dir, direct, text) == 0
+    twice, single = (read_importance(out / "importance.safetensors") for out in (again, direct))
+    assert twice.settings["times_sorted"] == 2
+    for name, value in single.scores.to_dict().items():
+        torch.testing.assert_close(getattr(twice.scores, name), value, rtol=1e-4, atol=1e-5)
+    assert twice.layer_order == single.layer_order
+    tensors, wanted = (open_checkpoint(out).state_dict() for out in (again, direct))
+    equal = [torch.equal(tensors[name], wanted[name]) for name in tensors]
+    # near-equal scores may change places by rounding; anything wrong would show everywhere
+    assert sum(equal) > 0.9 * len(equal)
+
+
+def test_layer_order_and_neurons_can_be_chosen(checkpoint_dir, text, tmp_path):
+    for i, more in enumerate(
+        (
+            ["--layer_order", "block_drop", "--scope", "global"],
+            ["--layer_order", "block_importance", "--neuron_activation", "fc"],
+        )
+    ):
+        assert run(checkpoint_dir, tmp_path / str(i), text, *more) == 0
+        kept = open_checkpoint(tmp_path / str(i)).info.importance
+        assert kept is not None
+        assert kept["layer_order"] == more[1]
+
+
+def test_a_run_can_be_repeated_from_its_record(checkpoint_dir, text, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(checkpoint_dir, first, text) == 0
+    record = ["--config", str(first / "run.yaml"), "--out_dir", str(second)]
+    assert main(["importance", *record]) == 0
+    for name in ("lit_model.pth", "importance.safetensors", "supernet.yaml"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+MISTAKES = {
+    "no data": ([], "name a source with data.files"),
+    "empty data": (["--data.files", "empty.txt"], "empty.txt holds no text"),
+    "short data": (["--data.files", "short.txt"], "one block needs"),
+    "missing data": (["--data.files", "nowhere.txt"], "nowhere.txt does not exist"),
+    "block size": (["--data.files", "text.txt", "--data.block_size", "4096"], "1..128"),
+    "batch size": (["--data.files", "text.txt", "--batch_size", "0"], "--batch_size 0"),
+    "micro batch": (["--data.files", "text.txt", "--micro_batch_size", "0"], "at least 1"),
+    "aggregation": (["--data.files", "text.txt", "--aggregation", "median"], "median"),
+    "unknown option": (["--data.file", "text.txt"], "data.file"),
+    "report text": (
+        ["--data.files", "text.txt", "--data.valid_fraction", "0", "--report.num_subnetworks", "2"],
+        "--report.data.files",
+    ),
+    "report space": (
+        ["--data.files", "text.txt", "--report.num_subnetworks", "2", "--report.space", "no.yaml"],
+        "no.yaml",
+    ),
+    "device": (["--data.files", "text.txt", "--device", "cuda:99"], "cuda:99"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(checkpoint_dir, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("")
+    Path("short.txt").write_text("one two three")
+    Path("text.txt").write_text("A text that is long enough for a few blocks.\n" * 300)
+    where = ["--checkpoint_dir", str(checkpoint_dir), "--out_dir", "out"]
+    assert main(["importance", *where, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_out_dir_is_never_the_source(checkpoint_dir, text, capsys):
+    assert run(checkpoint_dir, checkpoint_dir, text, "--overwrite", "true") == 2
+    assert "is the --checkpoint_dir" in capsys.readouterr().err
+    assert run(checkpoint_dir, checkpoint_dir, text) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_not_a_number_names_the_layer(checkpoint_dir, text, tmp_path, capsys):
+    tensors = torch.load(checkpoint_dir / "lit_model.pth", weights_only=True)
+    tensors["transformer.h.1.attn.qkv.weight"][5] = float("nan")
+    torch.save(tensors, checkpoint_dir / "lit_model.pth")
+    assert run(checkpoint_dir, tmp_path / "out", text) == 2
+    error = capsys.readouterr().err
+    assert "transformer.h.1.attn.proj are not finite" in error
+    assert error.strip().count("\n") == 0
+
+
+def test_a_tokenizer_that_does_not_fit(checkpoint_dir, text, tmp_path, capsys, shared_data):
+    (checkpoint_dir / "tokenizer_config.json").write_text('{"tokenizer_class": "X"}')
+    (checkpoint_dir / "tokenizer.json").write_bytes(
+        (shared_data / "tokenizers" / "gpt2" / "tokenizer.json").read_bytes()
+    )
+    assert run(checkpoint_dir, tmp_path / "out", text) == 2
+    assert "does not fit the model's vocabulary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+def test_every_config_is_valid(path):
+    options = parse(make_parser("importance", importance), ["--config", str(path)])
+    built = make_parser("importance", importance).instantiate_classes(options)
+    built.data.parts()
+    assert yaml.safe_load(path.read_text())["checkpoint_dir"] == str(options.checkpoint_dir)
+    assert Config.from_name(options.checkpoint_dir.name).n_layer > 1
+
+
+def test_the_mixes_are_valid(shared_data, bundled):
+    """Both parse; the one of local files is read, and every source is there."""
+    folder = Path(__file__).parents[2] / "configs" / "data"
+    parser = make_parser("importance", importance)
+    needed = ["--checkpoint_dir", "c", "--out_dir", "o"]
+    mixes = [
+        parser.instantiate_classes(parse(parser, [*needed, "--data", str(folder / name)])).data
+        for name in ("v3-mix.yaml", "shared-mix.yaml")
+    ]
+    assert len(mixes[0].parts()) == 12
+    assert all(source.num_documents == 100 for source in mixes[0].parts())
+    assert all(str(f).startswith("../shared/data/") for s in mixes[1].parts() for f in s.paths)
+    config = Config.from_file(bundled / "model_config.yaml")
+    moved = [
+        replace(source, files=[shared_data / f.relative_to("../shared/data") for f in source.paths])
+        for source in mixes[1].parts()
+    ]
+    blocks = load_blocks(replace(mixes[1], sources=moved), bundled, config=config)
+    assert blocks.num_blocks > 20

@@ -1,0 +1,116 @@
+"""What `nas importance` shows: the proof that sorting helped, and pictures.
+
+Apart from the command's own file, which must not import torch even for type checking: jsonargparse
+runs those imports to read the signature.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from whittle_nas.data import Part, TextData, TokenBlocks, load_blocks
+from whittle_nas.evaluate.perplexity import nats_per_token
+from whittle_nas.importance.options import LayerCriterion
+from whittle_nas.importance.pipeline import Measured
+from whittle_nas.importance.report import draw_subnetworks, make_report, perplexities
+from whittle_nas.plots import plot_before_after, plot_importance
+from whittle_nas.space import SubNetwork, load_space
+from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.supernet import SuperNetwork
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The sub-networks and the text of a report; the first sub-network is the whole model."""
+
+    subnetworks: list[SubNetwork]
+    tokens: Tensor
+    config: Any
+    conditions: dict[str, Any]
+
+    def run(self, supernet: SuperNetwork, label: str) -> list[float]:
+        """Perplexity of every sub-network."""
+        return perplexities(
+            supernet,
+            self.subnetworks,
+            lambda model: nats_per_token(model, self.tokens),
+            label=label,
+            progress=progress,
+        )
+
+    def write(self, out_dir: Path, before: list[float], after: list[float]) -> None:
+        """Write `rpd.json` and `rpd.png`, and print the figures."""
+        report = make_report(self.subnetworks[1:], before, after, self.config)
+        text = json.dumps({**self.conditions, **report.to_dict()}, indent=2)
+        (out_dir / "rpd.json").write_text(text + "\n", encoding="utf-8")
+        found = report.improvement
+        plot_before_after(
+            out_dir / "rpd.png",
+            num_params=report.num_params,
+            before=report.before,
+            after=report.after,
+            full_perplexity=report.full_before,
+            title=f"{found.num_subnetworks} random sub-networks, RPD {found.mean:.2f}",
+        )
+        print(
+            f"RPD {found.mean:.3f} (median {found.median:.3f}, 10 % to 90 %: "
+            f"{found.quantile_10:.3f} to {found.quantile_90:.3f}), "
+            f"{found.share_improved:.0%} of {found.num_subnetworks} sub-networks improved"
+        )
+        print(f"whole model: perplexity {report.full_before:.4f} -> {report.full_after:.4f}")
+
+
+def plan_trial(
+    checkpoint: Checkpoint, *, space: str, count: int, text: TextData, part: Part, seed: int
+) -> Trial:
+    """Find the sub-networks and the held-out text, before the long part starts."""
+    config = checkpoint.config
+    blocks = load_blocks(text, checkpoint.path, config=config, part=part)
+    found = load_space(space, config, head_channels=checkpoint.info.head_channels)
+    drawn = draw_subnetworks(found, count, seed=seed)
+    conditions = {"space": found.to_dict(), "seed": seed, "data": describe(text, blocks)}
+    return Trial([SubNetwork.from_config(config), *drawn], blocks.tokens, config, conditions)
+
+
+def describe(data: TextData, blocks: TokenBlocks) -> dict[str, Any]:
+    """Which text it was, as plain values."""
+    sources = [source.label for source in data.parts()]
+    return {
+        "sources": sources,
+        "num_blocks": blocks.num_blocks,
+        "block_size": blocks.block_size,
+        "seed": data.seed,
+    }
+
+
+def draw_scores(out_dir: Path, measured: Measured, criterion: LayerCriterion) -> None:
+    """Write `importance.png`."""
+    labels = {
+        LayerCriterion.greedy: "loss when it was dropped (nats/token)",
+        LayerCriterion.block_drop: "loss without it (nats/token)",
+        LayerCriterion.block_importance: "block importance",
+    }
+    by_angle = criterion is LayerCriterion.block_importance
+    layers = measured.scores.block_importance.tolist() if by_angle else measured.layer_losses
+    plot_importance(
+        out_dir / "importance.png",
+        layers=layers,
+        layer_label=labels[criterion],
+        layer_order=measured.layer_order,
+        heads=measured.scores.heads.flatten(1).tolist(),
+        neurons=measured.scores.neurons.tolist(),
+    )
+
+
+def progress(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+    """A progress bar on stderr, which disappears when it is full."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, total=total, file=sys.stderr, leave=False)
