@@ -215,12 +215,12 @@ class ValidationOptions:
         num_networks: bins of a grid over the number of parameters; one member of each is validated,
             beside the full and the smallest network.
         every_n_steps: optimiser steps between two validations; by default a tenth of the training.
-        num_samples: validation samples that are used; by default all.
+        num_samples: validation samples that are used, the first ones; null takes all.
     """
 
     num_networks: int = 5
     every_n_steps: int | None = None
-    num_samples: int | None = None
+    num_samples: int | None = 256
 
     def __post_init__(self) -> None:
         _at_least("validation.num_networks", self.num_networks, 1)
