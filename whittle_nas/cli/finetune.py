@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
+from whittle_nas.space import SubNetwork, check_supported
 from whittle_nas.train.options import (
     LoraOptions,
     LossOptions,
@@ -18,8 +23,7 @@ from whittle_nas.train.options import (
     ValidationOptions,
 )
 
-if TYPE_CHECKING:
-    from whittle_nas.train.module import SupernetTraining
+# No import for type checkers only: jsonargparse would run it to resolve the signature below.
 
 
 def finetune(
@@ -82,33 +86,35 @@ def finetune(
     from whittle_nas.train.sampling import make_sampler, validation_networks
     from whittle_nas.train.sources import load_both
     from whittle_nas.weights.checkpoint import open_checkpoint
+    from whittle_nas.weights.counting import parameter_counter
 
     if batch_size < 1:
         raise ConfigError(f"--batch_size {batch_size} must be at least 1")
+    first = _is_first_process()
+    if first:
+        estimate = partial(_show_memory, checkpoint_dir, data, lora, loss, trainer)
+        estimate(batch_size=batch_size, checkpoint_blocks=checkpoint_blocks)
+        if trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file():
+            print(f"{checkpoint_dir} has no lit_model.pth: nothing was run")
+            return
     found = open_checkpoint(checkpoint_dir)
     if require_importance and found.info.importance is None:
         raise ConfigError(
             f"--checkpoint_dir {checkpoint_dir} is not sorted by importance: run `nas importance` "
             "on it first, or set require_importance to false"
         )
-    head_channels = found.info.head_channels
-    space = load_space(search_space, found.config, head_channels=head_channels)
-    first = _is_first_process()
-    if first:
+    space = load_space(search_space, found.config, head_channels=found.info.head_channels)
+    if first and not trainer.fast_dev_run:
         _prepare_directory(out_dir, checkpoint_dir, resume=resume, overwrite=overwrite)
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)
     supernet = load_trainable(found, lora, precision=trainer.precision)
     drawn, grid = make_sampler(sampler, space, supernet, seed=seed, samples=train.samples)
-    if first and grid is not None and grid.empty_bins:
-        print(f"grid: no sub-network falls into bins {list(grid.empty_bins)} of {sampler.num_bins}")
+    if first:
+        _print_data(train, held_out, grid)
     run = make_trainer(trainer, out_dir)
-    total = num_steps(
-        trainer,
-        num_samples=len(train.samples),
-        batch_size=batch_size,
-        world_size=run.world_size,
-    )
+    length = {"num_samples": len(train.samples), "batch_size": batch_size}
+    total = num_steps(trainer, **length, world_size=run.world_size)
     tenth = max(1, total // 10)
     recipe = Recipe(
         sandwich=sandwich,
@@ -148,9 +154,74 @@ def finetune(
         found,
         space=space,
         grid=grid,
-        training=_summary(module),
+        history=module.history,
+        training={
+            "strategy": sandwich.strategy.value,
+            "distillation": loss.distillation.value,
+            "sampler": sampler.kind.value,
+            "steps": total,
+            "valid_nats_per_token": module.history[max(module.history)],
+        },
     )
-    _report(module, out_dir)
+    _report(module.history, module.valid_networks, parameter_counter(found.config))
+    print(f"trained super-network: {out_dir}")
+
+
+def _show_memory(
+    checkpoint_dir: Path,
+    data: TextData,
+    lora: LoraOptions | None,
+    loss: LossOptions,
+    trainer: TrainerOptions,
+    *,
+    batch_size: int,
+    checkpoint_blocks: bool,
+) -> None:
+    """Print what a dry run will need; warn where the device is smaller."""
+    import torch
+
+    from whittle_nas.cli.common import print_table
+    from whittle_nas.train.memory import device_bytes, estimate_memory
+    from whittle_nas.weights.checkpoint import read_model_config
+
+    if not (checkpoint_dir / "model_config.yaml").is_file():
+        return  # open_checkpoint says what is missing
+    config = read_model_config(checkpoint_dir / "model_config.yaml")
+    check_supported(config)
+    needed = estimate_memory(
+        config,
+        lora,
+        batch=batch_size,
+        tokens=data.check(config.block_size),
+        precision=trainer.precision,
+        loss=loss,
+        checkpoint_blocks=checkpoint_blocks,
+    )
+    on_cuda = trainer.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    there = device_bytes(torch.device("cuda" if on_cuda else "cpu"))
+    if trainer.fast_dev_run:
+        rows = [(field.name, getattr(needed, field.name) / 2**30) for field in fields(needed)]
+        print_table(("memory", "GiB"), [*rows, ("total", needed.total / 2**30)])
+    if needed.total > there:
+        print(
+            f"nas: the training needs about {needed.total / 2**30:.1f} GiB per device and this "
+            f"one has {there / 2**30:.1f}: lower batch_size or data.block_size, or set "
+            "checkpoint_blocks to true",
+            file=sys.stderr,
+        )
+
+
+def _print_data(train: Any, held_out: Any, grid: Any) -> None:
+    """What the data and the grid turned out to be, where a user may not expect it."""
+    for name, found in (("training", train), ("validation", held_out)):
+        if found.num_cut or found.num_unlabelled:
+            print(
+                f"{name} data: {found.num_cut} samples reach the block size and were cut, "
+                f"{found.num_unlabelled} had no label left and were dropped"
+            )
+    if grid is not None and grid.empty_bins:
+        bins = ", ".join(map(str, grid.empty_bins))
+        print(f"grid: no sub-network was found in bins {bins} (of {len(grid.edges) - 1})")
 
 
 def _is_first_process() -> bool:
@@ -175,25 +246,15 @@ def _prepare_directory(
     out_dir.mkdir(parents=True, exist_ok=True)
 
 
-def _summary(module: SupernetTraining) -> dict[str, Any]:
-    """What `supernet.yaml` keeps about the training."""
-    return {
-        "strategy": module.recipe.sandwich.strategy.value,
-        "distillation": module.recipe.loss.distillation.value,
-        "steps": module.recipe.total_steps,
-        "valid_nats_per_token": module.history[max(module.history)],
-    }
-
-
-def _report(module: SupernetTraining, out_dir: Path) -> None:
+def _report(
+    history: dict[int, dict[str, float]],
+    networks: dict[str, SubNetwork],
+    num_params: Callable[[SubNetwork], int],
+) -> None:
+    """Validation losses of the fixed set of networks, before and after."""
     from whittle_nas.cli.common import print_table
-    from whittle_nas.weights.counting import parameter_counter
 
-    count = parameter_counter(module.supernet.config)
-    before, after = module.history[min(module.history)], module.history[max(module.history)]
-    rows = [
-        (name, count(sub), before[name], after[name])
-        for name, sub in sorted(module.valid_networks.items(), key=lambda item: count(item[1]))
-    ]
+    before, after = history[min(history)], history[max(history)]
+    by_size = sorted(networks.items(), key=lambda item: num_params(item[1]))
+    rows = [(name, num_params(sub), before[name], after[name]) for name, sub in by_size]
     print_table(("network", "parameters", "before", "after"), rows, "validation, nats per token")
-    print(f"trained super-network: {out_dir}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from whittle_nas.plots import plot_training
 from whittle_nas.space import SearchSpace
 from whittle_nas.space.samplers import Grid
 from whittle_nas.train import lora
@@ -32,6 +33,7 @@ def write_outputs(
     *,
     space: SearchSpace,
     grid: Grid | None,
+    history: dict[int, dict[str, float]],
     training: dict[str, Any],
 ) -> None:
     """Write the merged checkpoint; `lit_model.pth` comes last and so marks it as complete.
@@ -42,8 +44,11 @@ def write_outputs(
         source: the checkpoint that was trained.
         space: search space that was trained.
         grid: grid of the sampler, if it has one.
+        history: validation losses by step and network.
         training: summary for `supernet.yaml`.
     """
+    plot_training(out_dir / CURVES, read_curves(out_dir))
+    atomic_write_text(out_dir / LOSSES, yaml.safe_dump(history, sort_keys=False))
     partial = Path(tempfile.mkdtemp(prefix=".final.", dir=out_dir))
     try:
         info = replace(source.info, search_space=space.to_dict(), training=training)

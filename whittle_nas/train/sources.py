@@ -64,6 +64,11 @@ def load_samples(
         raise ConfigError(
             f"packing=true does not go with the sliding window of model {config.name!r}; use false"
         )
+    if tokenizer.eos_id is None:
+        raise ConfigError(
+            f"the tokenizer in {checkpoint_dir} names no EOS token, which ends every answer: give "
+            "it in generation_config.json or tokenizer_config.json"
+        )
     items = [item for s in parts for item in _module_items(s, tokenizer, part, block_size)]
     samples = [from_labelled(item["input_ids"], item["labels"]) for item in items]
     kept = [sample for sample in samples if sample.num_labels]

@@ -1,0 +1,167 @@
+"""How much memory a training will need, from the sizes alone.
+
+B batch, T tokens, N labelled tokens (at most B * T), D n_embd, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from litgpt import GPT
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from whittle_nas.train import lora
+from whittle_nas.train.options import Distillation, LoraOptions, LossOptions
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each device at the fullest moment of a step.
+
+    Attributes:
+        weights: frozen and trained weights of the model.
+        adapters: LoRA matrices.
+        gradients: of what is trained.
+        optimizer: AdamW's two moments.
+        activations: what the full network keeps for its backward pass.
+        logits: one chunk of the head with its gradient, and the teacher's logits.
+    """
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate_memory(
+    config: Any,
+    options: LoraOptions | None,
+    *,
+    batch: int,
+    tokens: int,
+    precision: str,
+    loss: LossOptions,
+    checkpoint_blocks: bool = False,
+) -> MemoryEstimate:
+    """Bytes that the training of a super-network needs per device.
+
+    Nothing is loaded: the model is built of fake tensors. Activations are those that autograd
+    saves in a fake forward pass of one and of two layers; a layer more costs the difference.
+
+    Args:
+        config: `litgpt.Config` of the model.
+        options: adapters; None trains all weights.
+        batch: rows per micro-batch, B.
+        tokens: tokens per row, T.
+        precision: as for the trainer.
+        loss: chunk size and whether there is a teacher.
+        checkpoint_blocks: whether activations are recomputed.
+    """
+    compute = torch.float32 if precision == "32-true" else torch.bfloat16
+    trained_bytes = 2 if precision == "bf16-true" else 4
+    sizes = _parameter_counts(config, options)
+    trained = sizes["adapters"] if options else sizes["weights"]
+    weight_bytes = compute.itemsize if options else trained_bytes
+    one = _saved_bytes(config, options, 1, batch, tokens, compute)
+    block = _saved_bytes(config, options, 2, batch, tokens, compute) - one
+    kept = block * config.n_layer
+    if checkpoint_blocks:
+        kept = block + batch * tokens * config.n_embd * compute.itemsize * config.n_layer
+    return MemoryEstimate(
+        weights=sizes["weights"] * weight_bytes,
+        adapters=sizes["adapters"] * trained_bytes,
+        gradients=trained * trained_bytes,
+        optimizer=2 * trained * trained_bytes,
+        activations=one - block + kept,
+        logits=_logit_bytes(config, loss, batch * tokens, compute),
+    )
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _build(config: Any, options: LoraOptions | None) -> nn.Module:
+    if options is None:
+        return GPT(config)
+    model = lora.GPT(lora.lora_config(config, options))
+    lora.freeze_base(model)
+    return model
+
+
+def _parameter_counts(config: Any, options: LoraOptions | None) -> dict[str, int]:
+    with torch.device("meta"):
+        model = _build(config, options)
+    counts = {"weights": 0, "adapters": 0}
+    for name, parameter in model.named_parameters():
+        counts["adapters" if lora.is_adapter(name) else "weights"] += parameter.numel()
+    return counts
+
+
+def _saved_bytes(
+    config: Any,
+    options: LoraOptions | None,
+    n_layer: int,
+    batch: int,
+    tokens: int,
+    dtype: torch.dtype,
+) -> int:
+    """Bytes that autograd saves in the forward pass up to the last norm, without parameters."""
+    per_layer = {
+        name: getattr(config, name)[:n_layer]
+        for name in ("sliding_window_indices", "rope_indices")
+        if getattr(config, name) is not None
+    }
+    shallow = replace(config, n_layer=n_layer, final_logit_softcapping=None, **per_layer)
+    with FakeTensorMode(), _default_dtype(dtype):
+        model: Any = _build(shallow, options)
+        model.lm_head = nn.Identity()
+        parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+        saved: dict[int, int] = {}
+        kept: list[torch.Tensor] = []  # so that no storage is freed and its number used again
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in parameters:
+                saved[storage._cdata] = storage.nbytes()
+                kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model(torch.zeros(batch, tokens, dtype=torch.long))
+    return sum(saved.values())
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _logit_bytes(config: Any, loss: LossOptions, tokens: int, dtype: torch.dtype) -> int:
+    """Logits, their log-probabilities and gradient for one chunk; a teacher's for all tokens."""
+    vocabulary = config.padded_vocab_size
+    chunk = min(tokens, max(1, loss.chunk_elements // vocabulary)) * vocabulary
+    if loss.distillation is Distillation.none:
+        return chunk * 4 * 3
+    return chunk * 4 * 6 + tokens * vocabulary * dtype.itemsize
