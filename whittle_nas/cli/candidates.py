@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,11 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
         except (TypeError, ConfigError) as error:
             reason = str(error).replace("Sizes.__init__() got an unexpected", "unknown")
             raise ConfigError(f"--subnetworks {path}: entry {number}: {reason}") from None
+        if not re.fullmatch(r"\w[\w.+=-]*", label) or label == "pairs":
+            raise ConfigError(
+                f"--subnetworks {path}: name {label!r} becomes a folder: use letters, "
+                "digits and _.+=-, and not `pairs`"
+            )
         found.append(Candidate(label, sub))
     labels = [candidate.label for candidate in found]
     if twice := [label for label in labels if labels.count(label) > 1]:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
 
-if TYPE_CHECKING:
-    from whittle_nas.cli.candidates import Candidate
-    from whittle_nas.evaluate.session import Session, Text
-    from whittle_nas.evaluate.store import Pair, Result
+# No import for type checkers only: jsonargparse would run it to resolve the signature below.
 
 
 def evaluate(
@@ -89,6 +83,7 @@ def evaluate(
     """
     from whittle_nas.cli.candidates import choose_candidates
     from whittle_nas.cli.common import resolve_device, resolve_dtype
+    from whittle_nas.cli.evaluation import compute, hold, read_text, report
     from whittle_nas.evaluate.presets import choose_tasks
     from whittle_nas.evaluate.running import RunOptions
     from whittle_nas.evaluate.session import ModelOptions, Session
@@ -116,18 +111,18 @@ def evaluate(
         gen_kwargs=gen_kwargs or {},
     )
     where = resolve_device(device)
-    with _hold(out_dir, overwrite=overwrite):
-        session = Session(
-            checkpoint,
-            out_dir,
-            load_tasks(choose_tasks(names, num_fewshot), options, include_path=include_path),
-            _text(data, checkpoint),
-            options,
-            RunOptions(bootstrap_iters, log_samples, confirm_run_unsafe_code),
-            ModelOptions(resolve_dtype(dtype), max_length, batch_size, sys.stderr.isatty()),
-        )
-        if _compute(session, candidates, where, devices):
-            _report(session, candidates, where if latency else None)
+    session = Session(
+        checkpoint,
+        out_dir,
+        load_tasks(choose_tasks(names, num_fewshot), options, include_path=include_path),
+        read_text(data, checkpoint),
+        options,
+        RunOptions(bootstrap_iters, log_samples, confirm_run_unsafe_code),
+        ModelOptions(resolve_dtype(dtype), max_length, batch_size, sys.stderr.isatty()),
+    )
+    with hold(out_dir, overwrite=overwrite):
+        if compute(session, candidates, where, devices):
+            report(session, candidates, where if latency else None)
 
 
 def _names(tasks: list[str] | str | None) -> list[str]:
@@ -137,9 +132,7 @@ def _names(tasks: list[str] | str | None) -> list[str]:
 
 def _check(names: Sequence[str], data: TextData | None, counts: dict[str, int | None]) -> None:
     if not names and data is None:
-        raise ConfigError(
-            "give --tasks, for instance v1 or arc_easy,piqa, or --data.files, or both"
-        )
+        raise ConfigError("give --tasks, such as v1 or arc_easy,piqa, or --data.files, or both")
     for option, count in counts.items():
         if count is not None and count < 1:
             raise ConfigError(f"{option} {count} must be at least 1")
@@ -153,121 +146,3 @@ def _hush() -> None:
 
     datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
-
-
-@contextmanager
-def _hold(out_dir: Path, *, overwrite: bool) -> Iterator[None]:
-    """Take `out_dir` for this run; finished pairs in it are welcome, other files are not."""
-    import shutil
-
-    from whittle_nas.cli.common import lock
-    from whittle_nas.evaluate.store import PAIRS
-    from whittle_nas.weights.files import check_free
-
-    if not (out_dir / PAIRS).is_dir():
-        check_free(out_dir)
-    with lock(out_dir) if _is_first_process() else nullcontext():
-        if overwrite and _is_first_process():
-            shutil.rmtree(out_dir / PAIRS, ignore_errors=True)
-        (out_dir / PAIRS).mkdir(exist_ok=True)
-        yield
-
-
-def _text(data: TextData | None, checkpoint: Any) -> Text | None:
-    from whittle_nas.data import Part, load_blocks
-    from whittle_nas.evaluate.session import Text
-
-    if data is None:
-        return None
-    part = Part.VALID if data.valid_fraction else Part.ALL
-    blocks = load_blocks(data, checkpoint.path, config=checkpoint.config, part=part)
-    return Text(", ".join(source.label for source in data.parts()), blocks)
-
-
-def _compute(session: Session, candidates: Sequence[Candidate], device: Any, devices: int) -> bool:
-    """Compute what is not there yet; True in the process that has to report."""
-    from whittle_nas.evaluate.session import spread
-
-    pairs = session.pairs([candidate.subnetwork for candidate in candidates])
-    todo = [pair for pair in pairs if session.find(pair) is None]
-    if len(todo) < len(pairs):
-        _say(f"{len(pairs) - len(todo)} of {len(pairs)} pairs are finished already")
-    labels = {candidate.subnetwork: candidate.label for candidate in reversed(candidates)}
-
-    def tell(pair: Pair, result: Result) -> None:
-        _say(f"{labels[pair.subnetwork]} {pair.task}: {_headlines(session, pair, result)}")
-
-    if devices == 1:
-        session.compute(todo, device, on_pair=tell)
-        return True
-    # the list was made before the processes part: none of them has finished anything by then
-    fabric = _launch(device, devices)
-    costs = [float(_num_params(session, pair.subnetwork)) for pair in todo]
-    mine = spread(todo, costs, fabric.world_size)[fabric.global_rank]
-    session.compute(mine, fabric.device, on_pair=tell)
-    fabric.barrier()
-    return fabric.is_global_zero
-
-
-def _launch(device: Any, devices: int) -> Any:
-    """Start the other processes; each runs this command up to this line."""
-    import torch
-    from lightning import Fabric
-    from lightning.fabric.strategies.ddp import DDPStrategy
-
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise ConfigError(f"--devices {devices}: there are {torch.cuda.device_count()} GPUs")
-    # the first process may wait for hours at the end; gloo, since only that is communicated
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
-    fabric = Fabric(accelerator=device.type, devices=devices, strategy=strategy)
-    fabric.launch()
-    return fabric
-
-
-def _num_params(session: Session, sub: Any) -> int:
-    from whittle_nas.metrics.analytic import num_params
-    from whittle_nas.weights.slicing import plan_slices
-
-    info = session.checkpoint.info
-    plan = plan_slices(
-        sub,
-        session.checkpoint.config,
-        layer_order=info.layer_order,
-        head_channels=info.head_channels,
-    )
-    return num_params(plan.config)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _headlines(session: Session, pair: Pair, result: Result) -> str:
-    from whittle_nas.cli.evaluation_report import headline_of
-
-    score = headline_of(session, pair.task, result)
-    return f"{'no number' if score is None else score} ({result.seconds:.1f} s)"
-
-
-def _report(session: Session, candidates: Sequence[Candidate], timed_on: Any) -> None:
-    from whittle_nas.cli.evaluation_report import Evaluated, write_report
-
-    latencies: Sequence[float | None] = [None] * len(candidates)
-    if timed_on is not None:
-        latencies = session.latency_ms([c.subnetwork for c in candidates], timed_on)
-    write_report(
-        session,
-        [
-            Evaluated(
-                label=candidate.label,
-                num_params=_num_params(session, candidate.subnetwork),
-                latency_ms=latency,
-                pairs=session.pairs([candidate.subnetwork]),
-            )
-            for candidate, latency in zip(candidates, latencies, strict=True)
-        ],
-    )

@@ -100,7 +100,7 @@ def _draw(out_dir: Path, evaluated: Sequence[Evaluated], shown: Sequence[dict[st
     costs = {"parameters": [float(one.num_params) for one in evaluated]}
     timed = [one.latency_ms for one in evaluated if one.latency_ms is not None]
     if len(timed) == len(evaluated):
-        costs["latency in ms, 2 x 512 tokens"] = timed
+        costs["latency in ms"] = timed
     for task in dict.fromkeys(task for numbers in shown for task in numbers):
         rows = [at for at, numbers in enumerate(shown) if task in numbers]
         points = [shown[at][task] for at in rows]

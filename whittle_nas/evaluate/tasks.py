@@ -203,6 +203,7 @@ def _fingerprint(tasks: dict[str, Task], options: TaskOptions) -> str:
     for name, task in tasks.items():
         settings = dict(task.dump_config())
         settings["metadata"] = {"version": task.VERSION}  # lm-eval adds the path of the file
+        settings.pop("dataset_kwargs", None)  # more paths; what the files hold is hashed below
         text = json.dumps(settings, sort_keys=True, default=handle_non_serializable)
         digest.update(re.sub(r"0x[0-9a-f]+", "", f"{name}{text}").encode())
         shots = task.get_config("num_fewshot")

@@ -1,0 +1,142 @@
+"""Running `nas evaluate`: the folder, the processes, the order of things."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.cli.candidates import Candidate
+from whittle_nas.cli.common import lock
+from whittle_nas.cli.evaluation_report import Evaluated, headline_of, write_report
+from whittle_nas.data import Part, TextData, load_blocks
+from whittle_nas.errors import ConfigError
+from whittle_nas.evaluate.session import Session, Text, spread
+from whittle_nas.evaluate.store import PAIRS, Pair, Result
+from whittle_nas.metrics.analytic import num_params
+from whittle_nas.weights.files import check_free
+from whittle_nas.weights.slicing import plan_slices
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+@contextmanager
+def hold(out_dir: Path, *, overwrite: bool) -> Iterator[None]:
+    """Take `out_dir` for this run; finished pairs in it are welcome, other files are not.
+
+    Raises:
+        ConfigError: if `out_dir` holds something else, or if another run holds it.
+    """
+    if not (out_dir / PAIRS).is_dir():
+        check_free(out_dir)
+    with lock(out_dir) if _is_first_process() else nullcontext():
+        if overwrite and _is_first_process():
+            shutil.rmtree(out_dir / PAIRS, ignore_errors=True)
+        (out_dir / PAIRS).mkdir(exist_ok=True)
+        yield
+
+
+def read_text(data: TextData | None, checkpoint: Any) -> Text | None:
+    """The text behind the data options, packed."""
+    if data is None:
+        return None
+    part = Part.VALID if data.valid_fraction else Part.ALL
+    blocks = load_blocks(data, checkpoint.path, config=checkpoint.config, part=part)
+    return Text(", ".join(source.label for source in data.parts()), blocks)
+
+
+def compute(session: Session, candidates: Sequence[Candidate], device: Any, devices: int) -> bool:
+    """Compute what is not there yet; True in the process that has to report.
+
+    Args:
+        session: what is asked.
+        candidates: whom.
+        device: of a single process.
+        devices: processes that share the work.
+    """
+    pairs = session.pairs([candidate.subnetwork for candidate in candidates])
+    todo = [pair for pair in pairs if session.find(pair) is None]
+    if len(todo) < len(pairs):
+        _say(f"{len(pairs) - len(todo)} of {len(pairs)} pairs are finished already")
+    labels = {candidate.subnetwork: candidate.label for candidate in reversed(candidates)}
+
+    def tell(pair: Pair, result: Result) -> None:
+        _say(f"{labels[pair.subnetwork]} {pair.task}: {_headlines(session, pair, result)}")
+
+    if devices == 1:
+        session.compute(todo, device, on_pair=tell)
+        return True
+    # the list was made before the processes part: none of them has finished anything by then
+    fabric = _launch(device, devices)
+    costs = [float(_num_params(session, pair.subnetwork)) for pair in todo]
+    mine = spread(todo, costs, fabric.world_size)[fabric.global_rank]
+    session.compute(mine, fabric.device, on_pair=tell)
+    fabric.barrier()
+    return fabric.is_global_zero
+
+
+def _launch(device: Any, devices: int) -> Any:
+    """Start the other processes; each runs this command up to this line."""
+    import torch
+    from lightning import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise ConfigError(f"--devices {devices}: there are {torch.cuda.device_count()} GPUs")
+    # the first process may wait for hours at the end; gloo, since only that is communicated
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
+    fabric = Fabric(accelerator=device.type, devices=devices, strategy=strategy)
+    fabric.launch()
+    return fabric
+
+
+def _num_params(session: Session, sub: Any) -> int:
+    info = session.checkpoint.info
+    plan = plan_slices(
+        sub,
+        session.checkpoint.config,
+        layer_order=info.layer_order,
+        head_channels=info.head_channels,
+    )
+    return num_params(plan.config)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _headlines(session: Session, pair: Pair, result: Result) -> str:
+    score = headline_of(session, pair.task, result)
+    return f"{'no number' if score is None else score} ({result.seconds:.1f} s)"
+
+
+def report(session: Session, candidates: Sequence[Candidate], timed_on: Any) -> None:
+    """Write and print the results.
+
+    Args:
+        session: what was asked.
+        candidates: whom.
+        timed_on: device to time the sub-networks on; None: what a search measured, if it did.
+    """
+    latencies = [candidate.metrics.get("latency_ms") for candidate in candidates]
+    if timed_on is not None:
+        latencies = session.latency_ms([c.subnetwork for c in candidates], timed_on)
+    write_report(
+        session,
+        [
+            Evaluated(
+                label=candidate.label,
+                num_params=_num_params(session, candidate.subnetwork),
+                latency_ms=latency,
+                pairs=session.pairs([candidate.subnetwork]),
+            )
+            for candidate, latency in zip(candidates, latencies, strict=True)
+        ],
+    )
