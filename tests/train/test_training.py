@@ -11,7 +11,7 @@ from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import lora
 from whittle_nas.train.batches import IGNORE, from_blocks
 from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint
-from whittle_nas.train.module import Recipe, SupernetTraining, learning_rate
+from whittle_nas.train.module import SupernetTraining
 from whittle_nas.train.options import (
     Distillation,
     LoraOptions,
@@ -22,6 +22,7 @@ from whittle_nas.train.options import (
     TrainerOptions,
 )
 from whittle_nas.train.output import read_curves
+from whittle_nas.train.recipe import Recipe, learning_rate
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.supernet import SuperNetwork
 

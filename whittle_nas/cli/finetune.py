@@ -80,9 +80,10 @@ def finetune(
     from whittle_nas.cli.common import seed_everything
     from whittle_nas.space import load_space
     from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint, num_steps
-    from whittle_nas.train.module import Recipe, SupernetTraining
+    from whittle_nas.train.module import SupernetTraining
     from whittle_nas.train.output import write_outputs
     from whittle_nas.train.prepare import load_trainable
+    from whittle_nas.train.recipe import Recipe
     from whittle_nas.train.sampling import make_sampler, validation_networks
     from whittle_nas.train.sources import load_both
     from whittle_nas.weights.checkpoint import open_checkpoint

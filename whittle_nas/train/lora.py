@@ -71,7 +71,12 @@ def reset_adapter(module: nn.Module) -> None:
 
 
 def lora_config(config: BaseConfig, options: LoraOptions) -> Config:
-    """The configuration of the adapted model: `config` with the adapters of `options`."""
+    """The configuration of the adapted model: `config` with the adapters of `options`.
+
+    Raises:
+        ConfigError: if a number of the options is out of range.
+    """
+    options.check()
     base = {field.name: getattr(config, field.name) for field in fields(BaseConfig)}
     return Config(
         **base,

@@ -99,7 +99,12 @@ class LoraOptions:
     head: bool = True
     embedding: bool = True
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse numbers out of range; not on construction, where jsonargparse hides the reason.
+
+        Raises:
+            ConfigError: naming the number.
+        """
         _at_least("lora.r", self.r, 1)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout={self.dropout} must be at least 0 and below 1")

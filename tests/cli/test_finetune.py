@@ -1,0 +1,307 @@
+"""`nas finetune` as a user runs it: outputs, bad input, killed and distributed runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import litgpt
+import pytest
+import torch
+import yaml
+
+from whittle_nas.__main__ import main
+from whittle_nas.cli.finetune import finetune
+from whittle_nas.cli.parser import make_parser
+from whittle_nas.train.batches import collate
+from whittle_nas.train.step import labels_of, loss_sums
+from whittle_nas.weights.checkpoint import load_supernet
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--batch_size", 2, "--trainer.max_steps", 3, "--trainer.accelerator", "cpu",
+    "--trainer.enable_progress_bar", "false", "--validation.num_networks", 2,
+    "--validation.num_samples", 4, "--lora.r", 4, "--lora.dropout", 0, "--optimizer.lr", 0.01,
+]  # fmt: skip
+
+
+def nas(*arguments) -> int:
+    return main(["finetune", *map(str, arguments)])
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.jsonl"
+    lines = [f"{i} is a number, and so is {i * i}, its square. " * 3 for i in range(60)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def instructions(tmp_path) -> Path:
+    path = tmp_path / "instructions.json"
+    rows = [
+        {"instruction": f"Say {i} in words{' please' * (i % 5)}.", "output": "many " * (1 + i % 7)}
+        for i in range(40)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def text_options(text):
+    return ["--data.files", text, "--data.block_size", 32, "--data.valid_fraction", 0.1]
+
+
+def instruction_options(path, **more):
+    arguments = {"json_path": str(path), "mask_prompt": True, "val_split_fraction": 0.2, **more}
+    return ["--data.module", "JSON", "--data.module_args", json.dumps(arguments)]
+
+
+def test_the_result_is_the_trained_super_network(tmp_path, checkpoint_dir, text, capsys):
+    out_dir = tmp_path / "out"
+    code = nas(
+        "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL
+    )
+    assert code == 0, capsys.readouterr().err
+    written = {path.name for path in out_dir.iterdir()}
+    assert written >= {
+        "lit_model.pth", "lit_model.pth.lora", "model_config.yaml", "tokenizer.json", "run.yaml",
+        "supernet.yaml", "grid.yaml", "losses.yaml", "curves.png", "logs", "checkpoints",
+    }  # fmt: skip
+    trained = load_supernet(out_dir)
+    assert trained.info.search_space is not None
+    before = load_supernet(checkpoint_dir).model.state_dict()
+    changed = {n for n, t in trained.model.state_dict().items() if not torch.equal(t, before[n])}
+    assert {"transformer.wte.weight", "lm_head.weight"} <= changed
+    assert not any("norm" in name for name in changed)
+    adapters = torch.load(out_dir / "lit_model.pth.lora")["model"]
+    assert {name.rpartition(".")[2] for name in adapters} == {"lora_A", "lora_B"}
+    losses = yaml.safe_load((out_dir / "losses.yaml").read_text())
+    assert losses[3]["mean"] < losses[0]["mean"]
+    assert "before" in capsys.readouterr().out
+
+
+def test_merged_weights_have_the_loss_that_training_showed(tmp_path, checkpoint_dir, text):
+    from whittle_nas.data import Part, TextData
+    from whittle_nas.train.sampling import validation_networks
+    from whittle_nas.train.sources import load_samples
+
+    out_dir = tmp_path / "out"
+    nas("--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL)
+    trained = load_supernet(out_dir)
+    data = TextData(files=text, block_size=32, valid_fraction=0.1)
+    held_out = load_samples(data, out_dir, config=trained.config, part=Part.VALID).samples[:4]
+    from whittle_nas.space import load_space
+
+    networks = validation_networks(load_space("aligned", trained.config), trained, 2)
+    batch = collate(held_out)
+    sums = loss_sums(trained, batch, networks.values(), chunk_elements=2**20)
+    shown = yaml.safe_load((out_dir / "losses.yaml").read_text())[3]
+    for name, total in zip(networks, sums.tolist(), strict=True):
+        assert total / len(labels_of(batch)) == pytest.approx(shown[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_instructions_with_masked_prompts(tmp_path, checkpoint_dir, instructions, packing):
+    out_dir = tmp_path / "out"
+    code = nas(
+        "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *SMALL, "--packing", packing,
+        *instruction_options(instructions), "--loss.distillation", "cosine",
+    )  # fmt: skip
+    assert code == 0
+    assert (out_dir / "lit_model.pth").is_file()
+
+
+@pytest.mark.parametrize("kind", ["random", "calibrate_mag", "calibrate_ppl"])
+def test_samplers(tmp_path, checkpoint_dir, text, kind):
+    out_dir = tmp_path / "out"
+    options = ["--sampler.kind", kind, "--sampler.num_bins", 3, "--sampler.candidates_per_bin", 2]
+    common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
+    assert nas(*common, "--out_dir", out_dir, *options) == 0
+    assert (out_dir / "grid.yaml").is_file() == (kind != "random")
+    if kind == "random":
+        return
+    members = yaml.safe_load((out_dir / "grid.yaml").read_text())["members"]
+    assert all("score" in member for member in members)
+    again = ["--sampler.kind", "fixed", "--sampler.file", out_dir / "grid.yaml"]
+    assert nas(*common, "--out_dir", tmp_path / "again", *again) == 0
+
+
+def test_full_fine_tuning_keeps_the_stored_number_format(tmp_path, checkpoint_dir, text):
+    path = checkpoint_dir / "lit_model.pth"
+    stored = {name: t.bfloat16() for name, t in torch.load(path).items()}
+    torch.save(stored, path)
+    out_dir = tmp_path / "out"
+    small = SMALL[: SMALL.index("--lora.r")]
+    code = nas(
+        "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *small,
+        "--lora", "null", "--trainer.precision", "bf16-mixed", "--optimizer.lr", 0.01,
+    )  # fmt: skip
+    assert code == 0
+    trained = torch.load(out_dir / "lit_model.pth")
+    assert {t.dtype for t in trained.values()} == {torch.bfloat16}
+    assert not torch.equal(trained["transformer.ln_f.weight"], stored["transformer.ln_f.weight"])
+    assert not (out_dir / "lit_model.pth.lora").exists()
+
+
+def test_dry_run_prints_memory_and_writes_nothing(tmp_path, checkpoint_dir, text, capsys):
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
+    assert nas(*common, *text_options(text), "--trainer.fast_dev_run", "true") == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("weights", "adapters", "optimizer", "activations"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_without_weights(tmp_path, capsys):
+    config = litgpt.Config.from_name("Llama-3.1-8B")
+    litgpt.utils.save_config(config, tmp_path)
+    code = nas(
+        "--checkpoint_dir", tmp_path, "--out_dir", tmp_path / "out", "--data.module", "Alpaca",
+        "--trainer.fast_dev_run", "true", "--batch_size", 512,
+    )  # fmt: skip
+    shown = capsys.readouterr()
+    assert code == 0
+    assert "nothing was run" in shown.out
+    assert "lower batch_size" in shown.err
+
+
+def edit(path: Path, **changes) -> None:
+    spec = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**spec, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--batch_size", 0], ["--batch_size 0"]),
+        (["--data.block_size", 4096], ["4096", "128"]),
+        (["--data.valid_fraction", 0], ["valid_fraction=0"]),
+        (["--search_space", "{n_layer: [9]}"], ["n_layer"]),
+        (["--require_importance", "true"], ["nas importance"]),
+        (["--sampler.kind", "fixed"], ["sampler.file"]),
+        (["--sampler.kind", "fixed", "--sampler.file", "no.yaml"], ["no.yaml"]),
+        (["--sampler.kind", "clever"], ["clever", "grid_params"]),
+        (["--loss.temperature", 0], ["loss.temperature=0"]),
+        (["--lora.r", 0], ["lora.r=0"]),
+        (["--trainer.strategy", "fsdp"], ["fsdp", "ddp"]),
+        (["--trainer.precision", "16-mixed"], ["16-mixed", "bf16-mixed"]),
+        (["--trainer.accelerator", "abacus"], ["abacus"]),
+        (["--optimizer.lr", "1e30"], ["step", "not finite"]),
+    ],
+)
+def test_bad_options_are_one_sentence(tmp_path, checkpoint_dir, text, capsys, options, words):
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out"]
+    assert nas(*common, *text_options(text), *SMALL, *options) == 2
+    message = capsys.readouterr().err.strip()
+    assert len(message.splitlines()) == 1
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "out" / "lit_model.pth").exists()
+
+
+def test_data_without_labels(tmp_path, checkpoint_dir, instructions, capsys):
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
+    options = [*instruction_options(instructions), "--data.block_size", 8]
+    assert nas(*common, *options) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("label", "block_size=8", "mask_prompt"))
+
+
+def test_space_that_does_not_fit(tmp_path, checkpoint_dir, text, capsys):
+    space = tmp_path / "space.yaml"
+    space.write_text("n_embd: [16, 4096]\n")
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
+    assert nas(*common, *text_options(text), "--search_space", space) == 2
+    assert "n_embd" in capsys.readouterr().err
+
+
+def test_out_dir_is_not_written_over(tmp_path, checkpoint_dir, text, capsys):
+    common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("")
+    assert nas(*common, "--out_dir", tmp_path / "out") == 2
+    assert nas(*common, "--out_dir", checkpoint_dir) == 2
+    assert "is the checkpoint that is read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/finetune.yaml")), ids=str)
+def test_every_config_is_parsed(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parser = make_parser("finetune", finetune)
+    given = yaml.safe_load(path.read_text())
+    required = {"checkpoint_dir": "x", "out_dir": "y"}
+    missing = [f"--{name}={value}" for name, value in required.items() if name not in given]
+    options = parser.parse_args([f"--config={path}", *missing])
+    parser.instantiate_classes(options)
+
+
+def command(checkpoint_dir, out_dir, text, *options):
+    arguments = [
+        "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL,
+        "--lora.dropout", 0.1, "--loss.distillation", "forward_kl", *options,
+    ]  # fmt: skip
+    return [sys.executable, "-m", "whittle_nas", "finetune", *map(str, arguments)]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text):
+    length = [
+        "--trainer.max_steps", 80, "--trainer.checkpoint_every_n_steps", 5,
+        "--validation.every_n_steps", 50,
+    ]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run(
+        command(checkpoint_dir, whole, text, *length), env=environment(), check=True, cwd=tmp_path
+    )
+    running = subprocess.Popen(
+        command(checkpoint_dir, parts, text, *length), env=environment(), cwd=tmp_path
+    )
+    while not list((parts / "checkpoints").glob("step=000000[1-9]*.ckpt")):
+        assert running.poll() is None, "ended before it was killed"
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (parts / "lit_model.pth").exists()
+    subprocess.run(
+        command(checkpoint_dir, parts, text, *length, "--resume", "true"),
+        env=environment(), check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert (whole / "losses.yaml").read_text() == (parts / "losses.yaml").read_text()
+    expected, found = torch.load(whole / "lit_model.pth"), torch.load(parts / "lit_model.pth")
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "instructions"])
+def test_two_processes_are_one_with_the_doubled_batch(
+    tmp_path, checkpoint_dir, text, instructions, kind
+):
+    """Masked prompts give the two processes different numbers of labels."""
+    data = [] if kind == "text" else ["--data.files", "null", "--data.block_size", 128]
+    data += instruction_options(instructions) if data else []
+    common = [
+        "--trainer.max_steps", 5, "--lora.dropout", 0, "--loss.weighting", "balanced", *data,
+    ]  # fmt: skip
+    runs = {
+        "one": ["--batch_size", 4],
+        "two": ["--trainer.devices", 2, "--trainer.strategy", "ddp"],
+    }
+    for name, options in runs.items():
+        subprocess.run(
+            command(checkpoint_dir, tmp_path / name, text, *common, *options),
+            env=environment(), check=True, cwd=tmp_path,
+        )  # fmt: skip
+    one, two = (torch.load(tmp_path / name / "lit_model.pth") for name in runs)
+    start = torch.load(checkpoint_dir / "lit_model.pth")
+    assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=0)
+    losses = [yaml.safe_load((tmp_path / name / "losses.yaml").read_text()) for name in runs]
+    assert losses[0][5]["mean"] == pytest.approx(losses[1][5]["mean"], abs=1e-5)

@@ -1,0 +1,52 @@
+"""How a super-network is trained, as one value, and the learning rate that follows from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from whittle_nas.train.options import LossOptions, OptimizerOptions, SandwichOptions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a super-network is trained.
+
+    Attributes:
+        sandwich: which networks a step runs.
+        loss: what they learn from.
+        optimizer: AdamW and its schedule; `lr` is set.
+        total_steps: optimiser steps of the whole training.
+        batch_size: samples per process and micro-batch.
+        accumulate: micro-batches per optimiser step.
+        clip: largest gradient norm; None does not clip.
+        seed: of data order, sub-networks and dropout.
+        checkpoint_blocks: recompute activations in the backward pass.
+        num_workers: processes that prepare batches.
+        log_every_n_steps: optimiser steps between two rows of the logs.
+        validate_every: optimiser steps between two validations.
+    """
+
+    sandwich: SandwichOptions
+    loss: LossOptions
+    optimizer: OptimizerOptions
+    total_steps: int
+    batch_size: int = 8
+    accumulate: int = 1
+    clip: float | None = None
+    seed: int = 1337
+    checkpoint_blocks: bool = False
+    num_workers: int = 0
+    log_every_n_steps: int = 10
+    validate_every: int = 100
+
+
+def learning_rate(step: int, options: OptimizerOptions, total_steps: int) -> float:
+    """Rate of an optimiser step counted from 0: linear warm-up, then a cosine down to `min_lr`."""
+    assert options.lr is not None
+    warmup = min(options.warmup_steps, total_steps)
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    wave = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return options.min_lr + (options.lr - options.min_lr) * wave
