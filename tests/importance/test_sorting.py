@@ -44,7 +44,7 @@ def random_scores(config, seed: int = 0) -> Scores:
 def sorted_model(model: GPT, orders) -> GPT:
     """A second model with the first one's weights in their new order."""
     other = GPT(model.config)
-    tensors = dict(PermutedTensors(model.state_dict(), orders, model.config))
+    tensors = dict(PermutedTensors(model.state_dict, orders, model.config))
     other.load_state_dict(tensors, strict=True)
     return other.to(model.lm_head.weight.dtype).eval()
 
@@ -67,7 +67,7 @@ def permute_wte(model, orders):
 def test_bfloat16_weights_are_only_reordered(tiny_gpt):
     model = tiny_gpt.to(torch.bfloat16)
     moved = PermutedTensors(
-        model.state_dict(), rank(random_scores(model.config), model.config), model.config
+        model.state_dict, rank(random_scores(model.config), model.config), model.config
     )
     for name, tensor in model.state_dict().items():
         assert moved[name].dtype is torch.bfloat16
@@ -150,7 +150,7 @@ def test_a_tied_table_is_stored_once(tmp_path):
     tensors = fill_random(GPT(config)).state_dict()
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
     orders = rank(random_scores(config), config)
-    save_tensors(tmp_path / "tied.pth", PermutedTensors(tensors, orders, config))
+    save_tensors(tmp_path / "tied.pth", PermutedTensors(lambda: tensors, orders, config))
     found = torch.load(tmp_path / "tied.pth", mmap=True, weights_only=True)
     assert found["lm_head.weight"].data_ptr() == found["transformer.wte.weight"].data_ptr()
     assert torch.equal(found["lm_head.weight"], permute_wte_of(tensors, orders, config))

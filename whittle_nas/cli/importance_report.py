@@ -113,4 +113,5 @@ def progress(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
     """A progress bar on stderr, which disappears when it is full."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=label, total=total, file=sys.stderr, leave=False)
+    # disable=None: silent where stderr is not a terminal
+    return tqdm(items, desc=label, total=total, file=sys.stderr, leave=False, disable=None)

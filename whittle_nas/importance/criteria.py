@@ -62,8 +62,10 @@ def norm(x: Tensor, dim: int) -> Tensor:
 
 def variance(x: Tensor, dim: int) -> Tensor:
     """Population variance of |x| in float32; two passes, since one would cancel."""
+    if dim > 0:  # row by row, so that the copies stay small
+        return torch.stack([variance(row, dim - 1) for row in x])
     x = x.abs().float()
-    return (x - x.mean(dim, keepdim=True)).square_().mean(dim)
+    return x.sub_(x.mean(0)).square_().mean(0)
 
 
 REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {

@@ -127,7 +127,7 @@ def write_sorted(
     found = _since_the_beginning(checkpoint, measured, orders, settings)
     write_checkpoint(
         out_dir,
-        PermutedTensors(checkpoint.state_dict(), orders, config),
+        PermutedTensors(checkpoint.state_dict, orders, config),
         config=config,
         source=checkpoint.path,
         info=replace(checkpoint.info, layer_order=measured.layer_order, importance=found.settings),

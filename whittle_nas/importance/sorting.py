@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,31 +39,36 @@ class SortedFrom:
 
 
 class PermutedTensors(Mapping[str, Tensor]):
-    """Weights in their new order, each made when it is asked for.
+    """Weights in their new order, each read and made when it is asked for.
 
-    A table that two names share (a tied head) is made once, so that it can be stored once.
+    The file is mapped anew for every tensor: pages of a mapping that were touched stay resident
+    until it is closed, and in the end that would be the whole checkpoint.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], orders: Orders, config: Any) -> None:
-        self._tensors, self._orders, self._config = tensors, orders, config
-        uses = Counter(_place(tensor) for tensor in tensors.values())
-        tied = [place for place, count in uses.items() if count > 1]
-        self._shared: dict[Any, Tensor | None] = dict.fromkeys(tied)
+    def __init__(
+        self, load: Callable[[], Mapping[str, Tensor]], orders: Orders, config: Any
+    ) -> None:
+        self._load, self._orders, self._config = load, orders, config
+        first: dict[Any, str] = {}
+        # A table that two names share (a tied head) is made once, so that it is stored once.
+        self._owner = {name: first.setdefault(_place(t), name) for name, t in load().items()}
+        shared = {owner for name, owner in self._owner.items() if name != owner}
+        self._shared: dict[str, Tensor | None] = dict.fromkeys(shared)
 
     def __getitem__(self, name: str) -> Tensor:
-        place = _place(self._tensors[name])
-        found = self._shared.get(place)
+        owner = self._owner[name]
+        found = self._shared.get(owner)
         if found is None:
-            found = permute(name, self._tensors[name], self._orders, self._config)
-            if place in self._shared:
-                self._shared[place] = found
+            found = permute(owner, self._load()[owner], self._orders, self._config)
+            if owner in self._shared:
+                self._shared[owner] = found
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._owner)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._owner)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
