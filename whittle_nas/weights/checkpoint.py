@@ -135,12 +135,18 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         proxies = {}
         for name, tensor in tensors.items():
             tied = [proxy for table, proxy in tables if _same_memory(table, tensor)]
-            # A copy: pickling a view would write the whole storage it looks into.
-            compact = tensor.detach().clone(memory_format=torch.contiguous_format)
-            proxies[name] = tied[0] if tied else writer.store_early(compact)
+            proxies[name] = tied[0] if tied else writer.store_early(_compact(tensor.detach()))
             if name in ("lm_head.weight", "transformer.wte.weight"):
                 tables.append((tensor, proxies[name]))
         writer.save(proxies)
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that fills its storage: pickling a view would write all that it looks into."""
+    fills = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    if fills and tensor.is_contiguous():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
