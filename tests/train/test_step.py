@@ -26,6 +26,7 @@ from whittle_nas.train.step import (
     networks_of_step,
 )
 from whittle_nas.weights.slicing import take
+from whittle_nas.weights.supernet import MAX_SKELETONS
 
 CHUNK = 5 * 32  # five tokens of a vocabulary of 32
 
@@ -200,3 +201,10 @@ def test_weights_of_the_step_reach_the_gradient(supernet, batch):
     accumulate(supernet, batch, [Network(MIDDLE, Role.sampled, 0.25)], LossOptions())
     for name, gradient in gradients(supernet).items():
         torch.testing.assert_close(gradient, 0.25 * once[name])
+
+
+def test_a_long_random_training_does_not_keep_every_shape(supernet):
+    for n_embd in range(1, 25):
+        for width in range(1, 8):
+            supernet.subnet(SubNetwork(n_embd, 4, 2, 8, width, 1), hidden=True)
+    assert len(supernet._skeletons) <= MAX_SKELETONS

@@ -19,6 +19,9 @@ from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import Cut, SlicePlan, plan_slices, slice_state_dict, take
 
 
+MAX_SKELETONS = 128  # a random sampler meets new shapes at every step of a long training
+
+
 class SuperNetwork:
     """Sub-networks of one litgpt model, sharing its parameters.
 
@@ -85,13 +88,15 @@ class SuperNetwork:
                 activations.
         """
         key = (sub, hidden, checkpoint_blocks, *self._placement())
-        if key not in self._skeletons:
-            if hidden:
-                whole = self.subnet(sub, checkpoint_blocks=checkpoint_blocks)
-                self._skeletons[key] = _without_head(whole)
-            else:
-                self._skeletons[key] = self._make_skeleton(sub, checkpoint_blocks)
-        return self._skeletons[key]
+        found = self._skeletons.pop(key, None)
+        if found is None and hidden:
+            found = _without_head(self.subnet(sub, checkpoint_blocks=checkpoint_blocks))
+        elif found is None:
+            found = self._make_skeleton(sub, checkpoint_blocks)
+        self._skeletons[key] = found  # the latest stands last
+        if len(self._skeletons) > MAX_SKELETONS:
+            del self._skeletons[next(iter(self._skeletons))]
+        return found
 
     def head(self, sub: SubNetwork) -> Callable[[torch.Tensor], torch.Tensor]:
         """The sub-network's last layer, hidden states `(..., n_embd)` to logits `(..., V)`."""
