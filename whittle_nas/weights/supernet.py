@@ -18,7 +18,6 @@ from whittle_nas.weights.axes import split_layer
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import Cut, SlicePlan, plan_slices, slice_state_dict, take
 
-
 MAX_SKELETONS = 128  # a random sampler meets new shapes at every step of a long training
 
 
