@@ -79,7 +79,7 @@ def test_the_result_is_the_trained_super_network(tmp_path, checkpoint_dir, text,
     assert not any("norm" in name for name in changed)
     adapters = torch.load(out_dir / "lit_model.pth.lora")["model"]
     assert {name.rpartition(".")[2] for name in adapters} == {"lora_A", "lora_B"}
-    losses = yaml.safe_load((out_dir / "losses.yaml").read_text())
+    losses = yaml.safe_load((out_dir / "losses.yaml").read_text())["nats_per_token"]
     assert losses[3]["mean"] < losses[0]["mean"]
     assert "before" in capsys.readouterr().out
 
@@ -99,7 +99,7 @@ def test_merged_weights_have_the_loss_that_training_showed(tmp_path, checkpoint_
     networks = validation_networks(load_space("aligned", trained.config), trained, 2)
     batch = collate(held_out)
     sums = loss_sums(trained, batch, networks.values(), chunk_elements=2**20)
-    shown = yaml.safe_load((out_dir / "losses.yaml").read_text())[3]
+    shown = yaml.safe_load((out_dir / "losses.yaml").read_text())["nats_per_token"][3]
     for name, total in zip(networks, sums.tolist(), strict=True):
         assert total / len(labels_of(batch)) == pytest.approx(shown[name], rel=1e-5)
 
@@ -303,5 +303,6 @@ def test_two_processes_are_one_with_the_doubled_batch(
     assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=0)
-    losses = [yaml.safe_load((tmp_path / name / "losses.yaml").read_text()) for name in runs]
-    assert losses[0][5]["mean"] == pytest.approx(losses[1][5]["mean"], abs=1e-5)
+    texts = [(tmp_path / name / "losses.yaml").read_text() for name in runs]
+    means = [yaml.safe_load(text)["nats_per_token"][5]["mean"] for text in texts]
+    assert means[0] == pytest.approx(means[1], abs=1e-5)

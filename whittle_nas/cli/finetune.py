@@ -156,6 +156,7 @@ def finetune(
         space=space,
         grid=grid,
         history=module.history,
+        networks=module.valid_networks,
         training={
             "strategy": sandwich.strategy.value,
             "distillation": loss.distillation.value,

@@ -6,6 +6,7 @@ import csv
 import shutil
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import yaml
 
 from whittle_nas.plots import plot_training
-from whittle_nas.space import SearchSpace
+from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.samplers import Grid
 from whittle_nas.train import lora
 from whittle_nas.train.fit import LOGS
 from whittle_nas.train.prepare import ADAPTERS, save_adapters, trained_state_dict
 from whittle_nas.weights.checkpoint import WEIGHTS, Checkpoint, write_checkpoint
+from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.files import atomic_write_text
 from whittle_nas.weights.supernet import SuperNetwork
 
@@ -34,6 +36,7 @@ def write_outputs(
     space: SearchSpace,
     grid: Grid | None,
     history: dict[int, dict[str, float]],
+    networks: Mapping[str, SubNetwork],
     training: dict[str, Any],
 ) -> None:
     """Write the merged checkpoint; `lit_model.pth` comes last and so marks it as complete.
@@ -44,11 +47,15 @@ def write_outputs(
         source: the checkpoint that was trained.
         space: search space that was trained.
         grid: grid of the sampler, if it has one.
-        history: validation losses by step and network.
+        history: validation losses in nats per token, by step and network.
+        networks: the networks that were validated.
         training: summary for `supernet.yaml`.
     """
     plot_training(out_dir / CURVES, read_curves(out_dir))
-    atomic_write_text(out_dir / LOSSES, yaml.safe_dump(history, sort_keys=False))
+    count = parameter_counter(source.config)
+    sizes = {name: {"num_params": count(sub), **sub.to_dict()} for name, sub in networks.items()}
+    losses = {"networks": sizes, "nats_per_token": history}
+    atomic_write_text(out_dir / LOSSES, yaml.safe_dump(losses, sort_keys=False))
     partial = Path(tempfile.mkdtemp(prefix=".final.", dir=out_dir))
     try:
         info = replace(source.info, search_space=space.to_dict(), training=training)
