@@ -22,8 +22,9 @@ from litgpt import Config
 
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
+from whittle_nas.metrics.latency_parts import Load
 from whittle_nas.search.costs import Costs
-from whittle_nas.search.evaluation import Evaluation
+from whittle_nas.search.evaluation import Evaluation, Job
 from whittle_nas.search.loop import Schedule, Search
 from whittle_nas.search.options import Method
 from whittle_nas.search.pareto import hypervolume, is_on_front
@@ -80,14 +81,14 @@ class TablePool:
     def __init__(self, losses: dict[SubNetwork, float]) -> None:
         self._losses, self._queue = losses, []
 
-    def submit(self, number: int, sub: SubNetwork, *, whole: bool = False) -> None:  # noqa: ARG002
+    def submit(self, job: Job) -> None:
         """Queue a look-up."""
-        self._queue.append((number, sub))
+        self._queue.append(job)
 
     def next(self) -> tuple[int, Evaluation]:
         """Look one up."""
-        number, sub = self._queue.pop(0)
-        return number, Evaluation(Status.complete, {"val_loss": self._losses[sub]})
+        job = self._queue.pop(0)
+        return job.number, Evaluation(Status.complete, {"val_loss": self._losses[job.sub]})
 
     def close(self) -> None:
         """Nothing to release."""
@@ -101,8 +102,9 @@ class Study:
         config: Config = checkpoint.config
         self.losses = read_table(table)
         self.space: SearchSpace = load_space(SPACE, config)
-        self.costs = Costs(config, checkpoint.info, batch_size=1, tokens=256, dtype=torch.float32)
-        count = self.costs.functions(["num_params"])["num_params"]
+        load = Load(1, 256, torch.device("cpu"), torch.float32)
+        self.costs = Costs(config, checkpoint.info, load)
+        count = self.costs.estimators(["num_params"])["num_params"]
         points = np.array([[loss, count(sub)] for sub, loss in self.losses.items()])
         front = points[is_on_front(points)]
         # Linear scales from the best value to the front's worst (the nadir point).
@@ -119,14 +121,14 @@ class Study:
         problem = Problem(
             self.space,
             OBJECTIVES,
-            self.costs.functions(OBJECTIVES),
+            self.costs.estimators(OBJECTIVES),
             first=[self.space.largest, self.space.smallest],
         )
         start = time.perf_counter()
         trials = Search(
             searcher=make_searcher(method, problem, seed),
             objectives=OBJECTIVES,
-            costs=lambda sub: self.costs.of(sub, ["num_params"]),
+            costs=self.costs.of,
             pool=TablePool(self.losses),
             schedule=Schedule(num_trials),
             on_trial=lambda _: None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 from whittle_nas.cli.options import DType
 from whittle_nas.data import TextData
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.options import CostOptions, Method
+from whittle_nas.search.options import CostOptions, HalvingOptions, Method, TaskOptions
 
 if TYPE_CHECKING:
-    from whittle_nas.search.session import Outcome, Request
+    from torch import Tensor
+
+    from whittle_nas.search.request import Request
+    from whittle_nas.search.session import Listener, Outcome
     from whittle_nas.search.trials import Trial
+    from whittle_nas.space import SearchSpace
+    from whittle_nas.space.front import Constraint
+    from whittle_nas.weights.checkpoint import Checkpoint
 
 _FILES = ("trials.csv", "search.json", "front.json", "front.png", "front.html")
 
@@ -34,6 +40,10 @@ def search(
     batch_size: int | None = None,
     start_from_grid: bool = True,
     costs: CostOptions = CostOptions(),
+    halving: HalvingOptions = HalvingOptions(),
+    tasks: TaskOptions = TaskOptions(),
+    workers: int = 1,
+    cluster: str | None = None,
     device: str = "auto",
     dtype: DType = DType.stored,
     seed: int = 1337,
@@ -61,6 +71,12 @@ def search(
         batch_size: Blocks per forward pass; by default chosen for the device.
         start_from_grid: Try the grid on which the super-network was trained first.
         costs: The load for which costs are computed and measured.
+        halving: Stop bad trials early.
+        tasks: How lm-eval tasks among the objectives are asked.
+        workers: Processes that evaluate at the same time, each on a GPU of its own, or on the CPU;
+            more than one needs Ray.
+        cluster: Address of a running Ray cluster to take the workers from, `auto` for this
+            machine's.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the weights.
         seed: Seed of the proposals.
@@ -68,10 +84,15 @@ def search(
         overwrite: Replace an earlier search in `out_dir`.
     """
     from whittle_nas.cli.common import lock, resolve_device, resolve_dtype, seed_everything
-    from whittle_nas.search.session import Request, Session
+    from whittle_nas.search.request import Request
+    from whittle_nas.search.session import Session
 
-    _at_least_one("num_trials", num_trials)
-    _at_least_one("search_blocks", search_blocks)
+    for option, value in (
+        ("num_trials", num_trials),
+        ("search_blocks", search_blocks),
+        ("workers", workers),
+    ):
+        _at_least_one(option, value)
     checkpoint, space = _open(checkpoint_dir, search_space)
     names, limits = _read(objectives, constraints)
     seed_everything(seed)
@@ -83,7 +104,7 @@ def search(
             space=space,
             objectives=names,
             constraints=limits,
-            tokens=_load_tokens(data, checkpoint),
+            tokens=_load_tokens(data, checkpoint, (*names, *(limit.metric for limit in limits))),
             method=method,
             num_trials=num_trials,
             seed=seed,
@@ -91,17 +112,20 @@ def search(
             batch_size=batch_size,
             start_from_grid=start_from_grid,
             costs=costs,
+            halving=halving,
+            tasks=tasks,
+            workers=workers,
+            cluster=cluster,
             device=resolve_device(device),
             dtype=resolve_dtype(dtype),
         )
-        session = Session(request, warn=_warn)
-        with _progress(request) as on_trial:
-            outcome = session.run(resume=resume, on_trial=on_trial)
+        with _listening(request) as listener:
+            outcome = Session(request, listener).run(resume=resume)
     _draw(request, outcome)
     _report(request, outcome)
 
 
-def _open(checkpoint_dir: Path, search_space: str | None):
+def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Checkpoint, SearchSpace]:
     """The checkpoint and the space; a space beyond the trained one is allowed, with a warning."""
     from whittle_nas.cli.selection import space_of
     from whittle_nas.search.constraints import untrained_dimensions
@@ -123,15 +147,24 @@ def _open(checkpoint_dir: Path, search_space: str | None):
     return checkpoint, space
 
 
-def _read(objectives: list[str] | str, constraints: list[str] | str | None):
+def _read(
+    objectives: list[str] | str, constraints: list[str] | str | None
+) -> tuple[tuple[str, ...], tuple[Constraint, ...]]:
     from whittle_nas.search.constraints import read_constraints
     from whittle_nas.search.objectives import parse_objectives
 
     return parse_objectives(objectives), read_constraints(constraints)
 
 
-def _load_tokens(data: TextData, checkpoint):
+def _load_tokens(data: TextData, checkpoint: Checkpoint, metrics: tuple[str, ...]) -> Tensor:
+    """Validation text in blocks; none where only tasks are asked."""
+    import torch
+
     from whittle_nas.data import Part, load_blocks
+    from whittle_nas.search.request import needs_text
+
+    if not needs_text(metrics):
+        return torch.empty(0, 2, dtype=torch.long)
 
     part = Part.VALID if data.valid_fraction else Part.ALL
     return load_blocks(data, checkpoint.path, config=checkpoint.config, part=part).tokens
@@ -152,11 +185,12 @@ def _clear(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def _progress(request: Request) -> Iterator[Callable[[Sequence[Trial]], None]]:
+def _listening(request: Request) -> Iterator[Listener]:
     """A bar with the time left and the best trial under some budgets."""
     from tqdm import tqdm
 
     from whittle_nas.search.results import best_per_budget
+    from whittle_nas.search.session import Listener
 
     quality = request.objectives[0]
     with tqdm(total=request.num_trials, desc="trials", file=sys.stderr, leave=False) as bar:
@@ -167,7 +201,14 @@ def _progress(request: Request) -> Iterator[Callable[[Sequence[Trial]], None]]:
             shown = [f"<={share:.0%} {trial.metrics[quality]:.4g}" for share, trial in best]
             bar.set_postfix_str(f"best {quality}: {', '.join(shown)}", refresh=False)
 
-        yield show
+        def step(what: str, left: int) -> None:
+            bar.set_description_str(f"{what}, {left} left" if left else "trials")
+
+        def warn(sentence: str) -> None:
+            bar.clear()
+            _warn(sentence)
+
+        yield Listener(show, step, warn)
 
 
 def _draw(request: Request, outcome: Outcome) -> None:

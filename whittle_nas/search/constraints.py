@@ -51,23 +51,20 @@ def excess_function(constraints: Sequence[Constraint], cost: Cost) -> Callable[[
     return excess
 
 
-def check_attainable(
-    space: SearchSpace, constraints: Sequence[Constraint], cost: Cost, *, draws: int = _DRAWS
-) -> None:
+def check_attainable(space: SearchSpace, constraints: Sequence[Constraint], cost: Cost) -> None:
     """Refuse limits that no member of the space keeps.
 
     Args:
         space: the sub-networks.
         constraints: all limits.
         cost: value of a cost of a sub-network.
-        draws: random members to start from; fewer where a cost is a measurement.
 
     Raises:
         ConfigError: naming the limit and the nearest value that can be reached.
     """
     known = [limit for limit in constraints if is_cost(limit.metric)]
     for limit in known:
-        nearest = _least_excess(space, excess_function([limit], cost), draws)
+        nearest = _least_excess(space, excess_function([limit], cost))
         value = cost(nearest, limit.metric)
         if limit.excess(value):
             raise ConfigError(
@@ -75,7 +72,7 @@ def check_attainable(
                 f"nearest attainable value is {value:.6g}"
             )
     if len(known) > 1:
-        nearest = _least_excess(space, excess_function(known, cost), draws)
+        nearest = _least_excess(space, excess_function(known, cost))
         broken = [limit for limit in known if limit.excess(cost(nearest, limit.metric))]
         if broken:
             values = ", ".join(f"{c.metric} = {cost(nearest, c.metric):.6g}" for c in known)
@@ -86,19 +83,17 @@ def check_attainable(
             )
 
 
-def _least_excess(
-    space: SearchSpace, excess: Callable[[SubNetwork], float], draws: int
-) -> SubNetwork:
+def _least_excess(space: SearchSpace, excess: Callable[[SubNetwork], float]) -> SubNetwork:
     """The member that breaks the limits least: by descent from several members, else by listing."""
     rng = random.Random(0)
-    starts = [space.largest, space.smallest, *(space.sample(rng) for _ in range(draws))]
+    starts = [space.largest, space.smallest, *(space.sample(rng) for _ in range(_DRAWS))]
     best = min(starts, key=excess)
     while excess(best) > 0:
         near = min(space.neighbours(best), key=excess, default=best)
         if excess(near) >= excess(best):
             break
         best = near
-    if excess(best) > 0 and draws and space.num_members() <= _LISTED:
+    if excess(best) > 0 and space.num_members() <= _LISTED:
         best = min(space.members(), key=excess)
     return best
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
-import torch
-
 from whittle_nas.metrics import analytic
-from whittle_nas.search.objectives import ANALYTIC, MEASURED
+from whittle_nas.metrics.latency_parts import Load, Phase
+from whittle_nas.metrics.latency_table import Accuracy, LatencyTable
+from whittle_nas.search.objectives import ANALYTIC
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import plan_slices
 
 Cost = Callable[[SubNetwork], float]
+PHASES = {"latency_ms": Phase.prefill, "decode_ms_per_token": Phase.decode}
 
 
 class Costs:
@@ -25,56 +27,89 @@ class Costs:
         self,
         config: Any,
         info: SupernetInfo,
+        load: Load,
         *,
-        batch_size: int,
-        tokens: int,
-        dtype: torch.dtype,
-        measured: dict[str, Cost] | None = None,
+        measured: Sequence[str] = (),
+        table: Path = Path("latency_table.json"),
     ) -> None:
         """Prepare the functions.
 
         Args:
             config: litgpt config of the super-network.
             info: its layer order and head channels.
-            batch_size: sequences in the key-value cache.
-            tokens: length of each sequence.
-            dtype: number format of weights and cache.
-            measured: functions for the metrics of `objectives.MEASURED` that are wanted.
+            load: what costs are for.
+            measured: which times are wanted, names of `PHASES`.
+            table: file of the latency table; not touched without `measured`.
+
+        Raises:
+            ConfigError: if the table was measured for something else.
         """
-        self._config, self._info = config, info
-        self._batch_size, self._tokens, self._dtype = batch_size, tokens, dtype
-        self._measured = measured or {}
+        self._config, self._info, self._load = config, info, load
+        self._tables = {
+            name: (LatencyTable(table, config, info, load), PHASES[name]) for name in measured[:1]
+        }
+        for name in measured[1:]:  # one file, one table
+            self._tables[name] = self._tables[measured[0]][0], PHASES[name]
         count = parameter_counter(config)
-        self._functions: dict[str, Cost] = {
+        per_item = load.dtype.itemsize
+        functions: dict[str, Cost] = {
             "num_params": count,
             "num_params_non_embedding": lambda sub: count(sub) - self._table_params(sub.n_embd),
-            "flops": lambda sub: analytic.flops(self.config_of(sub), tokens),
-            "weight_bytes": lambda sub: count(sub) * dtype.itemsize,
-            "memory_bytes": lambda sub: count(sub) * dtype.itemsize + self._cache_bytes(sub),
-            **self._measured,
+            "flops": lambda sub: analytic.flops(self.config_of(sub), load.tokens),
+            "weight_bytes": lambda sub: count(sub) * per_item,
+            "memory_bytes": lambda sub: count(sub) * per_item + self._cache_bytes(sub),
         }
-        assert set(self._functions) <= {*ANALYTIC, *MEASURED}
+        assert set(functions) == set(ANALYTIC)
         # A searcher asks for the same sub-networks again and again.
-        self._cached = {name: lru_cache(2**17)(f) for name, f in self._functions.items()}
+        self._functions = {name: lru_cache(2**17)(f) for name, f in functions.items()}
         self._table_params = lru_cache(None)(self._count_tables)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all costs, as columns."""
-        return tuple(self._functions)
+        return (*self._functions, *self._tables)
 
     @property
     def is_measured(self) -> bool:
         """Whether a cost is a time on this device."""
-        return bool(self._measured)
+        return bool(self._tables)
 
-    def functions(self, names: Sequence[str]) -> dict[str, Cost]:
-        """The costs among some metrics that follow exactly from the sizes."""
-        return {n: self._cached[n] for n in names if n in self._cached and n not in self._measured}
+    def value(self, sub: SubNetwork, name: str) -> float:
+        """One cost; a time that is not known is measured."""
+        if name in self._functions:
+            return self._functions[name](sub)
+        table, phase = self._tables[name]
+        return table.milliseconds(sub, phase)
 
-    def of(self, sub: SubNetwork, names: Sequence[str] | None = None) -> dict[str, float]:
-        """Values of costs by name; default: of all."""
-        return {name: self._cached[name](sub) for name in (names or self.names)}
+    def estimate(self, sub: SubNetwork, name: str) -> float:
+        """One cost without measuring anything."""
+        if name in self._functions:
+            return self._functions[name](sub)
+        table, phase = self._tables[name]
+        return table.estimate(sub, phase)
+
+    def of(self, sub: SubNetwork) -> dict[str, float]:
+        """All costs by name; times that are not known are measured."""
+        return {name: self.value(sub, name) for name in self.names}
+
+    def estimators(self, names: Sequence[str]) -> dict[str, Cost]:
+        """Cheap functions for the costs among some metrics."""
+        return {name: partial(self.estimate, name=name) for name in names if name in self.names}
+
+    def whole(self, sub: SubNetwork) -> dict[str, float]:
+        """The wanted times, measured on the sub-network as one model."""
+        return {name: table.whole(sub, phase) for name, (table, phase) in self._tables.items()}
+
+    def calibrate(self, subs: Sequence[SubNetwork], on_progress: Callable[[], object]) -> None:
+        """Fit the correction of a table that has none."""
+        for table, phase in self._tables.values():
+            if table.accuracy(phase) is None:
+                table.calibrate(subs, phase, on_progress=on_progress)
+
+    def accuracies(self) -> dict[str, Accuracy]:
+        """How far the table is from whole networks, for each of the wanted times."""
+        found = {name: table.accuracy(phase) for name, (table, phase) in self._tables.items()}
+        return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
 
     def layers(self, sub: SubNetwork) -> tuple[int, ...]:
         """Ids of the layers that a sub-network keeps."""
@@ -92,6 +127,7 @@ class Costs:
         return analytic.num_params(config) - analytic.num_params_non_embedding(config)
 
     def _cache_bytes(self, sub: SubNetwork) -> int:
+        load = self._load
         return analytic.kv_cache_bytes(
-            self.config_of(sub), batch=self._batch_size, length=self._tokens, dtype=self._dtype
+            self.config_of(sub), batch=load.batch, length=load.tokens, dtype=load.dtype
         )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.evaluate.perplexity import nats_per_token
+from whittle_nas.evaluate.perplexity import nats_per_block
+from whittle_nas.search.halving import FIRST
+from whittle_nas.search.objectives import QUALITY
+from whittle_nas.search.options import TaskOptions
 from whittle_nas.search.trials import Status
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet
@@ -23,20 +27,41 @@ class EvaluationSpec:
     Attributes:
         checkpoint_dir: the super-network.
         metrics: wanted quality metrics, see `objectives`.
-        batch_size: blocks per forward pass; None: chosen for the device.
         num_blocks: blocks of a trial; None: all.
+        first_blocks: blocks after which a trial may be stopped; 0: none.
+        batch_size: blocks per forward pass; None: chosen for the device.
         device: name of the device; a worker that sees one GPU only calls it `cuda`.
         dtype: number format of the weights; None: as stored.
         threads: CPU threads of torch; None: as they are.
+        tasks: how lm-eval tasks are asked.
     """
 
     checkpoint_dir: Path
     metrics: tuple[str, ...]
-    batch_size: int | None = None
     num_blocks: int | None = None
+    first_blocks: int = 0
+    batch_size: int | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
     threads: int | None = None
+    tasks: TaskOptions = field(default_factory=TaskOptions)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation.
+
+    Attributes:
+        number: names it.
+        sub: sizes.
+        stop_above: loss on the first blocks beyond which the rest is left out.
+        whole: use all blocks and all questions, not only those of a trial.
+    """
+
+    number: int
+    sub: SubNetwork
+    stop_above: float = math.inf
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,55 +87,84 @@ class Evaluator:
     """Holds a super-network and validation text; runs in this process or in a worker."""
 
     def __init__(self, spec: EvaluationSpec, tokens: torch.Tensor) -> None:
-        """Load the weights.
+        """Load the weights, and the tasks if there are any.
 
         Args:
             spec: what to evaluate and where.
-            tokens: (N, T + 1) validation text in blocks.
+            tokens: (N, T + 1) validation text in blocks; N may be 0 if no metric needs text.
 
         Raises:
-            ConfigError: for a checkpoint that can't be used.
+            ConfigError: for a checkpoint or a task that can't be used.
         """
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         self.spec = spec
         self.supernet = load_supernet(spec.checkpoint_dir, device=spec.device, dtype=spec.dtype)
         self.tokens = tokens
+        self._score: Any = None
+        if names := [name for name in spec.metrics if name not in (*QUALITY, FIRST)]:
+            from whittle_nas.search.tasks import TaskScorer  # lm-eval takes seconds to import
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of a trial."""
-        return min(self.spec.num_blocks or len(self.tokens), len(self.tokens))
+            self._score = TaskScorer(
+                names, spec.checkpoint_dir, self.supernet.config, spec.tasks, spec.batch_size
+            )
 
-    def evaluate(self, sub: SubNetwork, *, whole: bool = False) -> Evaluation:
+    def ready(self) -> bool:
+        """Answers when the constructor has ended: workers are waited for with it."""
+        return True
+
+    def evaluate(self, job: Job) -> Evaluation:
         """Measure the quality of a sub-network.
-
-        Args:
-            sub: sizes.
-            whole: use all blocks, not only those of a trial.
 
         Returns:
             Metrics, or the reason why there are none; memory that runs out is such a reason.
         """
         start = time.perf_counter()
         try:
-            result = self._evaluate(sub, len(self.tokens) if whole else self.num_blocks)
+            result = self._evaluate(job)
         except (RuntimeError, MemoryError, ConfigError) as error:  # memory that ran out, mostly
             reason = (str(error).strip().splitlines() or [""])[0]
             result = Evaluation(Status.failed, note=f"{type(error).__name__}: {reason[:200]}")
             if self.spec.device.startswith("cuda"):
                 torch.cuda.empty_cache()
-        seconds = time.perf_counter() - start
-        return Evaluation(result.status, result.metrics, result.blocks, seconds, result.note)
+        return replace(result, seconds=time.perf_counter() - start)
 
-    def _evaluate(self, sub: SubNetwork, num_blocks: int) -> Evaluation:
-        model = self.supernet.standalone(sub)
-        loss = nats_per_token(model, self.tokens[:num_blocks], self.spec.batch_size)
-        found = {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        metrics = {name: found[name] for name in self.spec.metrics}
+    def _evaluate(self, job: Job) -> Evaluation:
+        model = self.supernet.standalone(job.sub)
+        status, metrics, blocks = self._on_text(model, job)
+        if self._score is not None and status is Status.complete:
+            metrics |= self._score(model, whole=job.whole)
         wrong = [
             f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)
         ]
         if wrong:
-            return Evaluation(Status.failed, blocks=num_blocks, note="; ".join(wrong))
-        return Evaluation(Status.complete, metrics, num_blocks)
+            return Evaluation(Status.failed, blocks=blocks, note="; ".join(wrong))
+        return Evaluation(status, metrics, blocks)
+
+    def _on_text(self, model: Any, job: Job) -> tuple[Status, dict[str, float], int]:
+        """Loss and perplexity, on few blocks if the loss on those is too high."""
+        if "val_loss" not in self.spec.metrics:
+            return Status.complete, {}, 0
+        last = len(self.tokens)
+        if not job.whole and self.spec.num_blocks is not None:
+            last = min(last, self.spec.num_blocks)
+        metrics: dict[str, float] = {}
+        first, nats = 0 if job.whole else self.spec.first_blocks, 0.0
+        if first:
+            nats = self._nats(model, 0, first)
+            metrics[FIRST] = self._mean(nats, first)
+            if metrics[FIRST] > job.stop_above:
+                return Status.stopped, metrics, first
+        loss = self._mean(nats + self._nats(model, first, last), last)
+        return Status.complete, metrics | _loss(loss), last
+
+    def _nats(self, model: Any, start: int, end: int) -> float:
+        tokens = self.tokens[start:end]
+        return float(nats_per_block(model, tokens, batch_size=self.spec.batch_size).sum())
+
+    def _mean(self, nats: float, blocks: int) -> float:
+        return nats / (blocks * (self.tokens.shape[1] - 1))
+
+
+def _loss(nats_per_token: float) -> dict[str, float]:
+    return {"val_loss": nats_per_token, "perplexity": math.exp(min(nats_per_token, 700.0))}

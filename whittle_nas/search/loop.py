@@ -11,7 +11,9 @@ from syne_tune.backend.trial_status import Trial as SyneTuneTrial
 from syne_tune.optimizer.schedulers.single_fidelity_scheduler import SingleFidelityScheduler
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.evaluation import Evaluation
+from whittle_nas.search import halving
+from whittle_nas.search.evaluation import Evaluation, Job
+from whittle_nas.search.options import HalvingOptions
 from whittle_nas.search.searchers import SpaceSearcher
 from whittle_nas.search.trials import Status, Trial
 from whittle_nas.search.workers import Pool
@@ -57,6 +59,7 @@ class Search:
         schedule: who waits for what.
         on_trial: called with each new trial as it ends.
         recorded: trials of an interrupted run by number.
+        halving: whether bad trials are stopped early.
     """
 
     searcher: SpaceSearcher
@@ -66,6 +69,7 @@ class Search:
     schedule: Schedule
     on_trial: Callable[[Trial], None]
     recorded: Mapping[int, Trial] = field(default_factory=dict)
+    halving: HalvingOptions = field(default_factory=HalvingOptions)
 
     def __post_init__(self) -> None:
         self._scheduler = SingleFidelityScheduler(
@@ -74,11 +78,10 @@ class Search:
             searcher=self.searcher,
             random_seed=self.searcher.random_seed,
         )
-        self._running: dict[int, SubNetwork] = {}
-        self._costs: dict[int, Mapping[str, float]] = {}
+        self._running: dict[int, tuple[SubNetwork, Mapping[str, float]]] = {}
         self._ended: dict[int, Trial] = {}
-        self.told: list[Trial] = []
         self._asked = 0
+        self.told: list[Trial] = []
 
     def run(self) -> list[Trial]:
         """Run all trials.
@@ -113,31 +116,35 @@ class Search:
             suggestion = self._scheduler.suggest()
             if suggestion is None:
                 return False
-            assert suggestion.config is not None
-            sub = self.searcher.space.build(**suggestion.config)
-            assert sub is not None
-            self._costs[number] = self.costs(sub)
-            self._running[number] = sub
-            self.pool.submit(number, sub)
+            sub = self.searcher.proposals[number]
+            costs = self.costs(sub)
+            self._running[number] = sub, costs
+            self.pool.submit(Job(number, sub, stop_above=self._bound(costs)))
         self._asked += 1
         return True
+
+    def _bound(self, costs: Mapping[str, float]) -> float:
+        if not self.halving.first_blocks:
+            return float("inf")
+        names = [name for name in self.objectives if name in costs]
+        return halving.bound(costs, self.told, names, keep=self.halving.keep)
 
     def _collect(self) -> None:
         """Wait for one evaluation."""
         number, evaluation = self.pool.next()
-        trial = _trial(number, self._running.pop(number), self._costs.pop(number), evaluation)
+        trial = _trial(number, *self._running.pop(number), evaluation)
         self._ended[number] = trial
         self.on_trial(trial)
 
     def _tell(self, trial: Trial) -> None:
-        self.told.append(trial)
-        config: dict[str, Any] = self.searcher.space.genes(trial.sub)
+        config: dict[str, Any] = dict(self.searcher.space.genes(trial.sub))
         stamped = SyneTuneTrial(trial.number, config, datetime.datetime.now())
         if trial.status is Status.failed:
             self.searcher.on_trial_error(trial.number)
         else:
-            values = {name: trial.metrics[name] for name in self.objectives}
+            values = halving.completed(trial, self.told, self.objectives)
             self._scheduler.on_trial_complete(stamped, values)
+        self.told.append(trial)
         if len(self.told) == _HOPELESS and all(t.status is Status.failed for t in self.told):
             raise ConfigError(
                 f"the first {_HOPELESS} sub-networks could not be evaluated; the last one, "
@@ -145,16 +152,6 @@ class Search:
             )
 
 
-def _trial(
-    number: int, sub: SubNetwork, costs: Mapping[str, float], evaluation: Evaluation
-) -> Trial:
-    metrics = {**evaluation.metrics, **costs}
-    return Trial(
-        number,
-        sub,
-        evaluation.status,
-        metrics,
-        evaluation.blocks,
-        evaluation.seconds,
-        evaluation.note,
-    )
+def _trial(number: int, sub: SubNetwork, costs: Mapping[str, float], found: Evaluation) -> Trial:
+    metrics = {**found.metrics, **costs}
+    return Trial(number, sub, found.status, metrics, found.blocks, found.seconds, found.note)

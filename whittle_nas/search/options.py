@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from whittle_nas.errors import ConfigError
 
@@ -25,16 +26,24 @@ class CostOptions:
     """The load for which costs are computed and measured.
 
     Args:
-        batch_size: Sequences that are processed together.
+        batch: Sequences that are processed together.
         tokens: Prompt tokens per sequence, and tokens in the key-value cache; by default the
             model's context, at most 512.
-        latency_table: File with block times; by default in `out_dir`. Times are added to it as they
-            are measured.
+        latency_table: File with block times, made by `nas profile --table` or by an earlier search;
+            by default in `out_dir`. New times are added to it as they are measured.
+        calibrate: Whole networks to time for the correction of a new latency table; 0: none.
     """
 
-    batch_size: int = 2
+    batch: int = 2
     tokens: int | None = None
-    latency_table: str | None = None
+    latency_table: Path | None = None
+    calibrate: int = 12
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"--costs.batch {self.batch} must be at least 1")
+        if self.calibrate and self.calibrate < 4:
+            raise ConfigError(f"--costs.calibrate {self.calibrate} must be 0, or at least 4")
 
     def resolve_tokens(self, context: int) -> int:
         """Tokens per sequence for a model with this context.
@@ -42,9 +51,59 @@ class CostOptions:
         Raises:
             ConfigError: if they exceed the context.
         """
-        if self.batch_size < 1:
-            raise ConfigError(f"--costs.batch_size={self.batch_size} must be at least 1")
         tokens = min(context, 512) if self.tokens is None else self.tokens
         if not 1 <= tokens <= context:
-            raise ConfigError(f"--costs.tokens={tokens} must lie in 1..{context}, the context")
+            raise ConfigError(
+                f"--costs.tokens {tokens} must be between 1 and the model's context of {context}"
+            )
         return tokens
+
+
+@dataclass(frozen=True)
+class HalvingOptions:
+    """Successive halving: sub-networks that look bad on a few blocks see no more of them.
+
+    Args:
+        first_blocks: Blocks that every sub-network is evaluated on; 0: no halving, all see
+            `search_blocks`.
+        keep: Share of sub-networks, those nearest to the front, that see all blocks; what would be
+            on the front after the first blocks always does.
+    """
+
+    first_blocks: int = 0
+    keep: float = 0.3
+
+    def check(self, search_blocks: int, objectives: tuple[str, ...]) -> None:
+        """Check against the rest of the search.
+
+        Raises:
+            ConfigError: for a number out of range, or an objective that has no blocks.
+        """
+        if not 0 <= self.keep <= 1:
+            raise ConfigError(f"--halving.keep {self.keep} must be between 0 and 1")
+        if self.first_blocks and not 0 < self.first_blocks < search_blocks:
+            raise ConfigError(
+                f"--halving.first_blocks {self.first_blocks} must be below the {search_blocks} "
+                "blocks of a trial, see --search_blocks"
+            )
+        tasks = [name for name in objectives if name.startswith("1 - ")]
+        if self.first_blocks and tasks:
+            raise ConfigError(
+                f"--halving.first_blocks {self.first_blocks} needs val_loss or perplexity as the "
+                f"only measure of quality; leave out {tasks[0]!r}, or halving"
+            )
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How lm-eval tasks among the objectives are asked.
+
+    Args:
+        limit: Questions per task in a trial: a count, or a share below 1; the front answers all.
+        num_fewshot: Examples before each question, in place of what the tasks say.
+        include_path: Folder with task files of your own.
+    """
+
+    limit: float | None = None
+    num_fewshot: int | None = None
+    include_path: Path | None = None

@@ -85,7 +85,7 @@ def improvement(candidates: np.ndarray, front: np.ndarray, reference: np.ndarray
     if candidates.shape[1] == 1:
         return np.maximum(0.0, min([reference[0], *front[:, 0]]) - candidates[:, 0])
     if candidates.shape[1] == 2:
-        return _improvement_2d(candidates, front[is_on_front(front)], reference)
+        return _improvement_2d(candidates, front, reference)
     total = np.zeros(len(candidates))
     for low, high, volume in slabs(candidates, front, reference):
         total += volume * np.maximum(0.0, high - np.maximum(candidates[:, -1], low))
@@ -117,7 +117,9 @@ def slabs(
 def _improvement_2d(candidates: np.ndarray, front: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Area between each candidate and the staircase of the front, (N,)."""
     front = front[(front < reference).all(axis=1)]
-    front = front[np.argsort(front[:, 0])]
+    front = front[np.lexsort(front.T[::-1])]
+    lowest = np.minimum.accumulate(front[:, 1])
+    front = front[front[:, 1] < np.concatenate([[np.inf], lowest[:-1]])[: len(front)]]
     # Step k of the staircase: x from left[k] to right[k], height top[k].
     left = np.concatenate([[-np.inf], front[:, 0]])
     right = np.concatenate([front[:, 0], [reference[0]]])

@@ -2,91 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-import yaml
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.search import settings
 from whittle_nas.search.constraints import check_attainable, excess_function
-from whittle_nas.search.costs import Costs
-from whittle_nas.search.evaluation import EvaluationSpec, Evaluator
+from whittle_nas.search.evaluation import EvaluationSpec, Evaluator, Job
 from whittle_nas.search.loop import Schedule, Search
 from whittle_nas.search.objectives import QUALITY
-from whittle_nas.search.options import CostOptions, Method
+from whittle_nas.search.options import Method
+from whittle_nas.search.request import Request
 from whittle_nas.search.results import front_of
 from whittle_nas.search.searchers import Problem, make_searcher
 from whittle_nas.search.trials import FILE_NAME, Trial, TrialLog, read_trials
 from whittle_nas.search.workers import InlinePool, Pool
-from whittle_nas.space.front import Constraint, Front, FrontEntry
-from whittle_nas.space.samplers import Grid
-from whittle_nas.space.searchspace import SearchSpace
-from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.weights.checkpoint import Checkpoint
-from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights.files import atomic_write_text
-
-GRID = "grid.yaml"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A search, with every option resolved.
-
-    Attributes:
-        checkpoint: the super-network.
-        out_dir: existing directory for the files.
-        space: the sub-networks.
-        objectives: names, all minimised.
-        constraints: limits on objectives and costs.
-        tokens: (N, T + 1) validation text in blocks.
-        method: who proposes.
-        num_trials: evaluations.
-        seed: of every random choice.
-        search_blocks: blocks of a trial; the front is evaluated on all.
-        batch_size: blocks per forward pass; None: chosen for the device.
-        start_from_grid: propose the grid of the super-network's training first.
-        costs: the load that costs are for.
-        device: where the model runs.
-        dtype: number format of the weights; None: as stored.
-    """
-
-    checkpoint: Checkpoint
-    out_dir: Path
-    space: SearchSpace
-    objectives: tuple[str, ...]
-    constraints: tuple[Constraint, ...]
-    tokens: torch.Tensor
-    method: Method
-    num_trials: int
-    seed: int
-    search_blocks: int | None = None
-    batch_size: int | None = None
-    start_from_grid: bool = True
-    costs: CostOptions = field(default_factory=CostOptions)
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """What a resumed search must have in common with the interrupted one."""
-        return {
-            "checkpoint": settings.checkpoint_id(self.checkpoint.path),
-            "search_space": self.space.to_dict(),
-            "objectives": list(self.objectives),
-            "constraints": list(map(str, self.constraints)),
-            "data": settings.tokens_id(self.tokens),
-            "search_blocks": self.search_blocks,
-            "method": self.method.value,
-            "seed": self.seed,
-            "start_from_grid": self.start_from_grid,
-            "costs": asdict(self.costs),
-            "dtype": str(self.dtype),
-        }
 
 
 @dataclass(frozen=True)
@@ -102,195 +39,235 @@ class Outcome:
     front: Front
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Who is told how the search goes.
+
+    Attributes:
+        on_trial: called after each trial with all trials so far, in the order in which they ended.
+        on_step: called with what is done beside the trials, and how many steps of it are left.
+        warn: takes sentences for the user.
+    """
+
+    on_trial: Callable[[Sequence[Trial]], None] = lambda _: None
+    on_step: Callable[[str, int], None] = lambda _what, _left: None
+    warn: Callable[[str], None] = lambda _: None
+
+
 class Session:
     """A search in its directory."""
 
-    def __init__(self, request: Request, *, warn: Callable[[str], None]) -> None:
+    def __init__(self, request: Request, listener: Listener | None = None) -> None:
         """Check what can be checked before any work.
 
         Args:
             request: the search.
-            warn: takes sentences for the user.
+            listener: who is told.
 
         Raises:
             ConfigError: if nothing can satisfy the constraints.
         """
         self.request = request
-        self._warn = warn
-        check_attainable(request.space, request.constraints, self._cost)
+        self._listener = listener or Listener()
+        request.halving.check(request.search_blocks, request.objectives)
+        self.costs = request.make_costs()
+        self.metrics = (*request.quality_metrics, *self.costs.names)
+        check_attainable(request.space, request.constraints, self.costs.estimate)
 
-    @cached_property
-    def quality_metrics(self) -> tuple[str, ...]:
-        """Measured quality metrics: loss and perplexity come together."""
-        wanted = {*self.request.objectives, *(c.metric for c in self.request.constraints)}
-        return QUALITY if wanted & set(QUALITY) else ()
-
-    @cached_property
-    def metrics(self) -> tuple[str, ...]:
-        """All columns of `trials.csv`."""
-        return (*self.quality_metrics, *self.costs.names)
-
-    @cached_property
-    def costs(self) -> Costs:
-        """Costs of every sub-network."""
-        request = self.request
-        config = request.checkpoint.config
-        return Costs(
-            config,
-            request.checkpoint.info,
-            batch_size=request.costs.batch_size,
-            tokens=request.costs.resolve_tokens(config.block_size),
-            dtype=request.dtype or torch.float32,
-        )
-
-    def run(self, *, resume: bool, on_trial: Callable[[Sequence[Trial]], None]) -> Outcome:
-        """Run the trials, evaluate the front on all data and write the files.
+    def run(self, *, resume: bool) -> Outcome:
+        """Run the trials, evaluate the front on all data and write `front.json`.
 
         Args:
             resume: go on with the trials that the directory holds.
-            on_trial: called after each trial with all trials so far, in the order in which they
-                ended.
 
         Raises:
             ConfigError: if the directory can't be resumed, or if evaluations fail from the start.
         """
-        recorded = self._open(resume)
+        ahead, ended = self._open(resume)
+        recorded = {trial.number: trial for trial in ended}
+        self._calibrate()
         log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics)
-        ended = list(recorded)
 
         def record(trial: Trial) -> None:
             log.append(trial)
             ended.append(trial)
-            on_trial(ended)
+            self._listener.on_trial(ended)
 
-        pool = self._pool()
+        pool: Pool | None = None
         try:
-            trials = self._search(pool, recorded, record).run()
+            pool = self._pool()
+            search = self._search(pool, ahead, record)
+            search.recorded = recorded
+            trials = search.run()
             front = self._front(pool, trials)
         finally:
-            pool.close()
             log.close()
+            if pool is not None:
+                pool.close()
         atomic_write_text(self.request.out_dir / "front.json", front.dump())
         return Outcome(trials, front)
 
-    def _open(self, resume: bool) -> list[Trial]:
-        path = self.request.out_dir / FILE_NAME
-        if not resume or not path.is_file():
-            settings.write_settings(self.request.out_dir, self.request.settings())
-            return []
-        settings.check_settings(self.request.out_dir, self.request.settings())
+    def _open(self, resume: bool) -> tuple[int, list[Trial]]:
+        """How far proposals run ahead of results, and the trials of an interrupted run."""
+        request, path = self.request, self.request.out_dir / FILE_NAME
+        ahead = 1 if request.workers == 1 else 2 * request.workers
+        if not resume or not (request.out_dir / settings.FILE_NAME).is_file():
+            settings.write_settings(request.out_dir, request.settings(ahead))
+            return ahead, []
+        # A resumed search may have other workers; what its proposals know stays the same.
+        ahead = int(settings.read_settings(request.out_dir).get("ahead", ahead))
+        settings.check_settings(request.out_dir, request.settings(ahead))
+        if not path.is_file():
+            return ahead, []
         recorded, cut_off = read_trials(path, self.metrics)
         if cut_off:
-            self._warn(f"the last line of {path} was cut off and is dropped; its trial is repeated")
-        return recorded
+            self._listener.warn(
+                f"the last line of {path} was cut off and is dropped; its trial is repeated"
+            )
+        self._listener.on_trial(recorded)
+        return ahead, recorded
 
-    def _search(
-        self, pool: Pool, recorded: Sequence[Trial], on_trial: Callable[[Trial], None]
-    ) -> Search:
-        request = self.request
+    def _calibrate(self) -> None:
+        """Time whole networks for a new latency table."""
+        request, count = self.request, self.request.costs.calibrate
+        if not self.costs.is_measured or not count:
+            return
+        sample = make_searcher(Method.stratified, Problem(request.space, ()), request.seed)
+        subs = [sample.propose() for _ in range(count)]
+        steps = iter(range(10**9))
+        self.costs.calibrate(
+            subs, lambda: self._listener.on_step("timing whole networks", count - next(steps) - 1)
+        )
+
+    def _search(self, pool: Pool, ahead: int, on_trial: Callable[[Trial], None]) -> Search:
+        request, costs = self.request, self.costs
+        likely = excess_function(request.constraints, costs.estimate)
+        exact = excess_function(request.constraints, costs.value) if costs.is_measured else likely
         problem = Problem(
             space=request.space,
             objectives=request.objectives,
-            costs=self.costs.functions(request.objectives),
-            first=self._first(),
-            size=lambda sub: self._cost(sub, "num_params"),
-            likely_excess=excess_function(request.constraints, self._cost),
-            excess=excess_function(request.constraints, self._cost),
+            costs=costs.estimators(request.objectives),
+            first=request.first(),
+            size=partial(costs.estimate, name="num_params"),
+            likely_excess=likely,
+            excess=exact,
         )
         return Search(
             searcher=make_searcher(request.method, problem, request.seed),
             objectives=request.objectives,
-            costs=self.costs.of,
+            costs=costs.of,
             pool=pool,
-            schedule=Schedule(request.num_trials),
+            schedule=Schedule(request.num_trials, ahead, in_groups=costs.is_measured),
             on_trial=on_trial,
-            recorded={trial.number: trial for trial in recorded},
+            halving=request.halving,
         )
 
     def _pool(self) -> Pool:
         request = self.request
         spec = EvaluationSpec(
-            checkpoint_dir=request.checkpoint.path,
-            metrics=self.quality_metrics,
-            batch_size=request.batch_size,
+            checkpoint_dir=request.checkpoint.path.absolute(),
+            metrics=request.quality_metrics,
             num_blocks=request.search_blocks,
+            first_blocks=request.halving.first_blocks,
+            batch_size=request.batch_size,
             device=str(request.device),
             dtype=request.dtype,
+            tasks=request.tasks,
         )
-        return InlinePool(Evaluator(spec, request.tokens))
+        if request.workers == 1 and request.cluster is None:
+            return InlinePool(Evaluator(spec, request.tokens))
+        from whittle_nas.search.ray_pool import RayPool
 
-    def _first(self) -> list[SubNetwork]:
-        """The ends of the space, then the grid that was trained."""
-        space, path = self.request.space, self.request.checkpoint.path / GRID
-        first = [space.largest, space.smallest]
-        if self.request.start_from_grid and path.is_file():
-            first += [sub for sub in self._read_grid(path).subs if space.contains(sub)]
-        return first
-
-    def _read_grid(self, path: Path) -> Grid:
-        try:
-            spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-        cost = parameter_counter(self.request.checkpoint.config)
-        return Grid.from_dict(spec, cost=cost, source=str(path))
+        threads = max(1, (os.cpu_count() or 1) // request.workers)
+        if request.device.type == "cpu":
+            spec = replace(spec, threads=min(threads, torch.get_num_threads()))
+        return RayPool(
+            spec,
+            request.tokens,
+            workers=request.workers,
+            address=request.cluster,
+            warn=self._listener.warn,
+        )
 
     def _front(self, pool: Pool, trials: Sequence[Trial]) -> Front:
-        """The front of the trials, evaluated again on all blocks."""
+        """The front of the trials, evaluated again on all blocks and timed whole."""
         request = self.request
         members = front_of(trials, request.objectives, request.constraints)
         if not members:
+            limits = ", ".join(map(str, request.constraints))
             raise ConfigError(
-                "no sub-network satisfies --constraints "
-                f"{', '.join(map(str, request.constraints)) or '(none)'} among the "
-                f"{len(trials)} trials of {request.out_dir / FILE_NAME}"
+                f"none of the {len(trials)} trials of {request.out_dir / FILE_NAME} could be "
+                f"evaluated{f' within --constraints {limits}' if limits else ''}; raise "
+                "--num_trials and --resume, or relax the constraints"
             )
-        whole = self._on_all_blocks(pool, members)
-        kept = front_of(whole, request.objectives, request.constraints)
+        measured = self._timed(self._on_all_data(pool, members))
+        kept = front_of(measured, request.objectives, request.constraints)
+        if not kept:
+            self._listener.warn(
+                "measured again, no sub-network keeps the constraints; front.json has those of the "
+                "search"
+            )
+            kept = front_of(measured, request.objectives, ())
         entries = tuple(
             FrontEntry(index, trial.sub, self.costs.layers(trial.sub), trial.metrics)
             for index, trial in enumerate(kept)
         )
-        return Front(
-            request.objectives,
-            entries,
-            checkpoint_dir=str(request.checkpoint.path),
-            how_measured=self._how_measured(len(trials)),
-        )
+        path = str(request.checkpoint.path)
+        return Front(request.objectives, entries, path, self._how_measured(len(trials)))
 
-    def _on_all_blocks(self, pool: Pool, members: Sequence[Trial]) -> list[Trial]:
-        if not self.quality_metrics or members[0].blocks == len(self.request.tokens):
+    def _on_all_data(self, pool: Pool, members: Sequence[Trial]) -> list[Trial]:
+        """The same trials with their quality on all blocks and all questions."""
+        request = self.request
+        text_done = not set(QUALITY) & set(request.quality_metrics)
+        text_done = text_done or members[0].blocks == len(request.tokens)
+        if text_done and request.tasks.limit is None:
             return list(members)
         for number, trial in enumerate(members):
-            pool.submit(number, trial.sub, whole=True)
-        found = dict(pool.next() for _ in members)
+            pool.submit(Job(number, trial.sub, whole=True))
+        found = {}
+        for left in range(len(members) - 1, -1, -1):
+            number, evaluation = pool.next()
+            found[number] = evaluation
+            self._listener.on_step("front on all data", left)
         return [
-            Trial(
-                trial.number,
-                trial.sub,
-                found[number].status,
-                {**trial.metrics, **found[number].metrics},
-                found[number].blocks,
+            replace(
+                trial,
+                status=found[number].status,
+                metrics={**trial.metrics, **found[number].metrics},
+                blocks=found[number].blocks,
             )
             for number, trial in enumerate(members)
         ]
 
-    def _how_measured(self, num_trials: int) -> dict[str, Any]:
-        tokens = self.request.tokens
-        return {
-            "method": self.request.method.value,
-            "seed": self.request.seed,
-            "num_trials": num_trials,
-            "search_blocks": self.request.search_blocks or len(tokens),
-            "front_blocks": len(tokens),
-            "block_size": tokens.shape[1] - 1,
-            "device": str(self.request.device),
-            "dtype": str(self.request.dtype or "as stored"),
-            "costs_batch_size": self.request.costs.batch_size,
-            "costs_tokens": self.request.costs.resolve_tokens(
-                self.request.checkpoint.config.block_size
-            ),
-        }
+    def _timed(self, members: Sequence[Trial]) -> list[Trial]:
+        """The same trials, with times of whole models in place of the table's."""
+        if not self.costs.is_measured:
+            return list(members)
+        timed = []
+        for left, trial in zip(range(len(members) - 1, -1, -1), members, strict=True):
+            times = self.costs.whole(trial.sub)
+            timed.append(replace(trial, metrics={**trial.metrics, **times}))
+            self._listener.on_step("timing the front", left)
+        return timed
 
-    def _cost(self, sub: SubNetwork, name: str) -> float:
-        return self.costs.of(sub, [name])[name]
+    def _how_measured(self, num_trials: int) -> dict[str, Any]:
+        request = self.request
+        how: dict[str, Any] = {
+            "method": request.method.value,
+            "seed": request.seed,
+            "num_trials": num_trials,
+            "constraints": list(map(str, request.constraints)),
+            "device": str(request.device),
+            "dtype": str(request.load.dtype).removeprefix("torch."),
+            "costs": {"batch": request.load.batch, "tokens": request.load.tokens},
+        }
+        if set(QUALITY) & set(request.quality_metrics):
+            blocks, length = request.tokens.shape
+            how["text"] = {
+                "blocks": blocks,
+                "block_size": length - 1,
+                "blocks_in_search": min(blocks, request.search_blocks),
+            }
+        for name, accuracy in self.costs.accuracies().items():
+            how[f"{name} of the latency table"] = asdict(accuracy)
+        return how

@@ -25,17 +25,28 @@ def write_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
     atomic_write_text(out_dir / FILE_NAME, json.dumps(settings, indent=2) + "\n")
 
 
+def read_settings(out_dir: Path) -> dict[str, Any]:
+    """Settings of the search that a directory holds.
+
+    Raises:
+        ConfigError: if the file can't be read.
+    """
+    path = out_dir / FILE_NAME
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(found, dict)
+        return found
+    except (OSError, ValueError, AssertionError) as error:
+        raise ConfigError(f"--resume: {path} can't be read: {error}") from None
+
+
 def check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
     """Compare with the settings of the search that is to be resumed.
 
     Raises:
         ConfigError: naming every setting that differs, with both values.
     """
-    path = out_dir / FILE_NAME
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--resume: {path} can't be read: {error}") from None
+    path, old = out_dir / FILE_NAME, read_settings(out_dir)
     new = json.loads(json.dumps(settings))
     differing = [
         f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"

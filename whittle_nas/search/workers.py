@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from whittle_nas.search.evaluation import Evaluation, Evaluator
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.search.evaluation import Evaluation, Evaluator, Job
 
 
 class Pool(Protocol):
     """Evaluates sub-networks.
 
-    Contract: every submitted sub-network comes back from `next` exactly once, in any order.
+    Contract: every submitted job comes back from `next` exactly once, in any order.
     """
 
-    def submit(self, number: int, sub: SubNetwork, *, whole: bool = False) -> None:
+    def submit(self, job: Job) -> None:
         """Start an evaluation, or queue it."""
         ...
 
     def next(self) -> tuple[int, Evaluation]:
-        """Wait for one evaluation: its number and what came out."""
+        """Wait for one evaluation: the number of its job, and what came out."""
         ...
 
     def close(self) -> None:
@@ -33,16 +32,16 @@ class InlinePool:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
-        self._queue: deque[tuple[int, SubNetwork, bool]] = deque()
+        self._queue: deque[Job] = deque()
 
-    def submit(self, number: int, sub: SubNetwork, *, whole: bool = False) -> None:
+    def submit(self, job: Job) -> None:
         """Queue an evaluation."""
-        self._queue.append((number, sub, whole))
+        self._queue.append(job)
 
     def next(self) -> tuple[int, Evaluation]:
         """Evaluate what was queued first."""
-        number, sub, whole = self._queue.popleft()
-        return number, self._evaluator.evaluate(sub, whole=whole)
+        job = self._queue.popleft()
+        return job.number, self._evaluator.evaluate(job)
 
     def close(self) -> None:
         """Nothing to release."""

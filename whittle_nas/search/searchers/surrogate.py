@@ -16,7 +16,7 @@ from whittle_nas.search.searchers.growth import expected_growth
 from whittle_nas.space.subnetwork import SubNetwork
 
 _START = 10  # results before the first model; random members until then
-_REFIT = 5  # results between two fits of the hyperparameters
+_REFIT = 20  # the hyperparameters are fitted anew when there are a 20th more results
 _DATA = 300  # results that the model sees: the front and the newest
 _LISTED = 4000  # a space up to this size is looked at as a whole
 _RANDOM = 1000  # random candidates otherwise
@@ -94,8 +94,9 @@ class SurrogateSearcher(SpaceSearcher):
         ]
 
     def _fitted_kernels(self) -> list[Any]:
-        """Hyperparameters, from the results at the last multiple of `_REFIT`."""
-        count = max(_START, len(self._subs) // _REFIT * _REFIT)
+        """Hyperparameters, from the first results up to a count that depends on the present one."""
+        step = max(1, len(self._subs) // _REFIT)
+        count = len(self._subs) // step * step
         if self._kernels[0] != count:
             kept = self._kept(count)
             x = self._encode([self._subs[i] for i in kept])

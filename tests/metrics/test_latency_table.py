@@ -1,0 +1,135 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from litgpt import Config
+
+from tests.conftest import tiny_config
+from whittle_nas.errors import ConfigError
+from whittle_nas.metrics import latency_table
+from whittle_nas.metrics.latency_parts import Load, Phase
+from whittle_nas.metrics.latency_table import LatencyTable, fit_correction
+from whittle_nas.space import SubNetwork, load_space
+from whittle_nas.weights.info import SupernetInfo
+
+LOAD = Load(1, 16, torch.device("cpu"), torch.float32)
+
+
+def table(path, config=None, load=LOAD) -> LatencyTable:
+    config = config or tiny_config("Llama-3.1-8B")
+    return LatencyTable(path, config, SupernetInfo.default(config), load)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Times that follow from the sizes, and a count of measurements."""
+    calls = []
+
+    def stack(config, layer, *_, **__):
+        calls.append(("block", config, layer))
+        windowed = bool(config.sliding_window_indices and config.sliding_window_indices[layer])
+        return 1.0 + config.n_embd * config.intermediate_size / 1000 + 5 * windowed
+
+    def ends(config, *_):
+        calls.append(("ends", config, None))
+        return config.n_embd / 10
+
+    def whole(config, *_):
+        return 2.0 + 1.1 * config.n_layer * stack(config, 0)
+
+    monkeypatch.setattr(latency_table, "time_stack", stack)
+    monkeypatch.setattr(latency_table, "time_ends", ends)
+    monkeypatch.setattr(latency_table, "time_whole", whole)
+    return calls
+
+
+def test_every_part_is_measured_once_and_kept(tmp_path, counted):
+    first = table(tmp_path / "t.json")
+    sub = SubNetwork(32, 4, 4, 8, 40, 3)
+    expected = 3 * (1.0 + 32 * 40 / 1000) + 3.2
+    assert first.milliseconds(sub) == pytest.approx(expected)
+    assert first.milliseconds(SubNetwork(32, 4, 4, 8, 40, 1)) < expected
+    assert len(counted) == 2
+    assert table(tmp_path / "t.json").milliseconds(sub) == pytest.approx(expected)
+    assert len(counted) == 2
+    first.milliseconds(sub, Phase.decode)
+    assert len(counted) == 4
+
+
+@pytest.mark.usefixtures("counted")
+def test_layers_with_and_without_a_window_are_different(tmp_path):
+    config = tiny_config("Gemma-2-2b", n_layer=4)
+    order = (1, 0, 2, 3)
+    latency = LatencyTable(tmp_path / "t.json", config, SupernetInfo(layer_order=order), LOAD)
+    windows = config.sliding_window_indices
+    for n_layer in (1, 2, 3):
+        sub = SubNetwork(32, 4, 4, 8, 40, n_layer)
+        expected = n_layer * (1 + 32 * 40 / 1000) + 5 * sum(windows[i] for i in order[:n_layer])
+        assert latency.parts(sub)[0] == pytest.approx(expected)
+
+
+def test_estimates_measure_little_and_agree_with_what_is_known(tmp_path, counted):
+    latency = table(tmp_path / "t.json")
+    space = load_space("aligned", tiny_config("Llama-3.1-8B"))
+    rng = random.Random(0)
+    subs = [space.sample(rng) for _ in range(20)]
+    estimates = [latency.estimate(sub) for sub in subs]
+    assert len(counted) <= 6
+    exact = [latency.milliseconds(sub) for sub in subs]
+    assert estimates == pytest.approx(exact, rel=0.2)
+    assert [latency.estimate(sub) for sub in subs] == pytest.approx(exact)
+
+
+@pytest.mark.usefixtures("counted")
+def test_calibration(tmp_path):
+    latency = table(tmp_path / "t.json")
+    assert latency.accuracy() is None
+    space = load_space("aligned", tiny_config("Llama-3.1-8B"))
+    rng = random.Random(0)
+    found = latency.calibrate([space.sample(rng) for _ in range(8)])
+    assert found.corrected_error < 0.01 < found.sum_error
+    assert table(tmp_path / "t.json").accuracy() == found
+    fresh = space.smallest
+    assert latency.milliseconds(fresh) == pytest.approx(latency.whole(fresh), rel=0.02)
+
+
+def test_fit_is_not_bent_by_a_disturbed_network():
+    rng = np.random.default_rng(0)
+    parts = rng.uniform(1, 10, (16, 2))
+    whole = 1.2 * parts[:, 0] + 0.9 * parts[:, 1] + 0.5
+    whole[3] *= 4
+    found = fit_correction(parts, whole)
+    assert found.coefficients == pytest.approx((1.2, 0.9, 0.5), abs=0.05)
+
+
+def test_a_sum_that_is_right_stays():
+    parts = np.random.default_rng(0).uniform(1, 10, (8, 2))
+    found = fit_correction(parts, parts.sum(axis=1))
+    assert found.coefficients == pytest.approx((1, 1, 0), abs=1e-6)
+    assert found.rank_correlation == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_table_for_something_else_is_refused(tmp_path):
+    table(tmp_path / "t.json").milliseconds(SubNetwork(32, 4, 4, 8, 40, 3))
+    with pytest.raises(ConfigError, match="tokens 16 .here 8."):
+        table(tmp_path / "t.json", load=Load(1, 8, LOAD.device, LOAD.dtype))
+    with pytest.raises(ConfigError, match="architecture"):
+        table(tmp_path / "t.json", config=tiny_config("pythia-160m"))
+    (tmp_path / "t.json").write_text("{")
+    with pytest.raises(ConfigError, match="can't be read"):
+        table(tmp_path / "t.json")
+
+
+def test_real_times(tmp_path):
+    config = Config(
+        n_layer=2, n_head=2, n_embd=32, padded_vocab_size=64, block_size=32, intermediate_size=64
+    )
+    latency = table(tmp_path / "t.json", config=config)
+    small, large = SubNetwork(16, 1, 1, 16, 16, 1), SubNetwork.from_config(config)
+    for phase in Phase:
+        assert latency.milliseconds(small, phase) > 0
+        assert 0 < latency.whole(large, phase) < 1000
+    assert set(json.loads((tmp_path / "t.json").read_text())["times"]) == {"prefill", "decode"}

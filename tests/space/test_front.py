@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space import SubNetwork
+from whittle_nas.space.front import (
+    Constraint,
+    Front,
+    FrontEntry,
+    parse_constraints,
+    pick,
+    pick_entry,
+    read_front,
+)
+
+ENTRIES = tuple(
+    FrontEntry(
+        index,
+        SubNetwork(8 * (index + 1), 2, 2, 8, 16, 2),
+        (0, 1),
+        {"val_loss": 4.0 - index, "num_params": 100.0 * (index + 1), "latency_ms": 9.0 - 2 * index},
+    )
+    for index in range(4)
+)
+FRONT = Front(("val_loss", "num_params"), ENTRIES, "checkpoints/x", {"seed": 1})
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "front.json"
+    path.write_text(FRONT.dump())
+    found = read_front(path)
+    assert found.entries == FRONT.entries
+    assert found.objectives == FRONT.objectives
+    assert found.checkpoint_dir == "checkpoints/x"
+
+
+def test_constraints():
+    assert parse_constraints("num_params <= 6e9, latency_ms<40") == (
+        Constraint("num_params", "<=", 6e9),
+        Constraint("latency_ms", "<", 40.0),
+    )
+    assert parse_constraints(["1 - arc_easy.acc_norm <= 0.5"])[0].metric == "1 - arc_easy.acc_norm"
+    assert parse_constraints(None) == ()
+
+
+@pytest.mark.parametrize("text", ["num_params", "num_params <= much", "<= 3", "a = 3", "a <= nan"])
+def test_malformed_constraints(text):
+    with pytest.raises(ConfigError, match="--constraints"):
+        parse_constraints(text)
+
+
+@pytest.mark.parametrize(
+    ("relation", "value", "held"),
+    [("<=", 3, True), ("<", 3, False), (">=", 3, True), (">", 3, False), ("<", 2.9, True)],
+)
+def test_limits_at_equality(relation, value, held):
+    limit = Constraint("x", relation, 3.0)
+    assert limit.holds({"x": value}) is held
+    assert (limit.excess(value) == 0) is held
+
+
+def test_pick_takes_the_best_under_the_limits():
+    assert pick(FRONT, "num_params <= 250").index == 1
+    assert pick(FRONT, "num_params <= 350, latency_ms >= 7").index == 1
+    # A limit on quality: the cheapest that is good enough.
+    assert pick(FRONT, "val_loss <= 3").index == 1
+    assert pick_entry(FRONT, index=3).subnetwork.n_embd == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"pick": "num_params <= 50"}, "nearest has num_params = 100"),
+        ({"pick": "num_params <= 150, latency_ms <= 5"}, "at once"),
+        ({"pick": "size <= 1"}, "unknown metric 'size'"),
+        ({"pick": " "}, "--pick is empty"),
+        ({"index": 7}, "0 to 3"),
+    ],
+)
+def test_what_can_not_be_picked(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        pick_entry(FRONT, **arguments)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 1}', '{"format": 9}', '{"format": 1, "front": [{}]}']
+)
+def test_files_that_are_no_front(tmp_path, text):
+    (tmp_path / "front.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"--front .*front\.json"):
+        read_front(tmp_path / "front.json")
+
+
+def test_missing_and_empty(tmp_path):
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_front(tmp_path / "none.json")
+    spec = json.loads(FRONT.dump()) | {"front": []}
+    (tmp_path / "front.json").write_text(json.dumps(spec))
+    with pytest.raises(ConfigError, match="no sub-network"):
+        read_front(tmp_path / "front.json")

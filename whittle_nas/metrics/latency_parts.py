@@ -1,0 +1,138 @@
+"""Parts of a litgpt model, built with random weights to be timed. B batch, T tokens, D `n_embd`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from litgpt import GPT
+from torch import nn
+
+from whittle_nas.metrics.measured import time_runs
+from whittle_nas.weights import axes
+
+# Weights of a stack: fewer would stay in the cache of the processor, as no large model's do, and
+# decoding, which waits for them, would look up to twice as fast.
+_STACK_BYTES = 256 * 2**20
+_WARMUP = 3
+_ROUNDS = 3
+_ROUND_MS = 100.0  # time of one round of repetitions
+_REPEATS = (5, 50)
+
+
+class Phase(str, Enum):
+    """What is timed: reading a prompt, or generating one token with a key-value cache."""
+
+    prefill = "prefill"
+    decode = "decode"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the model works on.
+
+    Attributes:
+        batch: sequences at once, B.
+        tokens: tokens per sequence in prefill, and in the cache while decoding, T.
+        device: where it runs.
+        dtype: number format of weights and activations.
+    """
+
+    batch: int
+    tokens: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def time_stack(config: Any, layer: int, load: Load, phase: Phase, *, highest: int) -> float:
+    """Milliseconds per layer of a stack of equal blocks.
+
+    Args:
+        config: litgpt config of the network.
+        layer: which of its layers the blocks are like; sliding windows and RoPE may differ.
+        load: what it works on.
+        phase: what is timed.
+        highest: layers of the whole model, the stack has no more.
+    """
+    block = axes.num_params(_repeated(config, layer, 2)) - axes.num_params(
+        _repeated(config, layer, 1)
+    )
+    height = min(highest, max(2, -(-_STACK_BYTES // (block * load.dtype.itemsize))))
+    stacked = _repeated(config, layer, height)
+    model = _random_model(stacked, load)
+    width = load.tokens if phase is Phase.prefill else 1
+    hidden = torch.randn(load.batch, width, config.n_embd, device=load.device, dtype=load.dtype)
+    model.transformer.wte = _Fixed(hidden)
+    model.transformer.ln_f = nn.Identity()
+    model.lm_head = nn.Identity()
+    return time_forward(model, load, phase) / height
+
+
+def time_ends(config: Any, load: Load, phase: Phase) -> float:
+    """Milliseconds of embedding, last norm and head."""
+    model = _random_model(_repeated(config, 0, 1), load, vocabulary=config.padded_vocab_size)
+    model.transformer.h = nn.ModuleList()
+    return time_forward(model, load, phase)
+
+
+def time_whole(config: Any, load: Load, phase: Phase) -> float:
+    """Milliseconds of a whole network with random weights."""
+    model = _random_model(config, load, vocabulary=config.padded_vocab_size)
+    return time_forward(model, load, phase)
+
+
+@torch.inference_mode()
+def time_forward(model: Any, load: Load, phase: Phase) -> float:
+    """Time of a forward pass of any litgpt model, in milliseconds."""
+    if phase is Phase.prefill:
+        ids = torch.zeros(load.batch, load.tokens, dtype=torch.long, device=load.device)
+        return _median(lambda: model(ids), load.device)
+    # One position is decoded again and again: the cache is as long as in the middle of a text.
+    context = min(load.tokens, model.max_seq_length - 1)
+    model.set_kv_cache(load.batch, context + 1, device=load.device, dtype=load.dtype)
+    try:
+        ids = torch.zeros(load.batch, 1, dtype=torch.long, device=load.device)
+        at = torch.tensor([context], device=load.device)
+        return _median(lambda: model(ids, at, input_pos_maxp1=context + 1), load.device)
+    finally:
+        model.clear_kv_cache()
+
+
+def _median(run: Callable[[], Any], device: torch.device) -> float:
+    """The lowest of a few medians: a burst of other work on the machine spoils only one of them."""
+    once = time_runs(run, device, warmup=_WARMUP, repeats=1).median_ms
+    repeats = round(min(max(_ROUND_MS / max(once, 1e-6), _REPEATS[0]), _REPEATS[1]))
+    rounds = (time_runs(run, device, warmup=0, repeats=repeats) for _ in range(_ROUNDS))
+    return min(timing.median_ms for timing in rounds)
+
+
+def _repeated(config: Any, layer: int, height: int) -> Any:
+    """The config of `height` layers like one of a network's."""
+    changed: dict[str, Any] = {"n_layer": height, "final_logit_softcapping": None}
+    for per_layer in ("sliding_window_indices", "rope_indices"):
+        values = getattr(config, per_layer)
+        if values is not None:
+            changed[per_layer] = [values[layer]] * height
+    return replace(config, **changed)
+
+
+def _random_model(config: Any, load: Load, *, vocabulary: int = 8) -> Any:
+    """A litgpt model whose weights lie on the device as those of an exported model do."""
+    config = replace(config, vocab_size=vocabulary, padded_vocab_size=vocabulary)
+    with torch.device(load.device):
+        model = GPT(config)
+    return model.to(dtype=load.dtype).requires_grad_(False).eval()
+
+
+class _Fixed(nn.Module):
+    """In place of the embedding: hidden states that are there already, (B, T, D)."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, _ids: torch.Tensor) -> torch.Tensor:
+        return self.hidden

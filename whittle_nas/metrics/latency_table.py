@@ -1,0 +1,302 @@
+"""Latency of any sub-network from times of its parts, each measured once and kept in a file.
+
+A network's time is the sum of its blocks' and its ends' (embedding, last norm, head). What the sum
+gets wrong, such as calls that overlap, is corrected by a fit to whole networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.metrics.latency_parts import Load, Phase, time_ends, time_stack, time_whole
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.files import atomic_write_text
+from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.slicing import plan_slices
+
+FORMAT = 1
+_Kind = tuple[int, int]  # whether a layer has a sliding window, and which RoPE
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far the table is from whole networks.
+
+    Attributes:
+        networks: how many were timed whole.
+        sum_error: median |sum - whole| / whole.
+        corrected_error: the same after the correction.
+        rank_correlation: Spearman's, of corrected sums and whole times.
+        coefficients: of blocks, ends and a constant in the correction.
+    """
+
+    networks: int
+    sum_error: float
+    corrected_error: float
+    rank_correlation: float
+    coefficients: tuple[float, float, float]
+
+
+class LatencyTable:
+    """Block and end times of one model on one device under one load."""
+
+    def __init__(self, path: Path, config: Any, info: SupernetInfo, load: Load) -> None:
+        """Open the file, or start it.
+
+        Args:
+            path: JSON file; every new time is written to it at once.
+            config: litgpt config of the super-network.
+            info: its layer order and head channels.
+            load: what is timed, and where.
+
+        Raises:
+            ConfigError: if the file holds times of something else.
+        """
+        self.path, self.load = path, load
+        self._config, self._info = config, info
+        self._header = _header(config, load)
+        self._times: dict[str, dict[str, float]] = {}
+        self._corrections: dict[str, Any] = {}
+        self._estimators: dict[Phase, tuple[int, np.ndarray]] = {}
+        self._layers: dict[int, Counter[_Kind]] = {}
+        if path.exists():
+            self._read()
+
+    def milliseconds(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> float:
+        """Time of a sub-network; parts that were never seen are measured now."""
+        return self._corrected(self.parts(sub, phase), phase)
+
+    def estimate(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> float:
+        """Time of a sub-network without measuring: unknown parts come from a regression."""
+        if not self._of(phase):
+            self._measure_some(phase)
+        known, unknown_block = self._of(phase), None
+        blocks = 0.0
+        for kind, layers in self._kinds(sub.n_layer).items():
+            time = known.get(_block_key(sub, kind))
+            if time is None:
+                unknown_block = unknown_block or float(_features(sub) @ self._regression(phase))
+                time = unknown_block
+            blocks += layers * time
+        ends = known.get(_ends_key(sub)) or self._nearest_ends(sub, known)
+        return self._corrected((blocks, ends), phase)
+
+    def parts(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> tuple[float, float]:
+        """Milliseconds of all blocks and of the ends, uncorrected."""
+        known, blocks = self._of(phase), 0.0
+        for kind, layers in self._kinds(sub.n_layer).items():
+            if (key := _block_key(sub, kind)) not in known:
+                config, highest = self._config_of(sub), self._config.n_layer
+                layer = _layer_kinds(config).index(kind)
+                known[key] = time_stack(config, layer, self.load, phase, highest=highest)
+                self._write()
+            blocks += layers * known[key]
+        if (key := _ends_key(sub)) not in known:
+            known[key] = time_ends(self._config_of(sub), self.load, phase)
+            self._write()
+        return blocks, known[key]
+
+    def whole(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> float:
+        """Milliseconds of the sub-network as one model, with random weights."""
+        return time_whole(self._config_of(sub), self.load, phase)
+
+    def accuracy(self, phase: Phase = Phase.prefill) -> Accuracy | None:
+        """What `calibrate` found, None before."""
+        found = self._corrections.get(phase.value)
+        return found and Accuracy(**{**found, "coefficients": tuple(found["coefficients"])})
+
+    def calibrate(
+        self,
+        subs: Sequence[SubNetwork],
+        phase: Phase = Phase.prefill,
+        *,
+        on_progress: Callable[[], object] = lambda: None,
+    ) -> Accuracy:
+        """Time whole networks, fit the correction and write down what error is left.
+
+        The error is that of networks which the fit has not seen: each is predicted by a fit to the
+        others.
+
+        Args:
+            subs: at least four sub-networks, spread over the sizes.
+            phase: what is timed.
+            on_progress: called after each network.
+        """
+        parts, whole = [], []
+        for sub in subs:
+            parts.append(self.parts(sub, phase))
+            whole.append(self.whole(sub, phase))
+            on_progress()
+        found = fit_correction(np.array(parts), np.array(whole))
+        self._corrections[phase.value] = asdict(found)
+        self._write()
+        return found
+
+    def _corrected(self, parts: tuple[float, float], phase: Phase) -> float:
+        found = self._corrections.get(phase.value)
+        blocks, ends, constant = found["coefficients"] if found else (1.0, 1.0, 0.0)
+        return blocks * parts[0] + ends * parts[1] + constant
+
+    def _of(self, phase: Phase) -> dict[str, float]:
+        """Known times by key."""
+        return self._times.setdefault(phase.value, {})
+
+    def _measure_some(self, phase: Phase) -> None:
+        """Enough for a first regression."""
+        full = SubNetwork.from_config(self._config)
+        for name in ("n_layer", "n_embd", "intermediate_size"):
+            self.parts(replace(full, **{name: max(1, getattr(full, name) // 2)}), phase)
+
+    def _regression(self, phase: Phase) -> np.ndarray:
+        """Coefficients of `_features` for block times."""
+        blocks = {key: time for key, time in self._of(phase).items() if key.startswith("block")}
+        if self._estimators.get(phase, (0,))[0] != len(blocks):
+            x = np.array([_features_of(tuple(map(int, k.split()[1:6]))) for k in blocks])
+            y = np.array(list(blocks.values()))
+            self._estimators[phase] = len(blocks), nnls(x / y[:, None], np.ones(len(y)))[0]
+        return self._estimators[phase][1]
+
+    def _nearest_ends(self, sub: SubNetwork, known: dict[str, float]) -> float:
+        widths = {int(k.split()[1]): time for k, time in known.items() if k.startswith("ends")}
+        width = min(widths, key=lambda width: abs(width - sub.n_embd))
+        return widths[width] * sub.n_embd / width
+
+    def _kinds(self, n_layer: int) -> Counter[_Kind]:
+        """Different layers among the `n_layer` most important ones."""
+        if n_layer not in self._layers:
+            order = self._info.layer_order[:n_layer]
+            kinds = _layer_kinds(self._config)
+            self._layers[n_layer] = Counter(kinds[layer] for layer in sorted(order))
+        return self._layers[n_layer]
+
+    def _config_of(self, sub: SubNetwork) -> Any:
+        order, channels = self._info.layer_order, self._info.head_channels
+        return plan_slices(sub, self._config, layer_order=order, head_channels=channels).config
+
+    def _read(self) -> None:
+        try:
+            spec = json.loads(self.path.read_text(encoding="utf-8"))
+            header, times, corrections = spec["header"], spec["times"], spec["corrections"]
+            self._times = {p: {k: float(v) for k, v in t.items()} for p, t in times.items()}
+            self._corrections = dict(corrections)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"latency table {self.path} can't be read: {error!r}") from None
+        differing = [
+            f"{name} {header.get(name)!r} (here {value!r})"
+            for name, value in self._header.items()
+            if header.get(name) != value
+        ]
+        if differing:
+            raise ConfigError(
+                f"latency table {self.path} was measured for {', '.join(differing)}; give another "
+                "file"
+            )
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        spec = {"header": self._header, "times": self._times, "corrections": self._corrections}
+        atomic_write_text(self.path, json.dumps(spec, indent=1) + "\n")
+
+
+def fit_correction(parts: np.ndarray, whole: np.ndarray) -> Accuracy:
+    """Fit whole = a * blocks + b * ends + c, and keep the plain sum if that predicts better.
+
+    Args:
+        parts: (N, 2) milliseconds of blocks and ends.
+        whole: (N,) milliseconds of whole networks.
+    """
+    assert len(whole) >= 4
+    columns = np.column_stack([parts, np.ones(len(whole))])
+    predicted = np.empty(len(whole))
+    for out in range(len(whole)):
+        others = np.arange(len(whole)) != out
+        predicted[out] = columns[out] @ _least_deviations(columns[others], whole[others])
+    sums = parts.sum(axis=1)
+    errors = [float(np.median(np.abs(found / whole - 1))) for found in (sums, predicted)]
+    coefficients = np.array([1.0, 1.0, 0.0])
+    if errors[1] < errors[0]:
+        coefficients = _least_deviations(columns, whole)
+    else:
+        predicted = sums
+    ranks: Any = spearmanr(predicted, whole)
+    a, b, c = map(float, coefficients)
+    return Accuracy(len(whole), errors[0], min(errors), float(ranks.statistic), (a, b, c))
+
+
+def _least_deviations(columns: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Coefficients >= 0 of least relative absolute deviation; one disturbed network can't bend it.
+
+    Least squares, with weights from the deviations of the round before.
+    """
+    x, weights = columns / whole[:, None], np.ones(len(whole))
+    coefficients = np.zeros(x.shape[1])
+    for _ in range(10):
+        coefficients = nnls(x * weights[:, None], weights)[0]
+        weights = 1 / np.sqrt(np.maximum(np.abs(x @ coefficients - 1), 1e-3))
+    return coefficients
+
+
+def device_name(device: torch.device) -> str:
+    """What times depend on: the GPU, or the processor and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    processor = platform.processor() or platform.machine()
+    return f"{processor}, {torch.get_num_threads()} threads"
+
+
+def _header(config: Any, load: Load) -> dict[str, Any]:
+    sizes = {field.name for field in fields(SubNetwork)} | {"name", "hf_config"}
+    per_layer = {"sliding_window_indices", "rope_indices"}
+    rest: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
+    kind = {name: value for name, value in rest.items() if name not in sizes | per_layer}
+    digest = hashlib.sha256(repr(sorted(kind.items())).encode()).hexdigest()[:12]
+    return {
+        "format": FORMAT,
+        "architecture": digest,
+        "device": device_name(load.device),
+        "dtype": str(load.dtype).removeprefix("torch."),
+        "batch": load.batch,
+        "tokens": load.tokens,
+    }
+
+
+def _layer_kinds(config: Any) -> list[_Kind]:
+    """Sliding window and RoPE of every layer."""
+    window = config.sliding_window_indices or [0] * config.n_layer
+    rope = config.rope_indices or [0] * config.n_layer
+    return [(int(w), int(r)) for w, r in zip(window, rope, strict=True)]
+
+
+def _block_key(sub: SubNetwork, kind: _Kind) -> str:
+    """Everything that a block's time depends on."""
+    sizes = (sub.n_embd, sub.n_head, sub.n_query_groups, sub.head_size, sub.intermediate_size)
+    return " ".join(map(str, ("block", *sizes, *kind)))
+
+
+def _ends_key(sub: SubNetwork) -> str:
+    return f"ends {sub.n_embd}"
+
+
+def _features(sub: SubNetwork) -> np.ndarray:
+    sizes = (sub.n_embd, sub.n_head, sub.n_query_groups, sub.head_size, sub.intermediate_size)
+    return _features_of(sizes)
+
+
+def _features_of(sizes: tuple[int, ...]) -> np.ndarray:
+    """What a block's time is made of: calls, element-wise work, both kinds of matrices, heads."""
+    n_embd, n_head, groups, head_size, mlp = sizes
+    heads = (2 * n_head + 2 * groups) * head_size
+    return np.array([1.0, n_embd, n_embd * heads, n_embd * mlp, n_head * head_size])

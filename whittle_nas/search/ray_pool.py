@@ -1,0 +1,181 @@
+"""Evaluations on several devices or machines: Ray actors, each with the super-network in memory.
+
+Ray restarts a worker that dies and repeats its evaluation, so no trial is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.search.evaluation import Evaluation, EvaluationSpec, Evaluator, Job
+from whittle_nas.search.trials import Status
+
+_RETRIES = 3  # deaths of a worker that one trial may cause before it counts as failed
+
+
+class RayPool:
+    """One actor per device."""
+
+    def __init__(
+        self,
+        spec: EvaluationSpec,
+        tokens: torch.Tensor,
+        *,
+        workers: int,
+        address: str | None = None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Start the workers and wait until each has loaded the super-network.
+
+        Args:
+            spec: what they evaluate.
+            tokens: validation text.
+            workers: how many; on GPUs, how many GPUs.
+            address: a running Ray cluster, `auto` for the one of this machine; None: start one that
+                ends with this process.
+            warn: takes sentences for the user.
+
+        Raises:
+            ConfigError: if Ray is not installed, the cluster is not there or has too few devices,
+                or if a worker can't load the checkpoint.
+        """
+        self._ray = _import_ray()
+        self._warn = warn
+        on_gpu = spec.device.startswith("cuda")
+        self._started = _connect(self._ray, address, workers, on_gpu=on_gpu)
+        try:
+            self._check_devices(workers, on_gpu=on_gpu)
+            # An actor sees the one GPU that Ray gave it, whatever its number in the machine.
+            spec = replace(spec, device="cuda" if on_gpu else spec.device)
+            actor = self._ray.remote(
+                num_cpus=1,
+                num_gpus=1 if on_gpu else 0,
+                max_restarts=-1,
+                max_task_retries=_RETRIES,
+            )(_bound(spec, tokens))
+            self.actors = [actor.remote() for _ in range(workers)]
+            self._ray.get([worker.ready.remote() for worker in self.actors])
+        except self._ray.exceptions.RayError as error:
+            self.close()
+            raise ConfigError(
+                f"--workers {workers}: a worker could not start: {_reason(error)}"
+            ) from None
+        except ConfigError:
+            self.close()
+            raise
+        self._idle = deque(self.actors)
+        self._queue: deque[Job] = deque()
+        self._running: dict[Any, tuple[Any, Job]] = {}
+
+    def submit(self, job: Job) -> None:
+        """Start an evaluation on an idle worker, or queue it."""
+        self._queue.append(job)
+        self._start()
+
+    def next(self) -> tuple[int, Evaluation]:
+        """Wait for one evaluation.
+
+        Raises:
+            ConfigError: if no worker is left.
+        """
+        while True:
+            ready, _ = self._ray.wait(list(self._running), num_returns=1)
+            worker, job = self._running.pop(ready[0])
+            try:
+                evaluation: Evaluation = self._ray.get(ready[0])
+            except self._ray.exceptions.ActorDiedError as error:
+                self._lose(worker, job, error)
+                continue
+            except self._ray.exceptions.RayError as error:
+                # It killed its worker again and again; the worker itself comes back.
+                evaluation = Evaluation(Status.failed, note=_reason(error))
+            self._idle.append(worker)
+            self._start()
+            return job.number, evaluation
+
+    def _lose(self, worker: Any, job: Job, error: Exception) -> None:
+        """A worker that can't be restarted: the others take over."""
+        self.actors.remove(worker)
+        if not self.actors:
+            raise ConfigError(
+                f"--workers: the last worker died and can't restart: {_reason(error)}"
+            )
+        self._warn(f"a worker died and can't restart, {len(self.actors)} go on: {_reason(error)}")
+        self._queue.appendleft(job)
+        self._start()
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was started here."""
+        for worker in getattr(self, "actors", []):
+            self._ray.kill(worker)
+        if self._started:
+            self._ray.shutdown()
+
+    def _start(self) -> None:
+        while self._idle and self._queue:
+            worker, job = self._idle.popleft(), self._queue.popleft()
+            self._running[worker.evaluate.remote(job)] = worker, job
+
+    def _check_devices(self, workers: int, *, on_gpu: bool) -> None:
+        """An actor that can't be placed would wait for ever."""
+        kind = "GPU" if on_gpu else "CPU"
+        there = int(self._ray.cluster_resources().get(kind, 0))
+        if there < workers:
+            raise ConfigError(f"--workers {workers} exceeds the {there} {kind}s that Ray has")
+
+
+def _bound(spec: EvaluationSpec, tokens: torch.Tensor) -> type:
+    """An evaluator that needs no arguments.
+
+    What is handed to the constructor lies in Ray's object store, whose loss would keep a worker
+    from starting again; what the class holds travels with it.
+    """
+
+    class BoundEvaluator(Evaluator):
+        def __init__(self) -> None:
+            super().__init__(spec, tokens)
+
+    return BoundEvaluator
+
+
+def _import_ray() -> Any:
+    # Read when Ray is imported.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "--workers needs Ray: pip install 'whittle-nas[ray]', or leave the option out"
+        ) from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None, workers: int, *, on_gpu: bool) -> bool:
+    """Start Ray, or join a cluster; False if the process was connected before."""
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)}
+        if not on_gpu:
+            options["num_gpus"] = 0
+    try:
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--cluster {address}: no Ray cluster there ({error})") from None
+    return True
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0][:300] if lines else ''}"

@@ -1,0 +1,147 @@
+"""A search with every option resolved."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.metrics.latency_parts import Load
+from whittle_nas.search import settings
+from whittle_nas.search.costs import Costs
+from whittle_nas.search.halving import FIRST
+from whittle_nas.search.objectives import MEASURED, QUALITY, task_of
+from whittle_nas.search.options import CostOptions, HalvingOptions, Method, TaskOptions
+from whittle_nas.space.front import Constraint
+from whittle_nas.space.samplers import Grid
+from whittle_nas.space.searchspace import SearchSpace
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.counting import parameter_counter
+
+GRID = "grid.yaml"
+TABLE = "latency_table.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is searched, and how.
+
+    Attributes:
+        checkpoint: the super-network.
+        out_dir: existing directory for the files.
+        space: the sub-networks.
+        objectives: names, all minimised.
+        constraints: limits on objectives and costs.
+        tokens: (N, T + 1) validation text in blocks; N = 0 if no metric needs text.
+        method: who proposes.
+        num_trials: evaluations.
+        seed: of every random choice.
+        search_blocks: blocks of a trial; the front is evaluated on all.
+        batch_size: blocks per forward pass; None: chosen for the device.
+        start_from_grid: propose the grid of the super-network's training first.
+        costs: the load that costs are for.
+        halving: whether bad trials are stopped early.
+        tasks: how lm-eval tasks are asked.
+        device: where the model runs.
+        dtype: number format of the weights; None: as stored.
+        workers: processes that evaluate; 1: this one.
+        cluster: address of a Ray cluster; None: this machine.
+    """
+
+    checkpoint: Checkpoint
+    out_dir: Path
+    space: SearchSpace
+    objectives: tuple[str, ...]
+    constraints: tuple[Constraint, ...]
+    tokens: torch.Tensor
+    method: Method
+    num_trials: int
+    seed: int
+    search_blocks: int = 32
+    batch_size: int | None = None
+    start_from_grid: bool = True
+    costs: CostOptions = field(default_factory=CostOptions)
+    halving: HalvingOptions = field(default_factory=HalvingOptions)
+    tasks: TaskOptions = field(default_factory=TaskOptions)
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype | None = None
+    workers: int = 1
+    cluster: str | None = None
+
+    @cached_property
+    def wanted(self) -> tuple[str, ...]:
+        """Metrics that objectives and constraints name."""
+        return tuple(dict.fromkeys([*self.objectives, *(c.metric for c in self.constraints)]))
+
+    @cached_property
+    def quality_metrics(self) -> tuple[str, ...]:
+        """Quality metrics of a trial; loss and perplexity come together."""
+        text = QUALITY if needs_text(self.wanted) else ()
+        first = (FIRST,) if text and self.halving.first_blocks else ()
+        return (*text, *first, *(name for name in self.wanted if task_of(name)))
+
+    @cached_property
+    def load(self) -> Load:
+        """What costs are for."""
+        tokens = self.costs.resolve_tokens(self.checkpoint.config.block_size)
+        dtype = self.dtype or self.checkpoint.state_dict()["lm_head.weight"].dtype
+        return Load(self.costs.batch, tokens, self.device, dtype)
+
+    def make_costs(self) -> Costs:
+        """Costs of every sub-network."""
+        measured = [name for name in self.wanted if name in MEASURED]
+        table = self.costs.latency_table or self.out_dir / TABLE
+        config, info = self.checkpoint.config, self.checkpoint.info
+        return Costs(config, info, self.load, measured=measured, table=table)
+
+    def first(self) -> list[SubNetwork]:
+        """What is tried first: the ends of the space, then the grid that was trained.
+
+        Raises:
+            ConfigError: if `grid.yaml` is malformed.
+        """
+        path = self.checkpoint.path / GRID
+        first = [self.space.largest, self.space.smallest]
+        if self.start_from_grid and path.is_file():
+            first += [sub for sub in _read_grid(path, self.checkpoint) if self.space.contains(sub)]
+        return first
+
+    def settings(self, ahead: int) -> dict[str, Any]:
+        """What a resumed search must have in common with the interrupted one."""
+        measured = [name for name in self.wanted if name in MEASURED]
+        costs = asdict(replace(self.costs, latency_table=None, calibrate=0))
+        return {
+            "checkpoint": settings.checkpoint_id(self.checkpoint.path),
+            "search_space": self.space.to_dict(),
+            "objectives": list(self.objectives),
+            "constraints": list(map(str, self.constraints)),
+            "data": settings.tokens_id(self.tokens),
+            "search_blocks": self.search_blocks,
+            "halving": asdict(self.halving),
+            "tasks": {k: v and str(v) for k, v in asdict(self.tasks).items()},
+            "method": self.method.value,
+            "seed": self.seed,
+            "start_from_grid": self.start_from_grid,
+            "costs": costs | ({"device": self.device.type} if measured else {}),
+            "dtype": str(self.dtype),
+            "ahead": ahead,
+        }
+
+
+def needs_text(metrics: tuple[str, ...]) -> bool:
+    """Whether validation text is needed for some metrics."""
+    return bool(set(metrics) & set(QUALITY))
+
+
+def _read_grid(path: Path, checkpoint: Checkpoint) -> tuple[SubNetwork, ...]:
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    return Grid.from_dict(spec, cost=parameter_counter(checkpoint.config), source=str(path)).subs
