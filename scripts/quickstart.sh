@@ -57,8 +57,8 @@ stage exported nas export --checkpoint_dir "$out/supernet" --front "$out/search/
   --pick "$budget"
 stage exported_hf nas export --checkpoint_dir "$out/supernet" --front "$out/search/front.json" \
   --pick "$budget" --format hf
-stage profiled nas profile --checkpoint_dir "$checkpoint" --front "$out/search/front.json" \
-  --tokens 128
+stage profiled nas profile --checkpoint_dir "$out/supernet" --front "$out/search/front.json" \
+  --pick "$budget" --tokens 128
 echo "-- litgpt generate $out/exported --prompt \"$prompt\""
 litgpt generate "$out/exported" --prompt "$prompt" --max_new_tokens 60 --temperature 0.5
 echo

@@ -15,6 +15,8 @@ def profile(
     model_name: str | None = None,
     subnetwork: Sizes = Sizes(),
     front: Path | None = None,
+    index: int | None = None,
+    pick: str | None = None,
     search_space: str | None = None,
     measure: bool = True,
     batch: int = 1,
@@ -37,7 +39,9 @@ def profile(
         checkpoint_dir: The super-network.
         model_name: Instead of a checkpoint, a model of litgpt's list with random weights.
         subnetwork: Sizes; those that are not given are the whole model's.
-        front: `front.json` of a search; all its entries are shown.
+        front: `front.json` of a search; all its entries are shown, or one:
+        index: Which entry of the front.
+        pick: Best entry of the front under budgets, as in "num_params <= 6e9".
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
         measure: Whether to build the models and time them.
         batch: Sequences that are run at once.
@@ -62,7 +66,7 @@ def profile(
     source = _source(checkpoint_dir, model_name)
     number = resolve_dtype(dtype) or _stored_dtype(source)
     _check_length(source.config, tokens)
-    subs = _chosen(source, subnetwork, front, search_space)
+    subs = _chosen(source, subnetwork, _entries(front, index, pick), search_space)
     supernet = _load(source, place, number) if measure else None
     rows = []
     for name, sub in subs:
@@ -73,8 +77,9 @@ def profile(
     columns = [key for key in rows[0] if key != "subnetwork"]
     table = [[row[key] for key in columns] for row in rows]
     print_table(columns, table, title=f"batch {batch} x {tokens} tokens on {place}")
-    for name, sub in subs:
-        print(f"{name}: {sub}")
+    if len(subs) <= 3:  # the entries of a front are in front.json
+        for name, sub in subs:
+            print(f"{name}: {sub}")
     if out_dir is not None:
         _write(out_dir, rows, {"batch": batch, "tokens": tokens, "device": str(place)}, overwrite)
 
@@ -117,18 +122,29 @@ def _check_length(config: Any, tokens: int) -> None:
         )
 
 
+def _entries(front: Path | None, index: int | None, pick: str | None) -> list[Any]:
+    from whittle_nas.space.front import pick_entry, read_front
+
+    if front is None:
+        if index is not None or pick is not None:
+            raise ConfigError("--index and --pick choose from a --front; give one")
+        return []
+    read = read_front(front)
+    if index is None and pick is None:
+        return list(read.entries)
+    return [pick_entry(read, index=index, pick=pick)]
+
+
 def _chosen(
-    source: Any, sizes: Sizes, front: Path | None, search_space: str | None
+    source: Any, sizes: Sizes, entries: list[Any], search_space: str | None
 ) -> list[tuple[str, Any]]:
     from whittle_nas.cli.selection import space_of
     from whittle_nas.space import SubNetwork
-    from whittle_nas.space.front import read_front
     from whittle_nas.space.rules import check
 
     config, channels = source.config, source.info.head_channels
     whole = [("whole model", SubNetwork.from_config(config))]
-    if front is not None:
-        entries = read_front(front).entries
+    if entries:
         subs = [(f"front {e.index}", check(e.subnetwork, config, channels)) for e in entries]
         return whole + subs
     if sizes.given():
