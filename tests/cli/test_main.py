@@ -51,7 +51,7 @@ def test_print_config_is_yaml(capsys):
     ("arguments", "words"),
     [
         (["prune"], ["unknown command 'prune'", "importance"]),
-        (["export"], ["out_dir", "required"]),
+        (["export"], ["_dir is required"]),
         (["export", "--chekpoint_dir", "x"], ["chekpoint_dir"]),
         (["export", "--config", "missing.yaml"], ["missing.yaml"]),
         (["profile", "--tokens", "many"], ["tokens", "many"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -15,6 +16,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.weights.files import atomic_write_text
 
 RUN_FILE = "run.yaml"
+_REQUIRED = re.compile(r'Key "([\w.]+)" is required')
 
 
 def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> None:
@@ -56,6 +58,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
         reason = " ".join(str(error).replace("error:", "").split())
+        if missing := _REQUIRED.search(reason):
+            reason = f"--{missing[1]} is required"
         raise ConfigError(f"{reason} (see {parser.prog} --help)") from None
 
 

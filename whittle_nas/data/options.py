@@ -1,11 +1,14 @@
 """What the user says about data: plain values for flags and YAML, pure Python."""
 
+import inspect
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from whittle_nas.errors import ConfigError
+
+_Class = TypeVar("_Class", bound=type)
 
 
 class Part(Enum):
@@ -67,6 +70,14 @@ class TextSource:
         return bool(self.paths or self.hub or self.module)
 
 
+def _with_inherited_help(cls: _Class) -> _Class:
+    """Add the options of the base class to the docstring, from which `--help` is made."""
+    inherited = inspect.cleandoc(cls.__base__.__doc__ or "").partition("Args:\n")[2]
+    cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n{inherited}"
+    return cls
+
+
+@_with_inherited_help
 @dataclass(frozen=True)
 class MixSource(TextSource):
     """One source of a mix.
@@ -79,6 +90,7 @@ class MixSource(TextSource):
     weight: float | None = None
 
 
+@_with_inherited_help
 @dataclass(frozen=True)
 class TextData(TextSource):
     """Text for calibration, training or evaluation, packed into blocks without padding.
