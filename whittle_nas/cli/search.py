@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from whittle_nas.cli.options import DType
 from whittle_nas.data import TextData
 from whittle_nas.errors import ConfigError
 from whittle_nas.search.options import CostOptions, HalvingOptions, Method, TaskOptions
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from whittle_nas.search.request import Request
-    from whittle_nas.search.session import Listener, Outcome
-    from whittle_nas.search.trials import Trial
-    from whittle_nas.space import SearchSpace
-    from whittle_nas.space.front import Constraint
-    from whittle_nas.weights.checkpoint import Checkpoint
-
+# No import for type checkers only: jsonargparse would run it to resolve the signature below.
 _FILES = ("trials.csv", "search.json", "front.json", "front.png", "front.html")
 
 
@@ -84,6 +73,7 @@ def search(
         overwrite: Replace an earlier search in `out_dir`.
     """
     from whittle_nas.cli.common import lock, resolve_device, resolve_dtype, seed_everything
+    from whittle_nas.cli.search_report import listening, report
     from whittle_nas.search.request import Request
     from whittle_nas.search.session import Session
 
@@ -119,13 +109,12 @@ def search(
             device=resolve_device(device),
             dtype=resolve_dtype(dtype),
         )
-        with _listening(request) as listener:
+        with listening(request, _warn) as listener:
             outcome = Session(request, listener).run(resume=resume)
-    _draw(request, outcome)
-    _report(request, outcome)
+        report(request, outcome)
 
 
-def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Checkpoint, SearchSpace]:
+def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Any, Any]:
     """The checkpoint and the space; a space beyond the trained one is allowed, with a warning."""
     from whittle_nas.cli.selection import space_of
     from whittle_nas.search.constraints import untrained_dimensions
@@ -149,14 +138,14 @@ def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Checkpoint, S
 
 def _read(
     objectives: list[str] | str, constraints: list[str] | str | None
-) -> tuple[tuple[str, ...], tuple[Constraint, ...]]:
+) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     from whittle_nas.search.constraints import read_constraints
     from whittle_nas.search.objectives import parse_objectives
 
     return parse_objectives(objectives), read_constraints(constraints)
 
 
-def _load_tokens(data: TextData, checkpoint: Checkpoint, metrics: tuple[str, ...]) -> Tensor:
+def _load_tokens(data: TextData, checkpoint: Any, metrics: tuple[str, ...]) -> Any:
     """Validation text in blocks; none where only tasks are asked."""
     import torch
 
@@ -182,84 +171,6 @@ def _clear(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
             f"--out_dir {out_dir} is not empty ({found[0]}); give a new one, --resume true to go "
             "on with its search, or --overwrite true"
         )
-
-
-@contextmanager
-def _listening(request: Request) -> Iterator[Listener]:
-    """A bar with the time left and the best trial under some budgets."""
-    from tqdm import tqdm
-
-    from whittle_nas.search.results import best_per_budget
-    from whittle_nas.search.session import Listener
-
-    quality = request.objectives[0]
-    with tqdm(total=request.num_trials, desc="trials", file=sys.stderr, leave=False) as bar:
-
-        def show(trials: Sequence[Trial]) -> None:
-            bar.update(len(trials) - bar.n)
-            best = best_per_budget(trials, request.objectives, request.constraints)
-            shown = [f"<={share:.0%} {trial.metrics[quality]:.4g}" for share, trial in best]
-            bar.set_postfix_str(f"best {quality}: {', '.join(shown)}", refresh=False)
-
-        def step(what: str, left: int) -> None:
-            bar.set_description_str(f"{what}, {left} left" if left else "trials")
-
-        def warn(sentence: str) -> None:
-            bar.clear()
-            _warn(sentence)
-
-        yield Listener(show, step, warn)
-
-
-def _draw(request: Request, outcome: Outcome) -> None:
-    from whittle_nas.plots import plot_front
-    from whittle_nas.search.results import candidates, hypervolume_over_time, points_of
-
-    shown = candidates(outcome.trials, request.constraints)
-    front = [[entry.metrics[n] for n in request.objectives] for entry in outcome.front.entries]
-    plot_front(
-        request.out_dir / "front.png",
-        objectives=request.objectives,
-        trials=points_of(shown, request.objectives),
-        front=front,
-        hypervolume=hypervolume_over_time(outcome.trials, request.objectives, request.constraints),
-    )
-
-
-def _report(request: Request, outcome: Outcome) -> None:
-    from whittle_nas.cli.common import print_table
-    from whittle_nas.search.trials import Status
-
-    sizes = list(request.space.largest.to_dict())
-    varied = [
-        s for s in sizes if len({e.subnetwork.to_dict()[s] for e in outcome.front.entries}) > 1
-    ]
-    rows = [
-        [entry.index]
-        + [entry.metrics[name] for name in request.objectives]
-        + [entry.subnetwork.to_dict()[size] for size in varied]
-        for entry in outcome.front.entries
-    ]
-    title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
-    print_table(["index", *request.objectives, *varied], rows, title)
-    failed = [trial for trial in outcome.trials if trial.status is Status.failed]
-    if failed:
-        print(f"{len(failed)} trials failed, the first one: {failed[0].sub}: {failed[0].note}")
-    if len(outcome.trials) < request.num_trials:
-        print(f"the search space holds no more than these {len(outcome.trials)} sub-networks")
-    print(f"trials, front and pictures: {request.out_dir}")
-    print(_export_line(request, outcome))
-
-
-def _export_line(request: Request, outcome: Outcome) -> str:
-    """A command for a budget in the middle of the front."""
-    cost = request.objectives[-1]
-    values = sorted(entry.metrics[cost] for entry in outcome.front.entries)
-    budget = values[len(values) // 2]
-    return (
-        f"export one with: nas export --checkpoint_dir {request.checkpoint.path} "
-        f'--front {request.out_dir / "front.json"} --pick "{cost} <= {budget:.6g}" --out_dir <dir>'
-    )
 
 
 def _warn(sentence: str) -> None:

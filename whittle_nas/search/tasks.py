@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,9 @@ class TaskScorer:
             ConfigError: for an unknown task or metric, or a task whose data can't be had.
         """
         self._wanted = {name: wanted for name in objectives if (wanted := task_of(name))}
-        names = dict.fromkeys(task for task, _ in self._wanted.values())
-        choices = [TaskChoice(name, options.num_fewshot) for name in names]
-        self._options = tasks.TaskOptions(limit=options.limit)
-        self._tasks = tasks.load_tasks(choices, self._options, include_path=options.include_path)
-        for task in self._tasks:
+        self._asked = options
+        self._loaded: dict[float | None, list[tasks.LoadedTask]] = {}
+        for task in self._load(options.limit):
             for name, leaf in task.leaves.items():
                 self._check(name, leaf.higher_is_better() or {})
         tokenizer = load_tokenizer(checkpoint_dir, config)
@@ -60,14 +57,24 @@ class TaskScorer:
             whole: ask all questions, whatever the limit is.
         """
         harness = LitGPTHarness(model, self._encoder, batch_size=self._batch_size)
-        options = replace(self._options, limit=None) if whole else self._options
+        limit = None if whole else self._asked.limit
+        options = tasks.TaskOptions(limit=limit)
         run = running.RunOptions(bootstrap_iters=0)
         found: dict[tuple[str, str], float] = {}
-        for task in self._tasks:
+        for task in self._load(limit):
             result = running.run_task(harness, task, options, run)
             for score in report.scores(result.results):
                 found.setdefault((score.task, score.metric), score.value)
         return {name: 1.0 - found[key] for name, key in self._wanted.items()}
+
+    def _load(self, limit: float | None) -> list[tasks.LoadedTask]:
+        """The tasks; lm-eval keeps the questions with them, so there is a set for each limit."""
+        if limit not in self._loaded:
+            names = dict.fromkeys(task for task, _ in self._wanted.values())
+            choices = [TaskChoice(name, self._asked.num_fewshot) for name in names]
+            options, folder = tasks.TaskOptions(limit=limit), self._asked.include_path
+            self._loaded[limit] = tasks.load_tasks(choices, options, include_path=folder)
+        return self._loaded[limit]
 
     def _check(self, task: str, metrics: Mapping[str, bool]) -> None:
         """Refuse metrics that a task lacks or that grow with the error."""

@@ -130,7 +130,7 @@ def _read(row: Mapping[str, str], metrics: Sequence[str], path: Path, line: int)
             number=int(row["trial"]),
             sub=SubNetwork.from_dict({name: int(row[name]) for name in _SIZES}),
             status=Status(row["status"]),
-            metrics={name: float(row[name]) for name in metrics if row[name]},
+            metrics={name: _number(row[name]) for name in metrics if row[name]},
             blocks=int(row["blocks"]),
             seconds=float(row["seconds"]),
             note=row["note"],
@@ -139,3 +139,8 @@ def _read(row: Mapping[str, str], metrics: Sequence[str], path: Path, line: int)
         raise ConfigError(
             f"{path} line {line} is not a trial; remove it, or start anew with another --out_dir"
         ) from None
+
+
+def _number(text: str) -> float:
+    """An int or a float, as it was written."""
+    return int(text) if text.lstrip("-").isdigit() else float(text)

@@ -155,7 +155,7 @@ def read_front(path: Path | str) -> Front:
                 index=int(entry["index"]),
                 subnetwork=SubNetwork.from_dict(entry["subnetwork"]),
                 layers=tuple(entry.get("layers", ())),
-                metrics={name: float(value) for name, value in entry["metrics"].items()},
+                metrics={name: value + 0 for name, value in entry["metrics"].items()},
             )
             for entry in spec["front"]
         ]

@@ -1,0 +1,129 @@
+"""`nas search` as a user meets it."""
+
+import csv
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+from tests.cli.test_main import nas
+from whittle_nas.space.front import read_front
+from whittle_nas.weights.info import SupernetInfo
+
+
+@pytest.fixture
+def common(checkpoint_dir, bundled, tmp_path) -> list[object]:
+    return [
+        "search", "--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out",
+        "--data.files", bundled / "valid.jsonl", "--data.block_size", 32, "--data.num_blocks", 4,
+        "--search_blocks", 2, "--num_trials", 8,
+    ]  # fmt: skip
+
+
+def test_files_table_and_the_next_command(common, tmp_path, capsys):
+    assert nas(*common) == 0
+    shown = capsys.readouterr()
+    assert "sub-networks are on the front" in shown.out
+    out_dir = tmp_path / "out"
+    with (out_dir / "trials.csv").open() as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == [str(n) for n in range(8)]
+    assert (out_dir / "front.png").read_bytes()[1:4] == b"PNG"
+    assert "<svg" in (out_dir / "front.html").read_text()
+    front = read_front(out_dir / "front.json")
+    assert front.objectives == ("val_loss", "num_params")
+    # What is printed is run: it exports the best sub-network under a budget.
+    line = next(line for line in shown.out.splitlines() if line.startswith("export one with: nas"))
+    arguments = shlex.split(line.removeprefix("export one with: nas ").replace("<dir>", "x"))
+    arguments[-1] = str(tmp_path / "exported")
+    assert nas(*arguments) == 0
+    exported = yaml.safe_load((tmp_path / "exported" / "model_config.yaml").read_text())
+    sizes = [entry.subnetwork.to_dict() for entry in front.entries]
+    assert any(all(exported[name] == size[name] for name in size) for size in sizes)
+
+
+def test_again_resumed_extended_and_overwritten(common, tmp_path, capsys):
+    assert nas(*common, "--method", "random") == 0
+    trials = tmp_path / "out" / "trials.csv"
+    first = trials.read_text()
+    assert nas(*common, "--method", "random") == 2
+    assert "--resume true" in capsys.readouterr().err
+    assert nas(*common, "--method", "random", "--resume", "true", "--num_trials", 10) == 0
+    assert trials.read_text().startswith(first)
+    assert len(trials.read_text().splitlines()) == 11
+    assert nas("search", "--config", tmp_path / "out" / "run.yaml") == 0
+    assert nas(*common, "--overwrite", "true", "--method", "stratified") == 0
+    assert json.loads((tmp_path / "out" / "search.json").read_text())["method"] == "stratified"
+    capsys.readouterr()
+    assert nas(*common, "--resume", "true", "--method", "random", "--seed", 3) == 2
+    error = capsys.readouterr().err
+    assert 'method was "stratified" and is "random"; seed was 1337 and is 3' in error
+
+
+def test_three_objectives_and_constraints(common, tmp_path, capsys):
+    objectives = "--objectives=[perplexity,flops,memory_bytes]"
+    assert nas(*common, objectives, "--constraints", "num_params <= 90000") == 0
+    front = read_front(tmp_path / "out" / "front.json")
+    assert max(entry.metrics["num_params"] for entry in front.entries) <= 90000
+    assert "memory_bytes <=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--objectives", "val_loss"], "two or more"),
+        (["--objectives", "val_loss,speed"], "unknown metric 'speed'; choose from val_loss"),
+        (["--method", "magic"], "surrogate"),
+        (["--constraints", "num_params <= 10"], "nearest attainable value is"),
+        (["--constraints", "num_params"], "must be a metric, one of"),
+        (["--num_trials", "0"], "--num_trials 0"),
+        (["--search_space", "nowhere"], "'nowhere' is neither"),
+        (["--costs.tokens", "4000"], "--costs.tokens 4000"),
+        (["--halving.first_blocks", "2"], "--halving.first_blocks 2"),
+        (["--data.files", "missing.txt"], "missing.txt"),
+        (["--workers", "0"], "--workers 0"),
+    ],
+)
+def test_wrong_input_is_one_sentence(common, arguments, words, capsys):
+    assert nas(*common, *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("nas: ")
+    assert words in error
+
+
+def test_sizes_that_were_not_trained_are_named(common, checkpoint_dir, capsys):
+    info = SupernetInfo((0, 1, 2), search_space={"n_embd": [24, 48], "n_layer": [2, 3]})
+    (checkpoint_dir / "supernet.yaml").write_text(info.dump())
+    assert nas(*common) == 0
+    assert "not trained" not in capsys.readouterr().err
+    assert nas(*common, "--overwrite", "true", "--search_space", "aligned") == 0
+    warning = capsys.readouterr().err
+    assert re.search(r"warning: .*was not trained for: .*n_embd=\d+", warning)
+
+
+def test_lm_eval_tasks_as_objectives(checkpoint_dir, tmp_path, capsys):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    questions = [
+        {"query": "A cat is", "choices": [" an animal", " a number"], "gold": n % 2}
+        for n in range(4)
+    ]
+    (folder / "q.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    (folder / "tiny_quiz.yaml").write_text(
+        "task: tiny_quiz\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder / 'q.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: query\n"
+        "doc_to_choice: choices\ndoc_to_target: gold\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    common = [
+        "search", "--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out",
+        "--num_trials", 4, "--tasks.include_path", folder, "--tasks.limit", 2,
+    ]  # fmt: skip
+    assert nas(*common, "--objectives", "1 - tiny_quiz.acc, num_params") == 0
+    entries = read_front(tmp_path / "out" / "front.json").entries
+    assert {entry.metrics["1 - tiny_quiz.acc"] for entry in entries} <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    capsys.readouterr()
+    assert nas(*common, "--overwrite", "true", "--objectives", "1 - tiny_quiz.f1,flops") == 2
+    assert "has no metric 'f1'" in capsys.readouterr().err

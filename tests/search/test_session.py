@@ -1,0 +1,274 @@
+"""Whole searches on a small random checkpoint."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from whittle_nas.data import TextData, load_blocks
+from whittle_nas.errors import ConfigError
+from whittle_nas.evaluate.perplexity import nats_per_token
+from whittle_nas.search.constraints import read_constraints
+from whittle_nas.search.loop import Schedule
+from whittle_nas.search.options import CostOptions, HalvingOptions, Method
+from whittle_nas.search.pareto import is_on_front
+from whittle_nas.search.request import Request
+from whittle_nas.search.results import points_of
+from whittle_nas.search.session import Listener, Session
+from whittle_nas.search.trials import Status, read_trials
+from whittle_nas.space import load_space
+from whittle_nas.space.front import read_front
+from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
+
+
+@pytest.fixture
+def request_(checkpoint_dir, bundled, tmp_path) -> Request:
+    checkpoint = open_checkpoint(checkpoint_dir)
+    data = TextData(files=bundled / "valid.jsonl", block_size=32, num_blocks=6)
+    out_dir = tmp_path / "search"
+    out_dir.mkdir()
+    return Request(
+        checkpoint=checkpoint,
+        out_dir=out_dir,
+        space=load_space({"n_embd": {"min": 24, "step": 4}, "n_layer": [1, 2, 3],
+                          "intermediate_size": [24, 48, 72]}, checkpoint.config),
+        objectives=("val_loss", "num_params"),
+        constraints=(),
+        tokens=load_blocks(data, checkpoint_dir, config=checkpoint.config).tokens,
+        method=Method.surrogate,
+        num_trials=16,
+        seed=5,
+        search_blocks=2,
+    )  # fmt: skip
+
+
+def trials_of(request):
+    found, _ = read_trials(request.out_dir / "trials.csv", Session(request).metrics)
+    return [replace(trial, seconds=0.0) for trial in sorted(found, key=lambda t: t.number)]
+
+
+class Stop(Exception):
+    """In place of a kill."""
+
+
+def stop_after(count):
+    def on_trial(trials):
+        if len(trials) == count:
+            raise Stop
+
+    return Listener(on_trial=on_trial)
+
+
+def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
+    outcome = Session(request_).run(resume=False)
+    assert len(outcome.trials) == 16
+    assert [trial.blocks for trial in outcome.trials] == [2] * 16
+    front = read_front(request_.out_dir / "front.json")
+    supernet = load_supernet(request_.checkpoint.path)
+    for entry in front.entries:
+        model = supernet.standalone(entry.subnetwork)
+        assert entry.metrics["val_loss"] == pytest.approx(nats_per_token(model, request_.tokens))
+        parameters = sum(p.numel() for p in model.parameters())
+        assert entry.metrics["num_params"] == parameters
+        assert entry.metrics["weight_bytes"] == 4 * parameters
+        assert len(entry.layers) == entry.subnetwork.n_layer
+    points = points_of(outcome.trials, request_.objectives)
+    best = {t.sub for t, kept in zip(outcome.trials, is_on_front(points), strict=True) if kept}
+    assert {entry.subnetwork for entry in front.entries} <= best
+    assert front.how_measured["text"] == {"blocks": 6, "block_size": 32, "blocks_in_search": 2}
+
+
+@pytest.mark.parametrize("method", Method)
+def test_interrupted_and_resumed_is_uninterrupted(request_, tmp_path, method):
+    request = replace(request_, method=method)
+    Session(request).run(resume=False)
+    broken = replace(request, out_dir=tmp_path / "broken")
+    broken.out_dir.mkdir()
+    with pytest.raises(Stop):
+        Session(broken, stop_after(7)).run(resume=False)
+    trials = broken.out_dir / "trials.csv"
+    trials.write_bytes(trials.read_bytes()[:-9])  # the kill came while the last line was written
+    warnings = []
+    Session(broken, Listener(warn=warnings.append)).run(resume=True)
+    assert "cut off" in warnings[0]
+    assert trials_of(broken) == trials_of(request)
+    assert (broken.out_dir / "front.json").read_text() == (
+        request.out_dir / "front.json"
+    ).read_text()
+
+
+def test_a_finished_search_is_extended(request_, tmp_path):
+    Session(replace(request_, num_trials=9)).run(resume=False)
+    Session(request_).run(resume=True)
+    whole = replace(request_, out_dir=tmp_path / "whole")
+    whole.out_dir.mkdir()
+    Session(whole).run(resume=False)
+    assert trials_of(request_) == trials_of(whole)
+
+
+def test_resume_with_other_settings_names_them(request_):
+    Session(replace(request_, num_trials=3)).run(resume=False)
+    other = replace(request_, seed=6, method=Method.random)
+    with pytest.raises(ConfigError, match=r'method was "surrogate" and is "random"; seed was 5'):
+        Session(other).run(resume=True)
+
+
+class Shuffled:
+    """Results in any order, as from workers of different speed."""
+
+    def __init__(self, pool, seed):
+        self._pool, self._rng, self._done = pool, random.Random(seed), []
+        self._running = 0
+
+    def submit(self, job):
+        self._running += 1
+        self._pool.submit(job)
+
+    def next(self):
+        self._done += [self._pool.next() for _ in range(self._running - len(self._done))]
+        self._running -= 1
+        return self._done.pop(self._rng.randrange(len(self._done)))
+
+    def close(self):
+        pass
+
+
+def parallel_trials(request, seed, directory, monkeypatch):
+    request = replace(request, out_dir=directory, workers=3)
+    directory.mkdir()
+    inline = replace(request, workers=1)
+    pool = Shuffled(Session(inline)._pool(), seed)
+    session = Session(request)
+    monkeypatch.setattr(session, "_pool", lambda: pool)
+    session.run(resume=False)
+    return trials_of(request)
+
+
+def test_parallel_runs_repeat_whoever_is_first(request_, tmp_path, monkeypatch):
+    first = parallel_trials(request_, 1, tmp_path / "a", monkeypatch)
+    assert parallel_trials(request_, 2, tmp_path / "b", monkeypatch) == first
+    # Interrupted, then gone on with in a single process: proposals still know as much as before.
+    rows = (tmp_path / "a" / "trials.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "a" / "trials.csv").write_text("".join(rows[:9]))
+    single = replace(request_, out_dir=tmp_path / "a")
+    Session(single).run(resume=True)
+    assert trials_of(single) == first
+
+
+def test_schedule():
+    assert [Schedule(9).known_before(n) for n in range(4)] == [0, 1, 2, 3]
+    assert [Schedule(9, ahead=3).known_before(n) for n in range(5)] == [0, 0, 0, 1, 2]
+    groups = Schedule(9, ahead=3, in_groups=True)
+    assert [groups.known_before(n) for n in range(7)] == [0, 0, 0, 3, 3, 3, 6]
+
+
+def spoil_last_layer(checkpoint_dir):
+    """Sub-networks with all layers give NaN."""
+    path = checkpoint_dir / "lit_model.pth"
+    tensors = torch.load(path)
+    tensors["transformer.h.2.mlp.proj.weight"].fill_(torch.nan)
+    torch.save(tensors, path)
+
+
+def test_failures_are_recorded_and_the_search_goes_on(request_, checkpoint_dir):
+    spoil_last_layer(checkpoint_dir)
+    outcome = Session(request_).run(resume=False)
+    failed = [trial for trial in outcome.trials if trial.status is Status.failed]
+    assert failed
+    assert all(
+        trial.sub.n_layer == 3 and trial.note.startswith("val_loss is nan") for trial in failed
+    )
+    assert all(entry.subnetwork.n_layer < 3 for entry in outcome.front.entries)
+    assert trials_of(request_)[0].status is Status.failed
+
+
+def test_a_search_in_which_everything_fails_says_why(request_, checkpoint_dir):
+    spoil_last_layer(checkpoint_dir)
+    space = load_space({"n_embd": {"min": 24, "step": 4}}, request_.checkpoint.config)
+    with pytest.raises(ConfigError, match="could not be evaluated; .*: val_loss is nan"):
+        Session(replace(request_, space=space)).run(resume=False)
+
+
+def test_constraints_hold_for_every_trial(request_):
+    limits = read_constraints("num_params <= 100000")
+    outcome = Session(replace(request_, constraints=limits)).run(resume=False)
+    assert len(outcome.trials) == 16
+    assert max(trial.metrics["num_params"] for trial in outcome.trials) <= 100000
+
+
+def test_the_grid_of_the_training_comes_first(request_):
+    members = [
+        {"n_embd": 32, "n_head": 8, "n_query_groups": 4, "head_size": 8, "n_layer": 2,
+         "intermediate_size": 48},
+        {"n_embd": 33, "n_head": 8, "n_query_groups": 4, "head_size": 8, "n_layer": 2,
+         "intermediate_size": 48},
+    ]  # fmt: skip
+    (request_.checkpoint.path / "grid.yaml").write_text(json.dumps(members))
+    first = request_.first()
+    assert first[:2] == [request_.space.largest, request_.space.smallest]
+    assert [sub.n_embd for sub in first[2:]] == [32]  # the other one is not in the space
+    assert len(replace(request_, start_from_grid=False).first()) == 2
+
+
+def test_halving_saves_blocks_and_keeps_the_front(request_):
+    halved = replace(request_, search_blocks=6, halving=HalvingOptions(first_blocks=1, keep=0.2))
+    outcome = Session(halved).run(resume=False)
+    stopped = [trial for trial in outcome.trials if trial.status is Status.stopped]
+    assert stopped
+    assert all(trial.blocks == 1 and "val_loss" not in trial.metrics for trial in stopped)
+    complete = [trial for trial in outcome.trials if trial.status is Status.complete]
+    assert all(trial.blocks == 6 for trial in complete)
+    assert {e.subnetwork for e in outcome.front.entries} <= {trial.sub for trial in complete}
+
+
+def test_latency_is_looked_up_and_the_front_timed_whole(request_, tmp_path):
+    space = load_space({"n_embd": [24, 48], "n_layer": [1, 3]}, request_.checkpoint.config)
+    request = replace(
+        request_,
+        space=space,
+        objectives=("val_loss", "latency_ms"),
+        costs=CostOptions(batch=1, tokens=16, latency_table=tmp_path / "table.json", calibrate=4),
+        num_trials=4,
+    )
+    outcome = Session(request).run(resume=False)
+    times = json.loads((tmp_path / "table.json").read_text())["times"]["prefill"]
+    assert len([key for key in times if key.startswith("block 24 ")]) == 1
+    by_sub = {trial.sub: trial.metrics["latency_ms"] for trial in outcome.trials}
+    for entry in outcome.front.entries:
+        assert entry.metrics["latency_ms"] != by_sub[entry.subnetwork]
+    assert outcome.front.how_measured["latency_ms of the latency table"]["networks"] == 4
+
+
+@pytest.mark.slow
+def test_killed_for_real(request_, bundled, tmp_path):
+    command = [
+        sys.executable, "-m", "whittle_nas", "search",
+        "--checkpoint_dir", str(request_.checkpoint.path),
+        "--data.files", str(bundled / "valid.jsonl"), "--data.block_size", "64",
+        "--data.num_blocks", "200", "--search_blocks", "200",
+        "--num_trials", "40",
+    ]  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--out_dir", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--out_dir", str(killed)], stderr=subprocess.DEVNULL)
+    while not (killed / "trials.csv").is_file() or len(rows(killed)) < 10:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 10 <= len(rows(killed)) < 41
+    resumed = [*command, "--out_dir", str(killed), "--resume", "true"]
+    subprocess.run(resumed, check=True, capture_output=True)
+    assert rows(killed) == rows(whole)
+
+
+def rows(out_dir):
+    """Lines without the time that the evaluation took."""
+    lines = (out_dir / "trials.csv").read_text().splitlines()
+    return [",".join(line.split(",")[:-2]) for line in lines]

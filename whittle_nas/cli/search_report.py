@@ -1,0 +1,111 @@
+"""What `nas search` shows: a bar while it runs, then a table, pictures and the next command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from whittle_nas.cli.common import print_table
+from whittle_nas.plots import plot_front
+from whittle_nas.search import html
+from whittle_nas.search.request import Request
+from whittle_nas.search.results import (
+    best_per_budget,
+    candidates,
+    hypervolume_over_time,
+    points_of,
+)
+from whittle_nas.search.session import Listener, Outcome
+from whittle_nas.search.trials import Status, Trial
+from whittle_nas.weights.files import atomic_write_text
+
+
+@contextmanager
+def listening(request: Request, warn: Callable[[str], None]) -> Iterator[Listener]:
+    """A bar with the time left and the best trial under some budgets."""
+    quality = request.objectives[0]
+    with tqdm(total=request.num_trials, desc="trials", file=sys.stderr, leave=False) as bar:
+
+        def show(trials: Sequence[Trial]) -> None:
+            bar.update(len(trials) - bar.n)
+            best = best_per_budget(trials, request.objectives, request.constraints)
+            shown = [f"<={share:.0%} {trial.metrics[quality]:.4g}" for share, trial in best]
+            bar.set_postfix_str(f"best {quality}: {', '.join(shown)}", refresh=False)
+
+        def step(what: str, left: int) -> None:
+            bar.set_description_str(f"{what}, {left} left" if left else "trials")
+
+        def clear_and_warn(sentence: str) -> None:
+            bar.clear()
+            warn(sentence)
+
+        yield Listener(show, step, clear_and_warn)
+
+
+def report(request: Request, outcome: Outcome) -> None:
+    """Write `front.png` and `front.html` and print the front."""
+    growth = hypervolume_over_time(outcome.trials, request.objectives, request.constraints)
+    path = request.out_dir / "front.json"
+    page = html.render(outcome.front, outcome.trials, growth, str(path))
+    atomic_write_text(request.out_dir / "front.html", page)
+    _draw(request, outcome, growth)
+    _print_front(request, outcome)
+    failed = [trial for trial in outcome.trials if trial.status is Status.failed]
+    if failed:
+        print(f"{len(failed)} trials failed, the first one: {failed[0].sub}: {failed[0].note}")
+    if stopped := sum(trial.status is Status.stopped for trial in outcome.trials):
+        print(f"{stopped} trials were stopped after {request.halving.first_blocks} blocks")
+    if len(outcome.trials) < request.num_trials:
+        print(
+            f"the search space holds no more than these {len(outcome.trials)} sub-networks"
+            f"{' within the constraints' if request.constraints else ''}"
+        )
+    for name, how in outcome.front.how_measured.items():
+        if name.endswith("of the latency table"):
+            print(
+                f"{name}: {how['sum_error']:.1%} off {how['networks']} whole networks as a sum, "
+                f"{how['corrected_error']:.1%} corrected (medians), rank correlation "
+                f"{how['rank_correlation']:.3f}; the front was timed whole"
+            )
+    print(f"trials, front and pictures: {request.out_dir}")
+    print(_export_line(request, outcome))
+
+
+def _draw(request: Request, outcome: Outcome, growth: Sequence[float]) -> None:
+    shown = candidates(outcome.trials, request.constraints)
+    entries = outcome.front.entries
+    plot_front(
+        request.out_dir / "front.png",
+        objectives=request.objectives,
+        trials=points_of(shown, request.objectives),
+        front=[[entry.metrics[name] for name in request.objectives] for entry in entries],
+        hypervolume=growth,
+    )
+
+
+def _print_front(request: Request, outcome: Outcome) -> None:
+    entries = outcome.front.entries
+    names = list(request.space.largest.to_dict())
+    varied = [n for n in names if len({entry.subnetwork.to_dict()[n] for entry in entries}) > 1]
+    rows = [
+        [entry.index]
+        + [entry.metrics[name] for name in request.objectives]
+        + [entry.subnetwork.to_dict()[name] for name in varied]
+        for entry in entries
+    ]
+    title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
+    print_table(["index", *request.objectives, *varied], rows, title)
+
+
+def _export_line(request: Request, outcome: Outcome) -> str:
+    """A command for a budget in the middle of the front."""
+    cost = request.objectives[-1]
+    values = sorted(entry.metrics[cost] for entry in outcome.front.entries)
+    budget = values[len(values) // 2]
+    return (
+        f"export one with: nas export --checkpoint_dir {request.checkpoint.path} "
+        f'--front {request.out_dir / "front.json"} --pick "{cost} <= {budget:.6g}" --out_dir <dir>'
+    )
