@@ -1,6 +1,7 @@
 """What a sandwich step costs over litgpt's LoRA steps of the same four networks built alone.
 
-    python scripts/bench_training.py [--out training.json] [--rounds 9] [--distillation none]
+    python scripts/bench_training.py [--out training.json] [--rounds 9] [--distillation forward_kl]
+                                     [--full]
 
 A step is forward, backward and AdamW on the same batch, for the full network, the smallest and two
 members of a grid. litgpt's steps are those of its own `finetune lora`: the head in chunks of 128
@@ -20,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")
 
 import torch
-from litgpt import lora
+from litgpt import GPT, lora
 from litgpt.utils import chunked_cross_entropy
 
 from whittle_nas.metrics.measured import peak_memory_bytes
@@ -59,12 +60,13 @@ class Sandwich:
 
 
 class Alone:
-    """litgpt's LoRA step of one network."""
+    """litgpt's own step of one network."""
 
     def __init__(self, network: Network, supernet: SuperNetwork) -> None:
-        self.model = lora.GPT(supernet.plan(network.sub).config)
+        self.model = type(supernet.model)(supernet.plan(network.sub).config)
         self.model.load_state_dict({n: t.clone() for n, t in supernet.slices(network.sub).items()})
-        lora.mark_only_lora_as_trainable(self.model)
+        if isinstance(self.model, lora.GPT):
+            lora.mark_only_lora_as_trainable(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
@@ -76,11 +78,12 @@ class Alone:
         self.optimizer.zero_grad()
 
 
-def make_sides(loss: LossOptions) -> tuple[Sandwich, list[Alone]]:
+def make_sides(loss: LossOptions, *, full: bool) -> tuple[Sandwich, list[Alone]]:
     """Both sides with equal weights."""
     torch.manual_seed(0)
-    model = lora.GPT(CONFIG)
-    lora.mark_only_lora_as_trainable(model)
+    model = GPT(CONFIG) if full else lora.GPT(CONFIG)
+    if not full:
+        lora.mark_only_lora_as_trainable(model)
     supernet = SuperNetwork(model)
     space = load_space("aligned", CONFIG)
     grid = build_grid(space, parameter_counter(CONFIG), seed=0, num_bins=4).subs
@@ -166,14 +169,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training.json"))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--distillation", type=Distillation, default=Distillation.none)
+    parser.add_argument("--full", action="store_true", help="train all weights, no adapters")
     parser.add_argument("--chunk_elements", type=int, default=LossOptions().chunk_elements)
     options = parser.parse_args()
     loss = LossOptions(options.distillation, chunk_elements=options.chunk_elements)
-    ours, alone = make_sides(loss)
+    ours, alone = make_sides(loss, full=options.full)
     results: dict[str, object] = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "distillation": options.distillation.value,
+        "trained": "all weights" if options.full else "adapters",
         "networks": [asdict(network.sub) for network in ours.networks],
     }
     cases = {"random_4x256": random_batches(options.rounds)}

@@ -212,6 +212,33 @@ def test_learning_rate():
     assert learning_rate(0, OptimizerOptions(lr=1.0, warmup_steps=10), 2) == 0.5
 
 
+def test_a_users_callbacks_see_the_validation(tmp_path):
+    callbacks = [
+        {
+            "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+            "init_args": {"monitor": "val/mean", "patience": 1, "mode": "max"},  # stops at once
+        },
+        {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": str(tmp_path / "best"), "monitor": "val/mean"},
+        },
+    ]
+    trainer = make_trainer(TrainerOptions(**OPTIONS, callbacks=callbacks), tmp_path)
+    module = make_module(total_steps=20, validate_every=2)
+    fit(trainer, module, tmp_path, checkpoint_every=2)
+    assert module.global_step == 4
+    assert len(list((tmp_path / "best").iterdir())) == 1
+    assert newest_checkpoint(tmp_path) is not None
+
+
+def test_resuming_from_another_training_is_refused(tmp_path):
+    train(make_module(total_steps=2), tmp_path, every=1)
+    other = make_module(total_steps=2)
+    other.network.lm_head.lora_A = torch.nn.Parameter(torch.zeros(5, 24))
+    with pytest.raises(ConfigError, match="not a checkpoint of this training"):
+        train(other, tmp_path, resume=True)
+
+
 def test_unknown_logger_and_device(tmp_path):
     with pytest.raises(ConfigError, match="no_such_package"):
         make_trainer(
@@ -223,7 +250,13 @@ def test_unknown_logger_and_device(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"strategy": "fsdp"}, {"precision": "16-mixed"}, {"max_steps": 0}, {"gradient_clip_val": 0}],
+    [
+        {"strategy": "fsdp"},
+        {"precision": "16-mixed"},
+        {"precision": "bnb.nf4"},
+        {"max_steps": 0},
+        {"gradient_clip_val": 0},
+    ],
 )
 def test_trainer_options_out_of_range(wrong):
     with pytest.raises(ConfigError, match=f"trainer.{next(iter(wrong))}"):

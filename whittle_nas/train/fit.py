@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from whittle_nas.errors import ConfigError
@@ -57,7 +57,8 @@ def _trainer(
         fast_dev_run=options.accumulate_grad_batches if options.fast_dev_run else False,
         enable_progress_bar=options.enable_progress_bar,
         enable_model_summary=False,
-        enable_checkpointing=False,
+        # `fit` adds the one to resume from; a user may have one of the best loss beside it
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         callbacks=callbacks,
         logger=loggers,
         default_root_dir=out_dir,

@@ -50,7 +50,9 @@ class LossOptions:
         kd_weight: weight of the distillation loss (beta).
         temperature: softens both distributions; the KL family and cosine use it, L1 and L2 do not.
         forward_share: share of the forward KL in `symmetric_kl` (lambda), 0 to 1.
-        chunk_elements: largest number of logits that exist at a time; 2^24 float32 are 64 MiB.
+        chunk_elements: largest number of logits that exist at a time; 2^25 float32 are 128 MiB.
+            Smaller saves memory; where all weights are trained, each chunk costs one pass over the
+            head's gradient.
     """
 
     distillation: Distillation = Distillation.none
@@ -59,7 +61,7 @@ class LossOptions:
     kd_weight: float = 1.0
     temperature: float = 1.0
     forward_share: float = 0.5
-    chunk_elements: int = 2**24
+    chunk_elements: int = 2**25
 
     def __post_init__(self) -> None:
         _at_least("loss.ce_weight", self.ce_weight, 0)
@@ -286,6 +288,13 @@ class TrainerOptions:
         if self.gradient_clip_val is not None and self.gradient_clip_val <= 0:
             raise ConfigError(
                 f"trainer.gradient_clip_val={self.gradient_clip_val} must be above 0, or null"
+            )
+        if self.precision.startswith("bnb"):
+            # One scale per 64 neighbours of the flattened matrix, two weights per byte: a slice of
+            # the columns cuts through blocks, and its own blocks would have other scales.
+            raise ConfigError(
+                f"trainer.precision={self.precision!r}: 4-bit weights can't be sliced to "
+                "sub-networks; use bf16-mixed, which keeps frozen weights in bfloat16"
             )
         if self.precision not in PRECISIONS:
             # float16 would need loss scaling across several backward passes
