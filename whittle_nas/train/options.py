@@ -245,7 +245,8 @@ class TrainerOptions:
         accelerator: `auto`, `cpu`, `cuda`, ...
         devices: number of devices per machine, a list such as `0,1`, or `auto`.
         num_nodes: machines.
-        strategy: `auto`, or one of Lightning's `ddp` strategies; every process holds the model.
+        strategy: `auto` or `ddp`; every process holds the whole model, and gradients are summed
+            once per step.
         precision: `32-true`; `bf16-mixed`: trained weights in float32, frozen ones as stored,
             arithmetic in bfloat16; or `bf16-true`.
         accumulate_grad_batches: micro-batches per optimiser step.
@@ -301,10 +302,10 @@ class TrainerOptions:
             raise ConfigError(
                 f"trainer.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}"
             )
-        if self.strategy != "auto" and not self.strategy.startswith("ddp"):
+        if self.strategy not in ("auto", "ddp"):
             raise ConfigError(
-                f"trainer.strategy={self.strategy!r}: every process must hold the whole model, so "
-                "use auto, ddp, ddp_spawn or ddp_fork"
+                f"trainer.strategy={self.strategy!r} must be auto or ddp: every process holds the "
+                "whole model, and is started with the same command line"
             )
 
 

@@ -72,7 +72,7 @@ def trained_state_dict(model: nn.Module, like: Mapping[str, Tensor]) -> dict[str
     """Plain litgpt state dict with the adapters merged, in the number format of `like`."""
     has_adapters = any(lora.is_adapter(name) for name, _ in model.named_parameters())
     merged = lora.merged_state_dict(model) if has_adapters else model.state_dict()  # type: ignore[arg-type]
-    return {name: merged[name].to(like[name].dtype) for name in like}
+    return {name: merged[name].to(device="cpu", dtype=like[name].dtype) for name in like}
 
 
 def save_adapters(model: nn.Module, path: Path) -> None:
