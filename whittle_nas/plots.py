@@ -183,6 +183,7 @@ def plot_scores(
         if len(labels) <= 20:  # more would hide the points
             for label, x, y in zip(labels, at, values, strict=True):
                 panel.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        panel.margins(x=0.15)  # room for the names
         panel.set(xlabel=cost, ylabel=f"{metric} (bars: standard error)", title=title)
         panel.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -238,3 +238,26 @@ def test_two_processes_share_the_work(common, front_file, tmp_path):
     without_time = [line.rpartition(",")[0] for line in alone.splitlines()]
     shared = (tmp_path / "shared" / "results.csv").read_text().splitlines()
     assert [line.rpartition(",")[0] for line in shared] == without_time
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/evaluate.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+def test_every_config_is_understood(path):
+    from whittle_nas.cli.evaluate import evaluate
+    from whittle_nas.cli.parser import make_parser, parse
+
+    parser = make_parser("evaluate", evaluate)
+    options = parser.instantiate_classes(parse(parser, ["--config", str(path)]))
+    assert options.checkpoint_dir
+    assert options.tasks
+
+
+def test_config_of_the_bundled_checkpoint_runs(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    config = root / "configs" / "pydoc-1m" / "evaluate.yaml"
+    options = ["--config", config, "--out_dir", tmp_path / "out", "--limit", 2]
+    assert nas("evaluate", *options, "--data.num_blocks", 2) == 0
+    assert {row["task"] for row in rows(tmp_path / "out")} == {"text", "pydoc"}

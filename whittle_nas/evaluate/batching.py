@@ -13,6 +13,9 @@ logger = logging.getLogger(__name__)
 # float32 logits at one time: 64 Mi entries are 256 MiB, 512 positions at a vocabulary of 128k
 MAX_LOGITS = 2**26
 
+# what torch says about a CPU's memory, and CUDA's libraries about a GPU's
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 Result = TypeVar("Result")
 
 
@@ -22,7 +25,7 @@ def column_budget(model: Any, longest: int, batch_size: int | None) -> int:
         return batch_size * longest
     on_cpu = model.transformer.wte.weight.device.type == "cpu"
     # a CPU is busy with a few thousand tokens; a GPU starts high and is halved to what it holds
-    return max(longest, 4096) if on_cpu else 64 * longest
+    return max(longest, 4096) if on_cpu else max(64 * longest, 32_768)
 
 
 def attempt(work: Callable[[], Result]) -> Result | None:
@@ -32,7 +35,7 @@ def attempt(work: Callable[[], Result]) -> Result | None:
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # what torch says about a CPU's memory
+        if not any(sign in str(error) for sign in NO_MEMORY):
             raise
     # outside of the except clause, where the traceback would keep the batch alive
     if torch.cuda.is_available():

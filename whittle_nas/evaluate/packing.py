@@ -211,15 +211,19 @@ def build_batch(rows: Sequence[Row], queries: Sequence[Query]) -> Batch:
             tails[r, start - P : end - P] = torch.tensor(ending, dtype=torch.long)
             positions[r, start:end] = torch.arange(length, length + len(ending))
             branch[r, start:end] = b + 1
-            path = [*range(length), *range(start, end)]
-            scored += [_Scored(r, path, number, queries[number].targets) for number in members]
+            # the tokens of a branch stand in the prefix and, without a gap, in the tail
+            path = range(start - length, end)
+            for number in members:
+                targets = queries[number].targets
+                columns = [c if c >= start else c - start + length for c in path[-len(targets) :]]
+                scored.append(_Scored(r, columns, number, targets))
             start = end
     return Batch(
         prefixes,
         tails,
-        Layout(positions[:, P:], positions, _visible(branch)[:, P:]),
+        Layout(positions[:, P:], positions, _visible(branch, P)),
         rows=torch.tensor([s.row for s in scored for _ in s.targets]),
-        columns=torch.tensor([c for s in scored for c in s.path[-len(s.targets) :]]),
+        columns=torch.tensor([c for s in scored for c in s.columns]),
         targets=torch.tensor([t for s in scored for t in s.targets]),
         queries=[s.query for s in scored],
         lengths=[len(s.targets) for s in scored],
@@ -227,19 +231,19 @@ def build_batch(rows: Sequence[Row], queries: Sequence[Query]) -> Batch:
 
 
 class _Scored(NamedTuple):
-    """A query in a batch: its row and the columns of its tokens."""
+    """A query in a batch: its row and the columns that predict its targets."""
 
     row: int
-    path: list[int]
+    columns: list[int]
     query: int
     targets: Tokens
 
 
-def _visible(branch: torch.Tensor) -> torch.Tensor:
-    """Who sees whom (B, S, S): what stands before in the prefix or in the same branch."""
-    same = branch[:, :, None] == branch[:, None]
-    earlier = torch.ones(branch.shape[1], branch.shape[1], dtype=torch.bool).tril()
-    return (same | (branch == 0)[:, None]) & earlier
+def _visible(branch: torch.Tensor, start: int) -> torch.Tensor:
+    """What columns from `start` on see (B, Q, S): what is before them in prefix or own branch."""
+    same = branch[:, start:, None] == branch[:, None]
+    columns = torch.arange(branch.shape[1])
+    return (same | (branch == 0)[:, None]) & (columns <= columns[start:, None])
 
 
 def cut(rows: Sequence[Row], budget: int) -> Iterator[Sequence[Row]]:

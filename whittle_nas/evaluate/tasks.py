@@ -79,6 +79,8 @@ def load_tasks(
         raise ConfigError(f"--include_path {include_path} is not a folder")
     if options.limit is not None and options.limit <= 0:
         raise ConfigError(f"--limit {options.limit} must be above 0: a count, or a share below 1")
+    if not choices:
+        return []
     manager = _manager([choice.name for choice in choices], include_path)
     loaded: dict[str, LoadedTask] = {}
     for choice in choices:
