@@ -76,7 +76,6 @@ def test_gathered_tensors_that_reuse_memory_stay_apart(tmp_path):
 def test_interrupted_write_leaves_nothing(tmp_path):
     out_dir = tmp_path / "out"
 
-
     def interrupted() -> None:
         with atomic_directory(out_dir) as partial:
             (partial / "half").write_text("half")

@@ -6,7 +6,6 @@ averaged over the batches, weighted by their number of sequences. No activation 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.importance import criteria
 from whittle_nas.importance.options import Aggregation, NeuronActivation
 from whittle_nas.importance.scores import Scores
+from whittle_nas.weights.supernet import without_head
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -115,7 +115,7 @@ def collect(
     """
     running = RunningScores(aggregation)
     device = model.lm_head.weight.device
-    body = _without_head(model)
+    body = without_head(model)
     batches = tokens.split(batch_size)
     with torch.inference_mode(), _hooked(model, running, neuron_activation):
         for batch in progress(batches, "scoring", len(batches)):
@@ -187,15 +187,6 @@ def _stream(running: RunningScores, name: str) -> Callable[..., None]:
         running.add("layers", name, criteria.turn(inputs[0], output).unsqueeze(-1))
 
     return hook
-
-
-def _without_head(model: Any) -> nn.Module:
-    """A second face of the model that ends after the last norm; the modules are the same."""
-    twin = copy.copy(model)
-    twin._modules = {**model._modules, "lm_head": nn.Identity()}
-    twin.config = copy.copy(model.config)
-    twin.config.final_logit_softcapping = None
-    return twin
 
 
 def _gather(running: RunningScores, config: Any) -> Scores:

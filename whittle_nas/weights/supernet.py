@@ -89,7 +89,7 @@ class SuperNetwork:
         key = (sub, hidden, checkpoint_blocks, *self._placement())
         found = self._skeletons.pop(key, None)
         if found is None and hidden:
-            found = _without_head(self.subnet(sub, checkpoint_blocks=checkpoint_blocks))
+            found = without_head(self.subnet(sub, checkpoint_blocks=checkpoint_blocks))
         elif found is None:
             found = self._make_skeleton(sub, checkpoint_blocks)
         self._skeletons[key] = found  # the latest stands last
@@ -238,8 +238,11 @@ def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def _without_head(model: Any) -> Any:
-    """A second face of a skeleton whose forward pass ends after the last norm."""
+def without_head(model: Any) -> Any:
+    """A second face of a litgpt model whose forward pass ends after the last norm.
+
+    It shares all modules with `model`, which stays as it is.
+    """
     twin = copy.copy(model)
     twin._modules = {**model._modules, "lm_head": nn.Identity()}
     twin.config = replace(model.config, final_logit_softcapping=None)
