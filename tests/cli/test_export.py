@@ -126,6 +126,26 @@ def test_out_dir_is_never_written_over(checkpoint_dir, tmp_path, capsys):
     assert not (out_dir / "precious").exists()
 
 
+@pytest.mark.slow
+def test_litgpts_own_conversion_runs_on_an_export(checkpoint_dir, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    out_dir, converted = tmp_path / "small", tmp_path / "converted"
+    sizes = ["--subnetwork.n_embd", 40, "--subnetwork.n_layer", 2]
+    assert nas("export", "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *sizes) == 0
+    command = [Path(sys.executable).with_name("litgpt"), "convert_from_litgpt", out_dir, converted]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out_dir)).eval()
+    weights = torch.load(converted / "model.pth", weights_only=True)
+    model.load_state_dict(weights, strict=False)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        logits = model(ids).logits
+    torch.testing.assert_close(logits, load_supernet(out_dir).model(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_litgpt_generates_from_an_export(shared_data, tmp_path):
     source = shared_data / "checkpoints" / "stories260K"
     out_dir = tmp_path / "small"
