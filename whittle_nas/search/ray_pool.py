@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -163,6 +165,7 @@ def _connect(ray: Any, address: str | None, workers: int, *, on_gpu: bool) -> bo
     """Start Ray, or join a cluster; False if the process was connected before."""
     if ray.is_initialized():
         return False
+    _check_address(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)}
@@ -175,7 +178,21 @@ def _connect(ray: Any, address: str | None, workers: int, *, on_gpu: bool) -> bo
     return True
 
 
+def _check_address(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"--cluster {address}: no Ray cluster there ({error})") from None
+
+
 def _reason(error: Exception) -> str:
+    """The exception itself, out of Ray's report of where it happened."""
     cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0][:300] if lines else ''}"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    line = lines[-1] if 'File "' in text else f"{type(cause).__name__}: {lines[0]}"
+    return line.removeprefix("whittle_nas.errors.ConfigError: ")[:300]

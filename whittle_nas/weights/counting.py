@@ -21,13 +21,30 @@ def parameter_counter(config: Any) -> Callable[[SubNetwork], int]:
     Args:
         config: `litgpt.Config` of the super-network.
     """
+    return _counter(config, lambda _name, _dims: True)
+
+
+def matmul_counter(config: Any) -> Callable[[SubNetwork], int]:
+    """A function that counts the weights that every token is multiplied with.
+
+    Those are all matrices but the token table, which is looked up.
+
+    Args:
+        config: `litgpt.Config` of the super-network.
+    """
+    return _counter(config, lambda name, dims: len(dims) == 2 and name != "transformer.wte.weight")
+
+
+def _counter(config: Any, counts: Callable[[str, axes.Dims], bool]) -> Callable[[SubNetwork], int]:
+    """A function that adds the sizes of the parameters for which `counts` is true."""
     single = replace(config, n_layer=1, sliding_window_indices=None, rope_indices=None)
     names = axes.parameter_names(single)
     in_block: Counter[axes.Dims] = Counter()
     outside: Counter[axes.Dims] = Counter()
     for name in names:
         terms = outside if axes.split_layer(name)[0] is None else in_block
-        terms[axes.dims(name, config)] += 1
+        dims = axes.dims(name, config)
+        terms[dims] += counts(name, dims)
     vocabulary = config.padded_vocab_size
 
     def count(sub: SubNetwork) -> int:
