@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,12 @@ def _module_items(
         module.setup()
         loaders = {Part.TRAIN: ["train"], Part.VALID: ["val"], Part.ALL: ["train", "val"]}[part]
         datasets = [_dataset(module, name, source) for name in loaders]
-        items = [dataset[i] for dataset in datasets for i in range(len(dataset))]
+        rows = ((dataset, i) for dataset in datasets for i in range(len(dataset)))
+        items = [dataset[i] for dataset, i in islice(rows, source.num_documents)]
     except (OSError, ImportError, ValueError, AssertionError, KeyError, TypeError) as error:
         raise ConfigError(
             f"data.module={source.module}: {type(error).__name__}: {error}"
         ) from error
-    items = items[: source.num_documents]
     ignore = getattr(module, "ignore_index", IGNORE)
     for item in items if ignore != IGNORE else ():
         item["labels"] = item["labels"].masked_fill(item["labels"] == ignore, IGNORE)
