@@ -82,6 +82,9 @@ def test_the_result_is_the_trained_super_network(tmp_path, checkpoint_dir, text,
     losses = yaml.safe_load((out_dir / "losses.yaml").read_text())["nats_per_token"]
     assert losses[3]["mean"] < losses[0]["mean"]
     assert "before" in capsys.readouterr().out
+    assert nas("--config", out_dir / "run.yaml", "--out_dir", tmp_path / "again") == 0
+    repeated = torch.load(tmp_path / "again" / "lit_model.pth")
+    assert all(torch.equal(t, repeated[n]) for n, t in trained.model.state_dict().items())
 
 
 def test_merged_weights_have_the_loss_that_training_showed(tmp_path, checkpoint_dir, text):
