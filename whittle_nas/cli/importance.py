@@ -39,7 +39,7 @@ def importance(
     scope: Scope = Scope.layer,
     neuron_activation: NeuronActivation = NeuronActivation.down_input,
     layer_order: LayerCriterion = LayerCriterion.greedy,
-    layer_blocks: int = 32,
+    layer_blocks: int = 16,
     batch_size: int = 4,
     micro_batch_size: int | None = None,
     report: ReportOptions = ReportOptions(),
@@ -144,12 +144,17 @@ def _summary(found: Any, out_dir: Path) -> None:
 
 
 def _warn_if_sorted(checkpoint: Any) -> None:
-    if checkpoint.info.importance is not None:
-        print(
-            f"nas: warning: {checkpoint.path} is sorted already; it is sorted again, and "
-            "importance.safetensors composes both orders",
-            file=sys.stderr,
-        )
+    from whittle_nas.importance.sorting import FILE_NAME
+
+    if checkpoint.info.importance is None:
+        return
+    known = (checkpoint.path / FILE_NAME).is_file()
+    ids = "still speaks of the original ids" if known else "speaks of the ids of this checkpoint"
+    print(
+        f"nas: warning: {checkpoint.path} is sorted already; it is sorted again, and {FILE_NAME} "
+        f"{ids}",
+        file=sys.stderr,
+    )
 
 
 def _at_least_one(option: str, value: int) -> int:

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -239,7 +238,7 @@ def pack(
             f"data: {label} gives {length} tokens, and one block needs {block_size + 1}: "
             "add text or lower data.block_size"
         )
-    stream = torch.tensor(list(chain.from_iterable(doc.ids for doc in taken)), dtype=torch.long)
+    stream = torch.cat([doc.ids for doc in taken]).long()
     tokens = stream.unfold(0, block_size + 1, block_size)  # (N, T + 1), neighbours share one token
     edges = torch.arange(len(tokens) + 1) * block_size + 1
     num_bytes = _bytes_before(taken, edges).diff()

@@ -12,6 +12,7 @@ from whittle_nas.errors import ConfigError
 
 if TYPE_CHECKING:
     from litgpt.tokenizer import Tokenizer
+    from torch import Tensor
 
 Row = dict[str, Any]
 
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 class Document(NamedTuple):
     """Tokens of a document: `lead` without text (BOS), `content` with text, then perhaps EOS."""
 
-    ids: list[int]
+    ids: "Tensor"  # int32: a corpus of Python integers would take nine times the memory
     lead: int
     content: int
     num_bytes: int
@@ -33,13 +34,15 @@ def encode(text: str, tokenizer: "Tokenizer") -> Document:
 
     Where one token serves as both, and so starts every document, it is not repeated at the end.
     """
+    import torch
+
     if not text:
-        return Document([], 0, 0, 0)
-    ids = tokenizer.encode(text).tolist()
-    lead = int(tokenizer.use_bos and ids[:1] == [tokenizer.bos_id])
+        return Document(torch.empty(0, dtype=torch.int32), 0, 0, 0)
+    ids = tokenizer.encode(text)
+    lead = int(tokenizer.use_bos and len(ids) > 0 and ids[0] == tokenizer.bos_id)
     content = len(ids) - lead
     if tokenizer.eos_id is not None and not (lead and tokenizer.eos_id == tokenizer.bos_id):
-        ids.append(tokenizer.eos_id)
+        ids = torch.cat((ids, ids.new_tensor([tokenizer.eos_id])))
     return Document(ids, lead, content, len(text.encode("utf-8", errors="replace")))
 
 
@@ -218,20 +221,14 @@ def _module_documents(
     found: list[Document] = []
     num_tokens = 0
     for batch in loader[0] if isinstance(loader, list) else loader:
-        ids = (batch["input_ids"] if isinstance(batch, dict) else batch)[0].tolist()
-        found.append(Document(ids, 0, len(ids), len(tokenizer.decode(_tensor(ids)).encode())))
+        ids = (batch["input_ids"] if isinstance(batch, dict) else batch)[0].int()
+        found.append(Document(ids, 0, len(ids), len(tokenizer.decode(ids).encode())))
         num_tokens += len(ids)
         if len(found) == source.num_documents or (
             max_tokens is not None and num_tokens >= max_tokens
         ):
             break
     return found
-
-
-def _tensor(ids: list[int]) -> Any:
-    import torch
-
-    return torch.tensor(ids)
 
 
 def _build_module(source: TextSource) -> Any:

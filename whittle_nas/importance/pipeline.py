@@ -35,7 +35,7 @@ class MeasureOptions:
     scope: Scope = Scope.layer
     neuron_activation: NeuronActivation = NeuronActivation.down_input
     layer_order: LayerCriterion = LayerCriterion.greedy
-    layer_blocks: int = 32
+    layer_blocks: int = 16
     batch_size: int = 4
     micro_batch_size: int | None = None
 
