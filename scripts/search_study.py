@@ -1,7 +1,8 @@
 """Compare the search methods on a space whose front is known, because every member was evaluated.
 
-Written by hand for `scripts/search_study.sh`; see there for how to run it.
+`scripts/search_study.sh` runs it.
 
+    python scripts/search_study.py space
     python scripts/search_study.py table --checkpoint_dir ... --text ... --out table.csv
     python scripts/search_study.py compare --table table.csv --checkpoint_dir ... --out_dir ...
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from litgpt import Config
 
 from whittle_nas.data import TextData, load_blocks
@@ -166,6 +168,7 @@ def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("space")
     table = commands.add_parser("table")
     table.add_argument("--checkpoint_dir", type=Path, required=True)
     table.add_argument("--text", type=Path, required=True)
@@ -179,7 +182,9 @@ def main() -> None:
     against.add_argument("--methods", nargs="+", type=Method, default=list(Method))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.command == "table":
+    if options.command == "space":
+        print(yaml.safe_dump(SPACE), end="")
+    elif options.command == "table":
         make_table(options.checkpoint_dir, options.text, options.out, options.blocks)
     else:
         study = Study(options.table, options.checkpoint_dir)

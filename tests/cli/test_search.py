@@ -4,13 +4,33 @@ import csv
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.cli.test_main import nas
+from whittle_nas.cli.parser import make_parser
+from whittle_nas.cli.search import search
+from whittle_nas.search.objectives import parse_objectives
 from whittle_nas.space.front import read_front
 from whittle_nas.weights.info import SupernetInfo
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/search.yaml")), ids=str)
+def test_every_config_is_parsed(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parser = make_parser("search", search)
+    given = yaml.safe_load(path.read_text())
+    required = {"checkpoint_dir": "x", "out_dir": "y"}
+    missing = [f"--{name}={value}" for name, value in required.items() if name not in given]
+    options = parser.instantiate_classes(parser.parse_args([f"--config={path}", *missing]))
+    assert parse_objectives(options.objectives)
+    finetune = path.with_name("finetune.yaml")
+    if "checkpoint_dir" in given:  # the commands are chained by their directories
+        assert given["checkpoint_dir"] == yaml.safe_load(finetune.read_text())["out_dir"]
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def _load_tokens(data: TextData, checkpoint: Any, metrics: tuple[str, ...]) -> A
     if not needs_text(metrics):
         return torch.empty(0, 2, dtype=torch.long)
 
-    part = Part.VALID if data.valid_fraction else Part.ALL
+    part = Part.VALID if data.valid_fraction or data.module else Part.ALL
     return load_blocks(data, checkpoint.path, config=checkpoint.config, part=part).tokens
 
 

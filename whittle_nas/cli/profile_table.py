@@ -1,0 +1,54 @@
+"""`nas profile --table`: measure a latency table ahead of a search, and say how good it is."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from whittle_nas.cli.common import print_table
+from whittle_nas.metrics.latency_parts import Load, Phase
+from whittle_nas.metrics.latency_table import LatencyTable
+from whittle_nas.space import SearchSpace
+
+
+def measure_table(
+    path: Path, source: Any, space: SearchSpace, load: Load, *, networks: int = 30, seed: int = 1337
+) -> None:
+    """Time random sub-networks in parts and whole, fit the correction and print what error is left.
+
+    `nas search --costs.latency_table` reads the file, and adds the shapes that it meets.
+
+    Args:
+        path: JSON file of the table; times that it holds already are kept.
+        source: `weights.checkpoint.Checkpoint` of the super-network.
+        space: where the sub-networks come from.
+        load: batch, tokens, device and number format.
+        networks: how many; at least 4.
+        seed: of the draws.
+    """
+    table = LatencyTable(path, source.config, source.info, load)
+    rng = random.Random(seed)
+    subs = [space.largest, space.smallest, *(space.sample(rng) for _ in range(networks - 2))]
+    rows = []
+    for phase in Phase:
+        with tqdm(total=networks, desc=phase.value, file=sys.stderr, leave=False) as bar:
+            found = table.calibrate(subs, phase, on_progress=bar.update)
+        rows.append(
+            [
+                phase.value,
+                found.networks,
+                f"{found.sum_error:.1%}",
+                f"{found.corrected_error:.1%}",
+                f"{found.rank_correlation:.3f}",
+            ]
+        )
+    print_table(
+        ["phase", "networks", "error of the sum", "corrected", "rank correlation"],
+        rows,
+        f"latency table against whole networks (medians), batch {load.batch} x {load.tokens} tokens",
+    )
+    print(f"use it with: nas search --costs.latency_table {path}")
