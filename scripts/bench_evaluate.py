@@ -12,12 +12,12 @@ import argparse
 import json
 import logging
 import os
-import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from whittle_nas.evaluate.harness import LitGPTHarness
 from whittle_nas.evaluate.presets import choose_tasks
 from whittle_nas.evaluate.tasks import LoadedTask, TaskOptions, load_tasks
 from whittle_nas.export.checkpoint import plan_export, write_export
-from whittle_nas.space import SubNetwork, load_space
+from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 SHARED = Path("../shared/data")
@@ -114,9 +114,15 @@ def in_place(directory: Path, task: LoadedTask, args: argparse.Namespace) -> dic
     supernet = load_supernet(directory)
     encoder = TextEncoder(load_tokenizer(directory, supernet.config), directory)
     kind, requests = questions(task, args.limit)
-    space = load_space("half", supernet.config)
-    rng = random.Random(0)
-    subs = [space.sample(rng) for _ in range(args.subnetworks)]
+    full = supernet.full
+    subs = [
+        replace(
+            full,
+            n_embd=full.n_embd - full.n_embd * i // (2 * args.subnetworks),
+            n_layer=full.n_layer - i % (full.n_layer // 2 + 1),
+        )
+        for i in range(args.subnetworks)
+    ]
 
     def ask(model: Any) -> None:
         harness = LitGPTHarness(model, encoder, batch_size=args.batch_size)
