@@ -11,6 +11,7 @@ here=$(pwd)
 cd "$(dirname "$0")/.."
 scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # a model this small gains nothing from a second thread
 bundled=whittle_nas/assets/pydoc-1m
 absolute() { case "$1" in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }
 out=$(absolute "${1:-quickstart}")

@@ -74,5 +74,7 @@ def _attended(config: Any, layer: int, tokens: int) -> list[int]:
 
 def _window(config: Any, layer: int) -> int:
     """How far back a layer sees."""
-    slides = config.sliding_window_size is not None and config.sliding_window_indices[layer]
-    return int(config.sliding_window_size if slides else config.block_size)
+    size: int | None = config.sliding_window_size
+    if size is None or not config.sliding_window_indices[layer]:
+        return config.block_size
+    return size
