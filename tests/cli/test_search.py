@@ -103,6 +103,8 @@ def test_three_objectives_and_constraints(common, tmp_path, capsys):
         (["--halving.first_blocks", "2"], "--halving.first_blocks 2"),
         (["--data.files", "missing.txt"], "missing.txt"),
         (["--workers", "0"], "--workers 0"),
+        (["--costs.batch", "0"], "--costs.batch 0"),
+        (["--recovery.budget", "num_params <= 1e6"], "--recovery.data.files"),
     ],
 )
 def test_wrong_input_is_one_sentence(common, arguments, words, capsys):

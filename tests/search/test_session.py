@@ -16,8 +16,9 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.search.constraints import read_constraints
 from whittle_nas.search.loop import Schedule
-from whittle_nas.search.options import CostOptions, HalvingOptions, Method
+from whittle_nas.search.options import CostOptions, HalvingOptions, Method, RecoveryOptions
 from whittle_nas.search.pareto import is_on_front
+from whittle_nas.search.recovery import Recovery
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import points_of
 from whittle_nas.search.session import Listener, Session
@@ -243,6 +244,36 @@ def test_latency_is_looked_up_and_the_front_timed_whole(request_, tmp_path):
     for entry in outcome.front.entries:
         assert entry.metrics["latency_ms"] != by_sub[entry.subnetwork]
     assert outcome.front.how_measured["latency_ms of the latency table"]["networks"] == 4
+
+
+def test_the_best_of_a_budget_are_ranked_again_after_a_training(request_, bundled):
+    data = TextData(files=bundled / "train.jsonl", block_size=32, num_blocks=24)
+    recovery = RecoveryOptions(
+        budget="num_params <= 110000", candidates=3, steps=12, lr=2e-2, data=data
+    )
+    config = request_.checkpoint.config
+    training = load_blocks(data, request_.checkpoint.path, config=config).tokens
+    request = replace(request_, recovery=recovery, training=training, num_trials=12)
+    outcome = Session(request).run(resume=False)
+    found = read_front(request.out_dir / "recovery.json").entries
+    assert len(found) == 3
+    assert sorted(entry.metrics["rank_before"] for entry in found) == [1, 2, 3]
+    after = [entry.metrics["recovered_val_loss"] for entry in found]
+    assert after == sorted(after)
+    supernet = load_supernet(request.checkpoint.path)
+    for entry in found:
+        before = nats_per_token(supernet.standalone(entry.subnetwork), request.tokens)
+        assert entry.metrics["val_loss"] == pytest.approx(before, rel=1e-5)
+        assert entry.metrics["recovered_val_loss"] < before
+        assert entry.metrics["num_params"] <= 110000
+    # Nobody inherits from who was trained before.
+    alone = Recovery(
+        request.checkpoint, recovery, training, request.tokens,
+        device=request.device, dtype=torch.float32, seed=request.seed,
+    )  # fmt: skip
+    last = found[-1]
+    assert alone.losses_of(last.subnetwork)[1] == pytest.approx(after[-1], rel=1e-5)
+    assert len(outcome.trials) == 12
 
 
 @pytest.mark.slow

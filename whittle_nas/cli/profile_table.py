@@ -49,6 +49,6 @@ def measure_table(
     print_table(
         ["phase", "networks", "error of the sum", "corrected", "rank correlation"],
         rows,
-        f"latency table against whole networks (medians), batch {load.batch} x {load.tokens} tokens",
+        f"latency table against whole networks (medians), {load.batch} x {load.tokens} tokens",
     )
     print(f"use it with: nas search --costs.latency_table {path}")

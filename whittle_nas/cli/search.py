@@ -9,10 +9,16 @@ from typing import Any
 from whittle_nas.cli.options import DType
 from whittle_nas.data import TextData
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.options import CostOptions, HalvingOptions, Method, TaskOptions
+from whittle_nas.search.options import (
+    CostOptions,
+    HalvingOptions,
+    Method,
+    RecoveryOptions,
+    TaskOptions,
+)
 
 # No import for type checkers only: jsonargparse would run it to resolve the signature below.
-_FILES = ("trials.csv", "search.json", "front.json", "front.png", "front.html")
+_FILES = ("trials.csv", "search.json", "front.json", "front.png", "front.html", "recovery.json")
 
 
 def search(
@@ -31,6 +37,7 @@ def search(
     costs: CostOptions = CostOptions(),
     halving: HalvingOptions = HalvingOptions(),
     tasks: TaskOptions = TaskOptions(),
+    recovery: RecoveryOptions = RecoveryOptions(),
     workers: int = 1,
     cluster: str | None = None,
     device: str = "auto",
@@ -62,6 +69,7 @@ def search(
         costs: The load for which costs are computed and measured.
         halving: Stop bad trials early.
         tasks: How lm-eval tasks among the objectives are asked.
+        recovery: Rank the best of a budget again after a short training.
         workers: Processes that evaluate at the same time, each on a GPU of its own, or on the CPU;
             more than one needs Ray.
         cluster: Address of a running Ray cluster to take the workers from, `auto` for this
@@ -104,6 +112,8 @@ def search(
             costs=costs,
             halving=halving,
             tasks=tasks,
+            recovery=recovery,
+            training=_load_training(recovery, checkpoint),
             workers=workers,
             cluster=cluster,
             device=resolve_device(device),
@@ -157,6 +167,15 @@ def _load_tokens(data: TextData, checkpoint: Any, metrics: tuple[str, ...]) -> A
 
     part = Part.VALID if data.valid_fraction or data.module else Part.ALL
     return load_blocks(data, checkpoint.path, config=checkpoint.config, part=part).tokens
+
+
+def _load_training(recovery: RecoveryOptions, checkpoint: Any) -> Any:
+    from whittle_nas.data import Part, load_blocks
+
+    if recovery.budget is None or recovery.data is None:
+        return None
+    part = Part.TRAIN if recovery.data.valid_fraction else Part.ALL
+    return load_blocks(recovery.data, checkpoint.path, config=checkpoint.config, part=part).tokens
 
 
 def _clear(out_dir: Path, *, resume: bool, overwrite: bool) -> None:

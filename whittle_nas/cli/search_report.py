@@ -20,6 +20,7 @@ from whittle_nas.search.results import (
 )
 from whittle_nas.search.session import Listener, Outcome
 from whittle_nas.search.trials import Status, Trial
+from whittle_nas.space.front import Front
 from whittle_nas.weights.files import atomic_write_text
 
 
@@ -70,6 +71,8 @@ def report(request: Request, outcome: Outcome) -> None:
                 f"{how['corrected_error']:.1%} corrected (medians), rank correlation "
                 f"{how['rank_correlation']:.3f}; the front was timed whole"
             )
+    if outcome.recovered is not None:
+        _print_recovered(outcome.recovered)
     print(f"trials, front and pictures: {request.out_dir}")
     print(_export_line(request, outcome))
 
@@ -100,12 +103,20 @@ def _print_front(request: Request, outcome: Outcome) -> None:
     print_table(["index", *request.objectives, *varied], rows, title)
 
 
+def _print_recovered(recovered: Front) -> None:
+    columns = ["rank_before", "val_loss", *recovered.objectives]
+    rows = [[e.index, *(e.metrics[name] for name in columns)] for e in recovered.entries]
+    title = f"best under {recovered.how_measured['budget']}, ranked after recovery"
+    print_table(["index", *columns], rows, title)
+
+
 def _export_line(request: Request, outcome: Outcome) -> str:
-    """A command for a budget in the middle of the front."""
+    """A command for the best after recovery, else for a budget in the middle of the front."""
+    export = f"export one with: nas export --checkpoint_dir {request.checkpoint.path}"
+    if outcome.recovered is not None:
+        return f"{export} --front {request.out_dir / 'recovery.json'} --index 0 --out_dir <dir>"
     cost = request.objectives[-1]
     values = sorted(entry.metrics[cost] for entry in outcome.front.entries)
     budget = values[len(values) // 2]
-    return (
-        f"export one with: nas export --checkpoint_dir {request.checkpoint.path} "
-        f'--front {request.out_dir / "front.json"} --pick "{cost} <= {budget:.6g}" --out_dir <dir>'
-    )
+    front = request.out_dir / "front.json"
+    return f'{export} --front {front} --pick "{cost} <= {budget:.6g}" --out_dir <dir>'

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
+from whittle_nas.train.options import Distillation
 
 
 class Method(str, Enum):
@@ -39,18 +41,16 @@ class CostOptions:
     latency_table: Path | None = None
     calibrate: int = 12
 
-    def __post_init__(self) -> None:
+    def check(self, context: int) -> int:
+        """Check the numbers, and return the tokens per sequence for a model with this context.
+
+        Raises:
+            ConfigError: for a number out of range.
+        """
         if self.batch < 1:
             raise ConfigError(f"--costs.batch {self.batch} must be at least 1")
         if self.calibrate and self.calibrate < 4:
             raise ConfigError(f"--costs.calibrate {self.calibrate} must be 0, or at least 4")
-
-    def resolve_tokens(self, context: int) -> int:
-        """Tokens per sequence for a model with this context.
-
-        Raises:
-            ConfigError: if they exceed the context.
-        """
         tokens = min(context, 512) if self.tokens is None else self.tokens
         if not 1 <= tokens <= context:
             raise ConfigError(
@@ -107,3 +107,48 @@ class TaskOptions:
     limit: float | None = None
     num_fewshot: int | None = None
     include_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """Train the best sub-networks of a budget briefly after the search, and rank them again.
+
+    Args:
+        budget: Limits such as "num_params <= 6e9"; without, no recovery.
+        candidates: How many sub-networks are trained, those of lowest loss under the budget.
+        data: Training text.
+        steps: Training steps of each, with adapters and taught by the whole model.
+        batch_size: Blocks per step.
+        r: Rank of the adapters.
+        lr: Highest learning rate; by default that of `nas finetune`.
+        distillation: What is learnt from the whole model's logits.
+    """
+
+    budget: str | None = None
+    candidates: int = 5
+    data: TextData | None = None
+    steps: int = 50
+    batch_size: int = 8
+    r: int = 32
+    lr: float | None = None
+    distillation: Distillation = Distillation.forward_kl
+
+    def check(self, metrics: tuple[str, ...]) -> None:
+        """Check against the rest of the search.
+
+        Raises:
+            ConfigError: for a number out of range, or if there is nothing to train on.
+        """
+        if self.budget is None:
+            return
+        for name, least in (("candidates", 2), ("steps", 1), ("batch_size", 1), ("r", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"--recovery.{name} {getattr(self, name)} must be at least {least}"
+                )
+        if self.data is None:
+            raise ConfigError("--recovery.budget needs training text: give --recovery.data.files")
+        if "val_loss" not in metrics:
+            raise ConfigError(
+                "--recovery.budget ranks by val_loss: add val_loss or perplexity to --objectives"
+            )

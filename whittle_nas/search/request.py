@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,18 @@ import yaml
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_parts import Load
+from whittle_nas.metrics.latency_table import Accuracy
 from whittle_nas.search import settings
 from whittle_nas.search.costs import Costs
 from whittle_nas.search.halving import FIRST
 from whittle_nas.search.objectives import MEASURED, QUALITY, task_of
-from whittle_nas.search.options import CostOptions, HalvingOptions, Method, TaskOptions
+from whittle_nas.search.options import (
+    CostOptions,
+    HalvingOptions,
+    Method,
+    RecoveryOptions,
+    TaskOptions,
+)
 from whittle_nas.space.front import Constraint
 from whittle_nas.space.samplers import Grid
 from whittle_nas.space.searchspace import SearchSpace
@@ -48,6 +56,8 @@ class Request:
         costs: the load that costs are for.
         halving: whether bad trials are stopped early.
         tasks: how lm-eval tasks are asked.
+        recovery: whether the best are trained and ranked again.
+        training: (N, T + 1) training text for the recovery.
         device: where the model runs.
         dtype: number format of the weights; None: as stored.
         workers: processes that evaluate; 1: this one.
@@ -69,6 +79,8 @@ class Request:
     costs: CostOptions = field(default_factory=CostOptions)
     halving: HalvingOptions = field(default_factory=HalvingOptions)
     tasks: TaskOptions = field(default_factory=TaskOptions)
+    recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
+    training: torch.Tensor | None = None
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype | None = None
     workers: int = 1
@@ -89,7 +101,7 @@ class Request:
     @cached_property
     def load(self) -> Load:
         """What costs are for."""
-        tokens = self.costs.resolve_tokens(self.checkpoint.config.block_size)
+        tokens = self.costs.check(self.checkpoint.config.block_size)
         dtype = self.dtype or self.checkpoint.state_dict()["lm_head.weight"].dtype
         return Load(self.costs.batch, tokens, self.device, dtype)
 
@@ -111,6 +123,33 @@ class Request:
         if self.start_from_grid and path.is_file():
             first += [sub for sub in _read_grid(path, self.checkpoint) if self.space.contains(sub)]
         return first
+
+    def how_measured(self, num_trials: int, accuracies: Mapping[str, Accuracy]) -> dict[str, Any]:
+        """What `front.json` says about its numbers.
+
+        Args:
+            num_trials: evaluations.
+            accuracies: of the latency table, by metric.
+        """
+        how: dict[str, Any] = {
+            "method": self.method.value,
+            "seed": self.seed,
+            "num_trials": num_trials,
+            "constraints": list(map(str, self.constraints)),
+            "device": str(self.device),
+            "dtype": str(self.load.dtype).removeprefix("torch."),
+            "costs": {"batch": self.load.batch, "tokens": self.load.tokens},
+        }
+        if set(QUALITY) & set(self.quality_metrics):
+            blocks, length = self.tokens.shape
+            how["text"] = {
+                "blocks": blocks,
+                "block_size": length - 1,
+                "blocks_in_search": min(blocks, self.search_blocks),
+            }
+        for name, accuracy in accuracies.items():
+            how[f"{name} of the latency table"] = asdict(accuracy)
+        return how
 
     def settings(self, ahead: int) -> dict[str, Any]:
         """What a resumed search must have in common with the interrupted one."""

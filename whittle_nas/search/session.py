@@ -33,10 +33,12 @@ class Outcome:
     Attributes:
         trials: all of them, by number.
         front: as written to `front.json`.
+        recovered: as written to `recovery.json`: the best of a budget, ranked after a training.
     """
 
     trials: list[Trial]
     front: Front
+    recovered: Front | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Session:
         self.request = request
         self._listener = listener or Listener()
         request.halving.check(request.search_blocks, request.objectives)
+        request.recovery.check(request.quality_metrics)
         self.costs = request.make_costs()
         self.metrics = (*request.quality_metrics, *self.costs.names)
         check_attainable(request.space, request.constraints, self.costs.estimate)
@@ -105,7 +108,10 @@ class Session:
             if pool is not None:
                 pool.close()
         atomic_write_text(self.request.out_dir / "front.json", front.dump())
-        return Outcome(trials, front)
+        recovered = self._recover(trials)
+        if recovered is not None:
+            atomic_write_text(self.request.out_dir / "recovery.json", recovered.dump())
+        return Outcome(trials, front, recovered)
 
     def _open(self, resume: bool) -> tuple[int, list[Trial]]:
         """How far proposals run ahead of results, and the trials of an interrupted run."""
@@ -208,12 +214,43 @@ class Session:
                 "search"
             )
             kept = front_of(measured, request.objectives, ())
+        return self._as_front(
+            request.objectives, kept, request.how_measured(len(trials), self.costs.accuracies())
+        )
+
+    def _as_front(
+        self, objectives: tuple[str, ...], trials: Sequence[Trial], how: dict[str, Any]
+    ) -> Front:
         entries = tuple(
             FrontEntry(index, trial.sub, self.costs.layers(trial.sub), trial.metrics)
-            for index, trial in enumerate(kept)
+            for index, trial in enumerate(trials)
         )
-        path = str(request.checkpoint.path)
-        return Front(request.objectives, entries, path, self._how_measured(len(trials)))
+        return Front(objectives, entries, str(self.request.checkpoint.path), how)
+
+    def _recover(self, trials: Sequence[Trial]) -> Front | None:
+        """The best trials of a budget, trained and ranked again."""
+        request, options = self.request, self.request.recovery
+        if options.budget is None:
+            return None
+        from whittle_nas.search import recovery
+
+        assert request.training is not None
+        best = recovery.best_of_budget(trials, request.constraints, options)
+        training = recovery.Recovery(
+            request.checkpoint,
+            options,
+            request.training,
+            request.tokens,
+            device=request.device,
+            dtype=request.load.dtype,
+            seed=request.seed,
+        )
+        what = "recovery, training steps"
+        found = recovery.recover(training, best, partial(self._listener.on_step, what))
+        how = asdict(replace(options, data=None)) | {"blocks": len(request.tokens)}
+        how["distillation"] = options.distillation.value
+        objectives = (recovery.RECOVERED, *request.objectives[1:])
+        return self._as_front(objectives, found, how)
 
     def _on_all_data(self, pool: Pool, members: Sequence[Trial]) -> list[Trial]:
         """The same trials with their quality on all blocks and all questions."""
@@ -249,25 +286,3 @@ class Session:
             timed.append(replace(trial, metrics={**trial.metrics, **times}))
             self._listener.on_step("timing the front", left)
         return timed
-
-    def _how_measured(self, num_trials: int) -> dict[str, Any]:
-        request = self.request
-        how: dict[str, Any] = {
-            "method": request.method.value,
-            "seed": request.seed,
-            "num_trials": num_trials,
-            "constraints": list(map(str, request.constraints)),
-            "device": str(request.device),
-            "dtype": str(request.load.dtype).removeprefix("torch."),
-            "costs": {"batch": request.load.batch, "tokens": request.load.tokens},
-        }
-        if set(QUALITY) & set(request.quality_metrics):
-            blocks, length = request.tokens.shape
-            how["text"] = {
-                "blocks": blocks,
-                "block_size": length - 1,
-                "blocks_in_search": min(blocks, request.search_blocks),
-            }
-        for name, accuracy in self.costs.accuracies().items():
-            how[f"{name} of the latency table"] = asdict(accuracy)
-        return how
