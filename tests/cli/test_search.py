@@ -149,3 +149,19 @@ def test_lm_eval_tasks_as_objectives(checkpoint_dir, tmp_path, capsys):
     capsys.readouterr()
     assert nas(*common, "--overwrite", "true", "--objectives", "1 - tiny_quiz.f1,flops") == 2
     assert "has no metric 'f1'" in capsys.readouterr().err
+
+
+def test_a_latency_table_of_profile_is_used(common, checkpoint_dir, tmp_path, capsys):
+    table = tmp_path / "table.json"
+    load = ["--batch", 1, "--tokens", 16]
+    arguments = ["--checkpoint_dir", checkpoint_dir, "--table", table, "--table_networks", 4]
+    assert nas("profile", *arguments, *load) == 0
+    shown = capsys.readouterr().out
+    assert "rank correlation" in shown
+    assert f"nas search --costs.latency_table {table}" in shown
+    options = ["--objectives", "val_loss,latency_ms", "--costs.latency_table", table]
+    assert nas(*common, *options, "--costs.batch", 1, "--costs.tokens", 16) == 0
+    assert "of the latency table: " in capsys.readouterr().out
+    assert not (tmp_path / "out" / "latency_table.json").exists()
+    assert nas(*common, *options, "--overwrite", "true", "--costs.tokens", 32) == 2
+    assert "was measured for" in capsys.readouterr().err

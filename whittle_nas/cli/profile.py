@@ -19,6 +19,8 @@ def profile(
     pick: str | None = None,
     search_space: str | None = None,
     measure: bool = True,
+    table: Path | None = None,
+    table_networks: int = 30,
     batch: int = 1,
     tokens: int = 512,
     repeats: int = 10,
@@ -44,6 +46,9 @@ def profile(
         pick: Best entry of the front under budgets, as in "num_params <= 6e9".
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
         measure: Whether to build the models and time them.
+        table: Instead, measure a latency table for `nas search --costs.latency_table` and write it
+            to this file.
+        table_networks: Random sub-networks that are timed in parts and whole for it.
         batch: Sequences that are run at once.
         tokens: Tokens per sequence: length of the prefill, and of the cache while decoding.
         repeats: Timed runs.
@@ -66,6 +71,10 @@ def profile(
     source = _source(checkpoint_dir, model_name)
     number = resolve_dtype(dtype) or _stored_dtype(source)
     _check_length(source.config, tokens)
+    if table is not None:
+        load = (batch, tokens, place, number)
+        _write_table(table, source, search_space, load, table_networks, seed)
+        return
     subs = _chosen(source, subnetwork, _entries(front, index, pick), search_space)
     supernet = _load(source, place, number) if measure else None
     rows = []
@@ -75,13 +84,31 @@ def profile(
             costs |= _measured(supernet, sub, batch, tokens, repeats)
         rows.append({"name": name, "subnetwork": sub.to_dict(), **costs})
     columns = [key for key in rows[0] if key != "subnetwork"]
-    table = [[row[key] for key in columns] for row in rows]
-    print_table(columns, table, title=f"batch {batch} x {tokens} tokens on {place}")
+    cells = [[row[key] for key in columns] for row in rows]
+    print_table(columns, cells, title=f"batch {batch} x {tokens} tokens on {place}")
     if len(subs) <= 3:  # the entries of a front are in front.json
         for name, sub in subs:
             print(f"{name}: {sub}")
     if out_dir is not None:
         _write(out_dir, rows, {"batch": batch, "tokens": tokens, "device": str(place)}, overwrite)
+
+
+def _write_table(
+    path: Path,
+    source: Any,
+    search_space: str | None,
+    load: tuple[int, int, Any, Any],
+    networks: int,
+    seed: int,
+) -> None:
+    from whittle_nas.cli.profile_table import measure_table
+    from whittle_nas.cli.selection import space_of
+    from whittle_nas.metrics.latency_parts import Load
+
+    if networks < 4:
+        raise ConfigError(f"--table_networks {networks} must be at least 4")
+    space = space_of(source, search_space)
+    measure_table(path, source, space, Load(*load), networks=networks, seed=seed)
 
 
 def _source(checkpoint_dir: Path | None, model_name: str | None) -> Any:
