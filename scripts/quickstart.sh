@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole line on a small real model, on a CPU: sort, train all sub-networks, search, evaluate,
-# export, generate. The first run installs into .venv; each finished stage is skipped on a rerun.
+# export, generate. The first run installs into .venv; a rerun skips finished stages and goes on
+# with the one that was interrupted.
 #
 #   scripts/quickstart.sh [out_dir]        default: quickstart/
 #
@@ -36,9 +37,9 @@ mkdir -p "$out"
 stage sorted nas importance --checkpoint_dir "$checkpoint" \
   --data.files "[$calibration]" --data.num_blocks 64 \
   --report.num_subnetworks 20 --report.data.files "[$valid]" --report.num_blocks 8
-stage supernet nas finetune --config configs/pydoc-1m/finetune.yaml \
+stage supernet nas finetune --config configs/pydoc-1m/finetune.yaml --resume true \
   --checkpoint_dir "$out/sorted" --data.files "[$train]" --valid.files "[$valid]"
-stage search nas search --checkpoint_dir "$out/supernet" \
+stage search nas search --checkpoint_dir "$out/supernet" --resume true \
   --data.files "[$valid]" --data.block_size 128 --data.num_blocks 32 --num_trials 60
 stage evaluated nas evaluate --checkpoint_dir "$out/supernet" --front "$out/search/front.json" \
   --data.files "[$test]" --data.num_blocks 64

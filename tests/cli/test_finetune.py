@@ -253,7 +253,8 @@ def environment():
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text, sent):
     length = [
         "--trainer.max_steps", 80, "--trainer.checkpoint_every_n_steps", 5,
         "--validation.every_n_steps", 50,
@@ -268,8 +269,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_di
     while not list((parts / "checkpoints").glob("step=000000[1-9]*.ckpt")):
         assert running.poll() is None, "ended before it was killed"
         time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.send_signal(sent)
+    assert running.wait() == (-sent if sent == signal.SIGKILL else 2)
     assert not (parts / "lit_model.pth").exists()
     subprocess.run(
         command(checkpoint_dir, parts, text, *length, "--resume", "true"),

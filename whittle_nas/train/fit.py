@@ -14,6 +14,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.train.batches import batches_per_epoch
@@ -93,7 +94,8 @@ def fit(
         resume_from: checkpoint of an interrupted run.
 
     Raises:
-        ConfigError: if the loss is not finite, or the checkpoint is not of this training.
+        ConfigError: if the loss is not finite, if the checkpoint is not of this training, or if
+            the process was asked to stop.
     """
     recipe = module.recipe
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -110,6 +112,12 @@ def fit(
     with _quiet():
         try:
             trainer.fit(module, ckpt_path=None if resume_from is None else str(resume_from))
+        except SIGTERMException:
+            # A SystemExit without a code: a script would take half a training for a whole one.
+            raise ConfigError(
+                f"stopped by SIGTERM at step {module.global_step}; the same command with "
+                "--resume true goes on"
+            ) from None
         except RuntimeError as error:
             if resume_from is None or "state_dict" not in str(error):
                 raise
