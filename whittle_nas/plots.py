@@ -109,8 +109,9 @@ def plot_front(
     for cost, panel in zip(costs, panels[:-1], strict=True):
         panel.scatter(*_columns(trials, cost), s=12, color="0.75", label="trials")
         x, y = _columns(front, cost)
-        style = "-" if len(objectives) == 2 else ""  # a front of three objectives is no line
-        panel.plot(x, y, style, marker="o", color="tab:blue", label="front", drawstyle="steps-post")
+        line = "-" if len(objectives) == 2 else "none"  # a front of three objectives is none
+        style = {"linestyle": line, "marker": "o", "drawstyle": "steps-post"}
+        panel.plot(x, y, color="tab:blue", label="front", **style)
         # Tiny sub-networks may be hundreds of times worse; they would flatten the picture.
         if min(y) > 0 and max(y) > 20 * min(y):
             panel.set_yscale("log")
