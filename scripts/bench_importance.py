@@ -144,9 +144,8 @@ def make(gigabytes: float, source: Path) -> None:
 
 def sort(source: Path, target: Path) -> None:
     """Sort it by random scores, and say how much memory that took."""
-    from whittle_nas.importance.options import Scope
     from whittle_nas.importance.pipeline import Measured, write_sorted
-    from whittle_nas.importance.scores import Scores
+    from whittle_nas.importance.scores import Scores, rank
     from whittle_nas.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(source)
@@ -160,11 +159,11 @@ def sort(source: Path, target: Path) -> None:
         qk_channels=torch.zeros(c.n_layer, c.n_query_groups, 0),
         block_importance=torch.rand(c.n_layer),
     )
-    measured = Measured(scores, tuple(range(c.n_layer)), (0.0,) * c.n_layer)
+    measured = Measured(scores, rank(scores, c), tuple(range(c.n_layer)), (0.0,) * c.n_layer)
     target.mkdir()
     before = peak_resident_bytes()
     start = time.perf_counter()
-    write_sorted(target, checkpoint, measured, scope=Scope.layer, settings={})
+    write_sorted(target, checkpoint, measured, settings={})
     took = time.perf_counter() - start
     peak = peak_resident_bytes()
     print(json.dumps({"peak_bytes": peak, "before_bytes": before, "seconds": took}))

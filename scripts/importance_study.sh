@@ -3,7 +3,7 @@
 #
 #   scripts/importance_study.sh [out_dir]        SUBNETWORKS=100 is the number that the table quotes
 #
-# Every row changes one option of the default. Sub-networks lie between half and full size in every
+# Every row changes options of the default. Sub-networks lie between half and full size in every
 # dimension (layers: from floor(L / 2)); perplexity is measured on text held out from calibration.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,10 +14,14 @@ shared=../shared/data
 bundled=whittle_nas/assets/pydoc-1m
 mkdir -p "$out"
 
+# Options and values in turn; the last rows are what the paper's published code does, and the
+# default in the space that `nas search` uses unless told otherwise.
 variants=(
   default
   "scope global"
   "neuron_activation fc"
+  "head_activation proj_input"
+  "layer_width 1"
   "layer_order block_drop"
   "layer_order block_importance"
   "aggregation mean_norm"
@@ -28,6 +32,7 @@ variants=(
   "aggregation variance_mean"
   "aggregation variance_norm"
   "aggregation variance_variance"
+  "scope global neuron_activation fc head_activation proj_input layer_order block_importance"
   "report.space aligned"
 )
 
@@ -41,15 +46,19 @@ intermediate_size: {min: half, max: full}
 n_layer: {min: $layers, max: full}
 SPACE
   for variant in "${variants[@]}"; do
-    local run="$out/$name/${variant// /=}"
+    local run="$out/$name/${variant// /,}"
     [ -f "$run/rpd.json" ] && continue
-    local options=()
-    [ "$variant" = default ] || options=("--${variant% *}" "${variant#* }")
+    local options=() words=()
+    read -ra words <<< "$variant"
+    for ((i = 0; i + 1 < ${#words[@]}; i += 2)); do
+      options+=("--${words[i]}" "${words[i + 1]}")
+    done
+    echo "$name: $variant" >&2
     nas importance --checkpoint_dir "$checkpoint" --out_dir "$run" --overwrite true \
       --data.files "$calibration" --data.valid_fraction 0 \
       --report.num_subnetworks "$count" --report.space "$out/$name.space.yaml" \
       --report.data.files "$heldout" --report.data.block_size 256 --report.num_blocks 16 \
-      "${options[@]}" > "$run.log" 2>&1 || { mkdir -p "$run"; cat "$run.log" >&2; exit 1; }
+      "${options[@]}" > "$run.log" 2>&1 || { cat "$run.log" >&2; exit 1; }
   done
 }
 
@@ -67,13 +76,13 @@ import sys
 from pathlib import Path
 
 out, variants = Path(sys.argv[1]), sys.argv[2:]
-models = [m for m in ("stories260K", "babyllama-char361", "pydoc-1m") if any((out / m).iterdir())]
-print("| changed option |", " | ".join(models), "|")
+models = [m for m in ("stories260K", "babyllama-char361", "pydoc-1m") if any((out / m).glob("*/rpd.json"))]
+print("| changed |", " | ".join(models), "|")
 print("|---|" + "---|" * len(models))
 for variant in variants:
     cells = []
     for model in models:
-        found = json.loads((out / model / variant.replace(" ", "=") / "rpd.json").read_text())["rpd"]
+        found = json.loads((out / model / variant.replace(" ", ",") / "rpd.json").read_text())["rpd"]
         cells.append(f"{found['mean']:.3f} / {found['median']:.3f} / {found['share_improved']:.0%}")
     print(f"| {variant} |", " | ".join(cells), "|")
 TABLE

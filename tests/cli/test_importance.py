@@ -101,8 +101,8 @@ def test_a_sorted_checkpoint_is_sorted_again(checkpoint_dir, text, tmp_path, cap
 def test_layer_order_and_neurons_can_be_chosen(checkpoint_dir, text, tmp_path):
     for i, more in enumerate(
         (
-            ["--layer_order", "block_drop", "--scope", "global"],
-            ["--layer_order", "block_importance", "--neuron_activation", "fc"],
+            ["--layer_order", "block_drop", "--scope", "global", "--layer_width", "1"],
+            ["--layer_order", "block_importance", "--head_activation", "proj_input"],
         )
     ):
         assert run(checkpoint_dir, tmp_path / str(i), text, *more) == 0
@@ -128,6 +128,7 @@ MISTAKES = {
     "block size": (["--data.files", "text.txt", "--data.block_size", "4096"], "1..128"),
     "batch size": (["--data.files", "text.txt", "--batch_size", "0"], "--batch_size 0"),
     "micro batch": (["--data.files", "text.txt", "--micro_batch_size", "0"], "at least 1"),
+    "layer width": (["--data.files", "text.txt", "--layer_width", "1.5"], "at most 1"),
     "aggregation": (["--data.files", "text.txt", "--aggregation", "median"], "median"),
     "unknown option": (["--data.file", "text.txt"], "data.file"),
     "report text": (

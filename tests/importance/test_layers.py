@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from litgpt import GPT
 
 from tests.conftest import fill_random, tiny_config
-from whittle_nas.importance.layers import falling_order, greedy_order, losses_without_each
+from whittle_nas.importance.layers import (
+    falling_order,
+    greedy_order,
+    losses_without_each,
+    narrowed,
+    narrowed_sizes,
+)
+from whittle_nas.importance.scores import rank
+from whittle_nas.importance.sorting import PermutedTensors
+from whittle_nas.importance.statistics import collect
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.supernet import SuperNetwork
@@ -45,6 +54,27 @@ def test_greedy_drops_the_cheapest_layer_each_time():
         assert loss_of_layers(model, kept, tokens) == pytest.approx(cheapest, rel=1e-5)
         assert losses[layer] == pytest.approx(cheapest, rel=1e-5)
     assert kept == order[:1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "groups"),
+    [("Llama-3.1-8B", 8, 4), ("pythia-160m", 3, 3), ("Gemma-3-1b-it", 3, 1), ("falcon-7b", 4, 1)],
+)
+def test_a_narrowed_model_is_the_sub_network_of_the_sorted_one(kind, heads, groups):
+    config = tiny_config(kind)
+    model = fill_random(GPT(config)).eval()
+    tokens = torch.randint(0, 96, (2, 12))
+    orders = rank(collect(model, tokens), config)
+    sub = narrowed_sizes(config, 0.75)
+    wanted = (36, heads, groups, round(0.75 * config.intermediate_size), config.n_layer)
+    assert (
+        sub.n_embd, sub.n_head, sub.n_query_groups, sub.intermediate_size, sub.n_layer
+    ) == wanted  # fmt: skip
+    sorted_model = GPT(config)
+    sorted_model.load_state_dict(dict(PermutedTensors(model.state_dict, orders, config)))
+    expected = SuperNetwork(sorted_model.eval()).standalone(sub)(tokens)
+    torch.testing.assert_close(narrowed(model, orders, 0.75)(tokens), expected)
+    assert narrowed(model, orders, 1.0) is model
 
 
 def test_the_loss_is_computed_in_pieces(monkeypatch):

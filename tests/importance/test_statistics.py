@@ -8,7 +8,7 @@ from litgpt import GPT
 
 from tests.conftest import fill_random, tiny_config
 from whittle_nas.errors import ConfigError
-from whittle_nas.importance.options import Aggregation, NeuronActivation
+from whittle_nas.importance.options import Aggregation, HeadActivation, NeuronActivation
 from whittle_nas.importance.statistics import collect
 
 # GQA; partial rotary + parallel residual + biases; MQA + shared norm; no pre-norms, q/k norms;
@@ -75,8 +75,17 @@ def aggregated(sequences: list, entry, aggregation: Aggregation, batch_size: int
     return total / len(sequences)
 
 
+def head_gains(model: GPT, layer: int) -> list[float]:
+    """Frobenius norm of every head's columns of the output projection."""
+    size, weight = model.config.head_size, model.transformer.h[layer].attn.proj.weight.tolist()
+    return [
+        math.sqrt(sum(v * v for row in weight for v in row[h * size : (h + 1) * size]))
+        for h in range(model.config.n_head)
+    ]
+
+
 def reference(
-    model: GPT, stored: dict, aggregation: Aggregation, batch_size: int, fc: bool
+    model: GPT, stored: dict, aggregation: Aggregation, batch_size: int, fc: bool, plain: bool
 ) -> dict:
     c = model.config
     groups, per_group, size = c.n_query_groups, c.n_head // c.n_query_groups, c.head_size
@@ -84,8 +93,10 @@ def reference(
     def score(name, entry):
         return aggregated(stored[name], entry, aggregation, batch_size)
 
-    def squares(token, head):
-        return sum(v * v for v in token[head * size : (head + 1) * size])
+    gains = [[1.0] * c.n_head if plain else head_gains(model, n) for n in range(c.n_layer)]
+
+    def squares(token, head, layer):
+        return gains[layer][head] ** 2 * sum(v * v for v in token[head * size : (head + 1) * size])
 
     def heads_of(group):
         return range(group * per_group, (group + 1) * per_group)
@@ -106,7 +117,10 @@ def reference(
     ]
     found["heads"] = [
         [
-            [score(f"{n}.attention", lambda t, h=h: math.sqrt(squares(t, h))) for h in heads_of(g)]
+            [
+                score(f"{n}.attention", lambda t, h=h, n=n: math.sqrt(squares(t, h, n)))
+                for h in heads_of(g)
+            ]
             for g in range(groups)
         ]
         for n in layers
@@ -115,7 +129,7 @@ def reference(
         [
             score(
                 f"{n}.attention",
-                lambda t, g=g: math.sqrt(sum(squares(t, h) for h in heads_of(g))),
+                lambda t, g=g, n=n: math.sqrt(sum(squares(t, h, n) for h in heads_of(g))),
             )
             for g in range(groups)
         ]
@@ -154,13 +168,17 @@ def block_importance(stored: dict, layer: int) -> float:
     return 1 - sum(cosines) / len(cosines)
 
 
-def assert_equal_to_reference(model, tokens, aggregation, *, batch_size=2, fc=False):
-    neurons = NeuronActivation.fc if fc else NeuronActivation.down_input
+def assert_equal_to_reference(model, tokens, aggregation, *, fc=False, plain=False):
     scores = collect(
-        model, tokens, aggregation=aggregation, neuron_activation=neurons, batch_size=batch_size
+        model,
+        tokens,
+        aggregation=aggregation,
+        neuron_activation=NeuronActivation.fc if fc else NeuronActivation.down_input,
+        head_activation=HeadActivation.proj_input if plain else HeadActivation.contribution,
+        batch_size=2,
     )
     stored = stored_activations(model, tokens)
-    expected = reference(model, stored, aggregation, batch_size, fc)
+    expected = reference(model, stored, aggregation, 2, fc, plain)
     for name, value in scores.to_dict().items():
         wanted = torch.tensor(expected[name], dtype=torch.float64).view(value.shape)
         torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6, msg=name)
@@ -182,6 +200,12 @@ def test_scores_equal_plain_loops_for_every_kind_of_block(kind):
 def test_neurons_measured_after_the_first_linear_layer(kind):
     model = model_of(kind)
     assert_equal_to_reference(model, tokens_of(model, 3, 5), Aggregation.mean_mean, fc=True)
+
+
+@pytest.mark.parametrize("aggregation", list(Aggregation), ids=lambda a: a.value)
+def test_heads_measured_by_their_output_alone(aggregation):
+    model = model_of("Llama-3.1-8B")
+    assert_equal_to_reference(model, tokens_of(model, 3, 5), aggregation, plain=True)
 
 
 @pytest.mark.parametrize("aggregation", list(Aggregation), ids=lambda a: a.value)

@@ -10,7 +10,13 @@ from typing import Any
 from whittle_nas.cli.options import DType
 from whittle_nas.data import TextData
 from whittle_nas.errors import ConfigError
-from whittle_nas.importance.options import Aggregation, LayerCriterion, NeuronActivation, Scope
+from whittle_nas.importance.options import (
+    Aggregation,
+    HeadActivation,
+    LayerCriterion,
+    NeuronActivation,
+    Scope,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,9 @@ def importance(
     aggregation: Aggregation = Aggregation.mean_mean,
     scope: Scope = Scope.layer,
     neuron_activation: NeuronActivation = NeuronActivation.down_input,
+    head_activation: HeadActivation = HeadActivation.contribution,
     layer_order: LayerCriterion = LayerCriterion.greedy,
+    layer_width: float = 0.75,
     layer_blocks: int = 16,
     batch_size: int = 4,
     micro_batch_size: int | None = None,
@@ -63,7 +71,11 @@ def importance(
         scope: Order each layer for itself, or all layers alike (as the published code does).
         neuron_activation: Measure neurons at the input of the MLP's output projection, or after its
             first linear layer (as the published code does).
+        head_activation: Measure heads by what they add to the residual stream, or by their output
+            alone (as the published code does).
         layer_order: How layers are ordered.
+        layer_width: Width of the network, sorted, in which layers are dropped for `greedy` and
+            `block_drop`: 1 is the whole model.
         layer_blocks: Blocks of calibration text for `greedy` and `block_drop`.
         batch_size: Sequences per calibration batch, over which the aggregation reduces.
         micro_batch_size: Sequences per forward pass, where a batch does not fit into memory.
@@ -87,7 +99,9 @@ def importance(
         aggregation=aggregation,
         scope=scope,
         neuron_activation=neuron_activation,
+        head_activation=head_activation,
         layer_order=layer_order,
+        layer_width=_share("layer_width", layer_width),
         layer_blocks=_at_least_one("layer_blocks", layer_blocks),
         batch_size=_at_least_one("batch_size", batch_size),
         micro_batch_size=None
@@ -107,7 +121,7 @@ def importance(
     del supernet  # one model at a time
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         settings = {**options.to_dict(), "data": describe(data, blocks)}
-        found = write_sorted(partial, checkpoint, measured, scope=scope, settings=settings)
+        found = write_sorted(partial, checkpoint, measured, settings=settings)
         draw_scores(partial, measured, options.layer_order)
         if trial:
             after = trial.run(load_supernet(partial, **where), "after sorting")
@@ -160,4 +174,10 @@ def _warn_if_sorted(checkpoint: Any) -> None:
 def _at_least_one(option: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"--{option} {value} must be at least 1")
+    return value
+
+
+def _share(option: str, value: float) -> float:
+    if not 0 < value <= 1:
+        raise ConfigError(f"--{option} {value} must be above 0 and at most 1")
     return value

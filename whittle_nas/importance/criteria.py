@@ -20,8 +20,14 @@ def heads(attention: Tensor, config: Any) -> Tensor:
     return squares.unflatten(-1, (config.n_head, config.head_size)).sum(-1).sqrt_()
 
 
+def head_gains(proj_weight: Tensor, config: Any) -> Tensor:
+    """Frobenius norm of every head's columns of `attn.proj` (D, H * K) -> (H,)."""
+    columns = proj_weight.float().unflatten(-1, (config.n_head, config.head_size))
+    return columns.square().sum((0, 2)).sqrt_()
+
+
 def groups(head_norms: Tensor, config: Any) -> Tensor:
-    """L2 norm over all channels of a query group; norms of its heads (B, T, H) -> (B, T, G)."""
+    """L2 norm over the heads of a query group; their norms (B, T, H) -> (B, T, G)."""
     return head_norms.unflatten(-1, (config.n_query_groups, -1)).square().sum(-1).sqrt_()
 
 

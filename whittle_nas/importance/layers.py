@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whittle_nas.importance.statistics import Progress, no_progress
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.orders import Orders, permute
+from whittle_nas.weights.slicing import plan_slices, take
 
 # Logits that exist at a time, in elements; 2^24 float32 are 64 MiB.
 _CHUNK = 2**24
@@ -67,6 +70,51 @@ def greedy_order(
         losses[kept[at]] = without[at]
         dropped.append(kept.pop(at))
     return dropped[::-1], losses
+
+
+def narrowed(model: Any, orders: Orders, width: float) -> Any:
+    """The model with its most important channels, heads and neurons only, and all its layers.
+
+    Layers matter differently in the narrow networks that a search space is full of.
+
+    Args:
+        model: `litgpt.GPT`.
+        orders: what is important.
+        width: share of every dimension but head size and depth, in (0, 1].
+    """
+    if width == 1:
+        return model
+    plan = plan_slices(narrowed_sizes(model.config, width), model.config)
+    weights = model.state_dict()
+    with torch.device("meta"):
+        small = type(model)(plan.config)
+    tensors = {}
+    for name, weight in weights.items():
+        moved = permute(name, weight, orders, model.config)
+        # the copy lets go of the sorted tensor that a slice looks into
+        tensors[name] = take(moved, plan.cut(name, weight.device)).clone()
+    small.load_state_dict(tensors, strict=True, assign=True)
+    small.cos, small.sin = model.cos, model.sin
+    small._max_seq_length = model.max_seq_length  # the setter would compute the tables anew
+    return small.requires_grad_(False).eval()
+
+
+def narrowed_sizes(config: Any, width: float) -> SubNetwork:
+    """Sizes of a network of that width; query groups stay where heads can go instead."""
+
+    def part(size: int) -> int:
+        return max(1, round(width * size))
+
+    groups, per_group = config.n_query_groups, config.n_head // config.n_query_groups
+    groups, per_group = (part(groups), 1) if per_group == 1 else (groups, part(per_group))
+    return SubNetwork(
+        n_embd=part(config.n_embd),
+        n_head=groups * per_group,
+        n_query_groups=groups,
+        head_size=config.head_size,
+        intermediate_size=part(config.intermediate_size),
+        n_layer=config.n_layer,
+    )
 
 
 def falling_order(values: Sequence[float]) -> list[int]:

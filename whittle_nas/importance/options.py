@@ -40,6 +40,18 @@ class NeuronActivation(str, Enum):
     fc = "fc"
 
 
+class HeadActivation(str, Enum):
+    """What a head is worth at a token.
+
+    `contribution` is the norm of its output times the Frobenius norm of its columns of the output
+    projection, a measure of what it adds to the residual stream; `proj_input`, of the papers and
+    the published code, is the first factor alone.
+    """
+
+    contribution = "contribution"
+    proj_input = "proj_input"
+
+
 # By its functional form, because `global` is a keyword and can't be written as a member.
 Scope = Enum("Scope", {"layer": "layer", "global": "global"}, module=__name__)
 Scope.__doc__ = "Whether every layer is ordered for itself, or one order serves all layers."

@@ -11,7 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from whittle_nas.importance import layers
-from whittle_nas.importance.options import Aggregation, LayerCriterion, NeuronActivation, Scope
+from whittle_nas.importance.options import (
+    Aggregation,
+    HeadActivation,
+    LayerCriterion,
+    NeuronActivation,
+    Scope,
+)
 from whittle_nas.importance.scores import Scores, rank
 from whittle_nas.importance.sorting import (
     FILE_NAME,
@@ -34,7 +40,9 @@ class MeasureOptions:
     aggregation: Aggregation = Aggregation.mean_mean
     scope: Scope = Scope.layer
     neuron_activation: NeuronActivation = NeuronActivation.down_input
+    head_activation: HeadActivation = HeadActivation.contribution
     layer_order: LayerCriterion = LayerCriterion.greedy
+    layer_width: float = 0.75
     layer_blocks: int = 16
     batch_size: int = 4
     micro_batch_size: int | None = None
@@ -45,7 +53,9 @@ class MeasureOptions:
             "aggregation": self.aggregation.value,
             "scope": self.scope.value,
             "neuron_activation": self.neuron_activation.value,
+            "head_activation": self.head_activation.value,
             "layer_order": self.layer_order.value,
+            "layer_width": self.layer_width,
             "layer_blocks": self.layer_blocks,
             "batch_size": self.batch_size,
         }
@@ -57,11 +67,13 @@ class Measured:
 
     Attributes:
         scores: of all entries.
+        orders: entries by falling score.
         layer_order: layer ids, most important first.
         layer_losses: (L,) nats per token that order the layers; NaN with block importance.
     """
 
     scores: Scores
+    orders: Orders
     layer_order: tuple[int, ...]
     layer_losses: tuple[float, ...]
 
@@ -85,21 +97,35 @@ def measure(
         tokens[:, :-1],
         aggregation=options.aggregation,
         neuron_activation=options.neuron_activation,
+        head_activation=options.head_activation,
         batch_size=options.batch_size,
         micro_batch_size=options.micro_batch_size,
         progress=progress,
     )
-    sample, size = tokens[: options.layer_blocks], options.micro_batch_size or options.batch_size
-    if options.layer_order is LayerCriterion.greedy:
-        order, losses = layers.greedy_order(model, sample, batch_size=size, progress=progress)
-    elif options.layer_order is LayerCriterion.block_drop:
-        kept = range(model.config.n_layer)
-        losses = layers.losses_without_each(model, sample, kept=kept, batch_size=size)
-        order = layers.falling_order(losses)
-    else:
-        losses = [math.nan] * model.config.n_layer
+    orders = rank(scores, model.config, scope=options.scope)
+    order, losses = _layer_order(model, tokens, scores, orders, options, progress)
+    return Measured(scores, orders, tuple(order), tuple(losses))
+
+
+def _layer_order(
+    model: Any,
+    tokens: Tensor,
+    scores: Scores,
+    orders: Orders,
+    options: MeasureOptions,
+    progress: Progress,
+) -> tuple[list[int], list[float]]:
+    """Layer ids, most important first, and the losses that say so."""
+    if options.layer_order is LayerCriterion.block_importance:
         order = layers.falling_order(scores.block_importance.tolist())
-    return Measured(scores, tuple(order), tuple(losses))
+        return order, [math.nan] * model.config.n_layer
+    sample, size = tokens[: options.layer_blocks], options.micro_batch_size or options.batch_size
+    narrow = layers.narrowed(model, orders, options.layer_width)
+    if options.layer_order is LayerCriterion.greedy:
+        return layers.greedy_order(narrow, sample, batch_size=size, progress=progress)
+    kept = range(model.config.n_layer)
+    losses = layers.losses_without_each(narrow, sample, kept=kept, batch_size=size)
+    return layers.falling_order(losses), losses
 
 
 def write_sorted(
@@ -107,7 +133,6 @@ def write_sorted(
     checkpoint: Checkpoint,
     measured: Measured,
     *,
-    scope: Scope,
     settings: dict[str, Any],
 ) -> SortedFrom:
     """Write a checkpoint with its weights sorted, `importance.safetensors` and `supernet.yaml`.
@@ -118,16 +143,14 @@ def write_sorted(
     Args:
         out_dir: existing, empty directory.
         checkpoint: what is sorted.
-        measured: scores by the checkpoint's own ids.
-        scope: one order per layer, or one for all.
+        measured: by the checkpoint's own ids.
         settings: how it was measured, kept in both files.
     """
     config = checkpoint.config
-    orders = rank(measured.scores, config, scope=scope)
-    found = _since_the_beginning(checkpoint, measured, orders, settings)
+    found = _since_the_beginning(checkpoint, measured, settings)
     write_checkpoint(
         out_dir,
-        PermutedTensors(checkpoint.state_dict, orders, config),
+        PermutedTensors(checkpoint.state_dict, measured.orders, config),
         config=config,
         source=checkpoint.path,
         info=replace(checkpoint.info, layer_order=measured.layer_order, importance=found.settings),
@@ -140,9 +163,9 @@ def write_sorted(
 
 
 def _since_the_beginning(
-    checkpoint: Checkpoint, measured: Measured, orders: Orders, settings: dict[str, Any]
+    checkpoint: Checkpoint, measured: Measured, settings: dict[str, Any]
 ) -> SortedFrom:
-    scores, times = measured.scores, 1
+    scores, orders, times = measured.scores, measured.orders, 1
     before = checkpoint.info.importance
     earlier = checkpoint.path / FILE_NAME
     if before is not None:

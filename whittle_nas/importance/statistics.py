@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.importance import criteria
-from whittle_nas.importance.options import Aggregation, NeuronActivation
+from whittle_nas.importance.options import Aggregation, HeadActivation, NeuronActivation
 from whittle_nas.importance.scores import Scores
 from whittle_nas.weights.supernet import without_head
 
@@ -95,6 +95,7 @@ def collect(
     *,
     aggregation: Aggregation = Aggregation.mean_mean,
     neuron_activation: NeuronActivation = NeuronActivation.down_input,
+    head_activation: HeadActivation = HeadActivation.contribution,
     batch_size: int = 4,
     micro_batch_size: int | None = None,
     progress: Progress = no_progress,
@@ -106,6 +107,7 @@ def collect(
         tokens: (N, T) token ids.
         aggregation: how a score is reduced.
         neuron_activation: where neurons are measured.
+        head_activation: whether heads count by their output or by what becomes of it.
         batch_size: sequences per calibration batch, part of the definition of all but `mean_*`.
         micro_batch_size: sequences per forward pass; the scores do not depend on it.
         progress: shows the passes.
@@ -117,7 +119,7 @@ def collect(
     device = model.lm_head.weight.device
     body = without_head(model)
     batches = tokens.split(batch_size)
-    with torch.inference_mode(), _hooked(model, running, neuron_activation):
+    with torch.inference_mode(), _hooked(model, running, neuron_activation, head_activation):
         for batch in progress(batches, "scoring", len(batches)):
             for part in batch.split(micro_batch_size or batch_size):
                 body(part.to(device))
@@ -127,7 +129,7 @@ def collect(
 
 @contextmanager
 def _hooked(
-    model: Any, running: RunningScores, neuron_activation: NeuronActivation
+    model: Any, running: RunningScores, neurons: NeuronActivation, heads: HeadActivation
 ) -> Iterator[None]:
     """All hooks of the program: what is measured in which module."""
     config = model.config
@@ -146,8 +148,11 @@ def _hooked(
                     after(getattr(block, norm), _output(running, "embd", f"{name}.{norm}"))
             if config.rope_n_elem < config.head_size:
                 after(block.attn.qkv, _qkv(running, f"{name}.attn.qkv", config))
-            before(block.attn.proj, _attention(running, f"{name}.attn.proj", config))
-            if neuron_activation is NeuronActivation.fc:
+            gains = None
+            if heads is HeadActivation.contribution:
+                gains = criteria.head_gains(block.attn.proj.weight, config)
+            before(block.attn.proj, _attention(running, f"{name}.attn.proj", config, gains))
+            if neurons is NeuronActivation.fc:
                 first = "fc" if hasattr(block.mlp, "fc") else "fc_1"
                 after(getattr(block.mlp, first), _output(running, "neurons", f"{name}.mlp.{first}"))
             else:
@@ -172,9 +177,12 @@ def _qkv(running: RunningScores, name: str, config: Any) -> Callable[..., None]:
     return hook
 
 
-def _attention(running: RunningScores, name: str, config: Any) -> Callable[..., None]:
+def _attention(
+    running: RunningScores, name: str, config: Any, gains: Tensor | None
+) -> Callable[..., None]:
     def hook(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        norms = criteria.heads(inputs[0], config)
+        norms = criteria.heads(inputs[0], config)  # (B, T, H)
+        norms = norms if gains is None else norms * gains
         running.add("heads", name, norms)
         running.add("groups", name, criteria.groups(norms, config))
         running.add("value_channels", name, criteria.value_channels(inputs[0], config))
