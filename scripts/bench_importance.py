@@ -24,6 +24,7 @@ import torch
 from litgpt import GPT, Config
 
 from whittle_nas.importance.options import Aggregation
+from whittle_nas.importance.pipeline import MeasureOptions, measure
 from whittle_nas.importance.statistics import collect
 from whittle_nas.metrics.measured import peak_memory_bytes
 
@@ -99,6 +100,11 @@ def bench_scoring(name: str, rounds: int) -> dict[str, float]:
         for base in ("plain", "without_head"):
             pairs = zip(seconds[how], seconds[base], strict=True)
             found[f"{how}/{base}"] = statistics.median(a / b for a, b in pairs)
+    options = MeasureOptions(batch_size=BATCH_SIZE, layer_blocks=len(tokens))
+    runs["with_layer_order"] = lambda: measure(model, tokens, options)
+    start = time.perf_counter()
+    runs["with_layer_order"]()
+    found["with_layer_order/plain"] = (time.perf_counter() - start) / found["plain_s"]
     device = torch.device("cpu")
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     peaks = {how: weights + peak_memory_bytes(run, device) for how, run in runs.items()}

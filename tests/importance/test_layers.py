@@ -8,13 +8,8 @@ import torch.nn.functional as F
 from litgpt import GPT
 
 from tests.conftest import fill_random, tiny_config
-from whittle_nas.importance.layers import (
-    falling_order,
-    greedy_order,
-    losses_without_each,
-    narrowed,
-    narrowed_sizes,
-)
+from whittle_nas.importance.layers import falling_order, greedy_order, losses_without_each
+from whittle_nas.importance.narrowing import narrowed, narrowed_sizes
 from whittle_nas.importance.scores import rank
 from whittle_nas.importance.sorting import PermutedTensors
 from whittle_nas.importance.statistics import collect
@@ -73,7 +68,14 @@ def test_a_narrowed_model_is_the_sub_network_of_the_sorted_one(kind, heads, grou
     sorted_model = GPT(config)
     sorted_model.load_state_dict(dict(PermutedTensors(model.state_dict, orders, config)))
     expected = SuperNetwork(sorted_model.eval()).standalone(sub)(tokens)
-    torch.testing.assert_close(narrowed(model, orders, 0.75)(tokens), expected)
+    narrow = narrowed(model, orders, 0.75)
+    torch.testing.assert_close(narrow(tokens), expected)
+    one_less = SubNetwork(**{**sub.to_dict(), "n_layer": config.n_layer - 1})
+    without_first = SupernetInfo(layer_order=(*range(1, config.n_layer), 0))
+    logits = SuperNetwork(sorted_model, without_first).standalone(one_less)(tokens[:, :-1])
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
+    found = losses_without_each(narrow, tokens, kept=range(config.n_layer))
+    assert found[0] == pytest.approx(loss, rel=1e-5)
     assert narrowed(model, orders, 1.0) is model
 
 

@@ -13,9 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whittle_nas.importance.statistics import Progress, no_progress
-from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.weights.orders import Orders, permute
-from whittle_nas.weights.slicing import plan_slices, take
 
 # Logits that exist at a time, in elements; 2^24 float32 are 64 MiB.
 _CHUNK = 2**24
@@ -38,7 +35,7 @@ def losses_without_each(
     Returns:
         Mean nats per token, in the order of `kept`.
     """
-    device = model.lm_head.weight.device
+    device = model.cos.device
     totals = torch.zeros(len(kept), dtype=torch.float64)
     with torch.inference_mode():
         for batch in tokens.split(batch_size):
@@ -72,51 +69,6 @@ def greedy_order(
     return dropped[::-1], losses
 
 
-def narrowed(model: Any, orders: Orders, width: float) -> Any:
-    """The model with its most important channels, heads and neurons only, and all its layers.
-
-    Layers matter differently in the narrow networks that a search space is full of.
-
-    Args:
-        model: `litgpt.GPT`.
-        orders: what is important.
-        width: share of every dimension but head size and depth, in (0, 1].
-    """
-    if width == 1:
-        return model
-    plan = plan_slices(narrowed_sizes(model.config, width), model.config)
-    weights = model.state_dict()
-    with torch.device("meta"):
-        small = type(model)(plan.config)
-    tensors = {}
-    for name, weight in weights.items():
-        moved = permute(name, weight, orders, model.config)
-        # the copy lets go of the sorted tensor that a slice looks into
-        tensors[name] = take(moved, plan.cut(name, weight.device)).clone()
-    small.load_state_dict(tensors, strict=True, assign=True)
-    small.cos, small.sin = model.cos, model.sin
-    small._max_seq_length = model.max_seq_length  # the setter would compute the tables anew
-    return small.requires_grad_(False).eval()
-
-
-def narrowed_sizes(config: Any, width: float) -> SubNetwork:
-    """Sizes of a network of that width; query groups stay where heads can go instead."""
-
-    def part(size: int) -> int:
-        return max(1, round(width * size))
-
-    groups, per_group = config.n_query_groups, config.n_head // config.n_query_groups
-    groups, per_group = (part(groups), 1) if per_group == 1 else (groups, part(per_group))
-    return SubNetwork(
-        n_embd=part(config.n_embd),
-        n_head=groups * per_group,
-        n_query_groups=groups,
-        head_size=config.head_size,
-        intermediate_size=part(config.intermediate_size),
-        n_layer=config.n_layer,
-    )
-
-
 def falling_order(values: Sequence[float]) -> list[int]:
     """Layer ids by falling value; equal values keep their order."""
     return sorted(range(len(values)), key=lambda layer: -values[layer])
@@ -141,7 +93,7 @@ def _block(model: Any, x: Tensor, layer: int) -> Tensor:
 def _loss(model: Any, x: Tensor, targets: Tensor) -> float:
     """Sum of -log p of the targets (B, T) in nats."""
     hidden, labels = model.transformer.ln_f(x).flatten(0, 1), targets.flatten()
-    rows = max(1, _CHUNK // model.lm_head.weight.shape[0])
+    rows = max(1, _CHUNK // model.config.padded_vocab_size)
     cap = model.config.final_logit_softcapping
     total = torch.zeros((), device=x.device)
     for part, label in zip(hidden.split(rows), labels.split(rows), strict=True):

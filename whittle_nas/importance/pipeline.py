@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from whittle_nas.importance import layers
+from whittle_nas.importance.narrowing import narrowed
 from whittle_nas.importance.options import (
     Aggregation,
     HeadActivation,
@@ -120,7 +121,7 @@ def _layer_order(
         order = layers.falling_order(scores.block_importance.tolist())
         return order, [math.nan] * model.config.n_layer
     sample, size = tokens[: options.layer_blocks], options.micro_batch_size or options.batch_size
-    narrow = layers.narrowed(model, orders, options.layer_width)
+    narrow = narrowed(model, orders, options.layer_width)
     if options.layer_order is LayerCriterion.greedy:
         return layers.greedy_order(narrow, sample, batch_size=size, progress=progress)
     kept = range(model.config.n_layer)
