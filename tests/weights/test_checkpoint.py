@@ -263,3 +263,32 @@ def test_training_mode_and_device_follow_the_model():
         assert skeleton.transformer.h[0].skeleton.training is training
     supernet.model.to(torch.float64)
     assert supernet.subnet(sub)(ids).dtype == torch.float64
+
+
+def test_views_kept_between_calls_follow_the_weights():
+    """Inference first, an in-place update, new data, training, a new parameter."""
+    from whittle_nas.weights.supernet import SuperNetwork
+
+    config = tiny_config("Llama-3.1-8B")
+    model = fill_random(GPT(config)).requires_grad_(False)
+    supernet, ids = SuperNetwork(model), torch.arange(6)[None]
+    sub = SubNetwork(24, 4, 4, 8, 36, 2)
+
+    def agree() -> None:
+        expected = GPT(supernet.plan(sub).config)
+        expected.load_state_dict({name: t.clone() for name, t in supernet.slices(sub).items()})
+        torch.testing.assert_close(supernet.subnet(sub)(ids), expected(ids))
+
+    with torch.inference_mode():
+        supernet.subnet(sub)(ids)
+    agree()
+    model.transformer.ln_f.weight.add_(1.0)
+    agree()
+    model.transformer.ln_f.weight.data = torch.randn(48)
+    agree()
+    fill_random(model, seed=1).requires_grad_(True)
+    supernet.subnet(sub)(ids).sum().backward()
+    assert model.transformer.wte.weight.grad is not None
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        agree()

@@ -91,7 +91,9 @@ class SuperNetwork:
         if found is None and hidden:
             found = without_head(self.subnet(sub, checkpoint_blocks=checkpoint_blocks))
         elif found is None:
-            found = self._make_skeleton(sub, checkpoint_blocks)
+            # Tensors made in inference mode could not be saved for a backward pass later.
+            with torch.inference_mode(False):
+                found = self._make_skeleton(sub, checkpoint_blocks)
         self._skeletons[key] = found  # the latest stands last
         if len(self._skeletons) > MAX_SKELETONS:
             del self._skeletons[next(iter(self._skeletons))]
@@ -209,12 +211,11 @@ class _Sliced(nn.Module):
         self._source = (source,)
         homes = dict(skeleton.named_modules())
         self._slots = [
-            (module._parameters, homes[path]._parameters, key, cuts(_join(prefix, path, key)))
+            _Slot(module._parameters, homes[path]._parameters, key, cuts(_join(prefix, path, key)))
             for path, module in source.named_modules()
             for key, parameter in module._parameters.items()
             if parameter is not None
         ]
-        self._empty = [home[key] for _, home, key, _ in self._slots]
 
     def forward(self, *args: Any) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -225,13 +226,44 @@ class _Sliced(nn.Module):
         source = self._source[0]
         if self.skeleton.training != source.training:
             self.skeleton.train(source.training)
+        tracked = torch.is_grad_enabled()
         try:
-            for full, home, key, cut in self._slots:
-                home[key] = take(full[key], cut)  # type: ignore[assignment]
+            for slot in self._slots:
+                slot.fill(tracked)
             return self.skeleton(*args)
         finally:
-            for (_, home, key, _), empty in zip(self._slots, self._empty, strict=True):
-                home[key] = empty
+            for slot in self._slots:
+                slot.empty()
+
+
+class _Slot:
+    """Where one parameter of a skeleton's part comes from and goes to.
+
+    A view that no gradient flows through stays right until its tensor moves, so it is kept: most
+    parameters are frozen or run without gradients, and making a view costs more than checking.
+    """
+
+    __slots__ = ("cut", "full", "hole", "home", "key", "place", "seen", "view")
+
+    def __init__(self, full: dict[str, Any], home: dict[str, Any], key: str, cut: Cut) -> None:
+        self.full, self.home, self.key, self.cut = full, home, key, cut
+        self.hole = home[key]
+        self.seen: torch.Tensor | None = None
+        self.place = 0
+        self.view: torch.Tensor | None = None
+
+    def fill(self, tracked: bool) -> None:
+        tensor = self.full[self.key]
+        if self.cut.gathers or (tracked and tensor.requires_grad):
+            self.home[self.key] = take(tensor, self.cut)
+            return
+        if self.seen is not tensor or self.place != tensor.data_ptr():
+            self.seen, self.place = tensor, tensor.data_ptr()
+            self.view = take(tensor.detach(), self.cut)
+        self.home[self.key] = self.view
+
+    def empty(self) -> None:
+        self.home[self.key] = self.hole
 
 
 def _join(*parts: str) -> str:
