@@ -11,7 +11,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.space import HeadChannels, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.orders import LayerOrder, Orders, permute
-from whittle_nas.weights.slicing import plan_slices
+from whittle_nas.weights.slicing import copied, plan_slices, take, view_of
 from whittle_nas.weights.supernet import SupernetInfo, SuperNetwork
 
 LORA = {
@@ -88,6 +88,22 @@ def test_lora_on_some_parts(parts):
         x = ids(config)
         alone = stand_alone(supernet, sub, litgpt_lora.GPT)
         torch.testing.assert_close(alone(x), supernet.subnet(sub)(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [("query",), ("query", "value"), ("query", "key", "value")])
+def test_the_two_ways_to_take_a_slice_agree(family, parts):
+    lora = {"lora_r": 2, "lora_projection": True, **{f"lora_{part}": True for part in parts}}
+    config = litgpt_lora.Config(**{**vars_of(tiny_config(family)), **lora})
+    model = fill_random(litgpt_lora.GPT(config)).eval()
+    supernet = SuperNetwork(model, info_of(config))
+    for sub in odd_sizes(config):
+        plan = supernet.plan(sub)
+        for name in supernet.slices(sub):
+            full, cut = model.get_parameter(plan.source_name(name)), plan.cut(name)
+            assert torch.equal(take(full, cut), copied(view_of(full, cut), cut)), name
+        with_gradients = supernet.subnet(sub)(x := ids(config))
+        with torch.no_grad():
+            assert torch.equal(with_gradients, supernet.subnet(sub)(x))
 
 
 def vars_of(config: Config) -> dict:

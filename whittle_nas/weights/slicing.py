@@ -22,10 +22,13 @@ class Cut:
     Attributes:
         narrows: (dimension, length): keep the first entries, as a view.
         gathers: (dimension, ids): keep these entries, as a copy.
+        strip: (count, step, length) if the only gather keeps the first `length` of every `step`
+            entries, `count` times, as grouped heads do: a view with one more dimension.
     """
 
     narrows: tuple[tuple[int, int], ...]
     gathers: tuple[tuple[int, torch.Tensor], ...]
+    strip: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ class SlicePlan:
                 gathers.append((dim, index))
             elif index is not None and index != axes.dim_size(full[dim], self.full_config):
                 narrows.append((dim, index))
-        return Cut(tuple(narrows), tuple(gathers))
+        strip = None
+        if len(gathers) == 1:
+            dim, ids = gathers[0]
+            strip = _strip(ids.tolist(), axes.dim_size(full[dim], self.full_config))
+        return Cut(tuple(narrows), tuple(gathers), strip)
 
 
 def plan_slices(
@@ -125,6 +132,30 @@ def take(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     return tensor
 
 
+def view_of(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """The part of `take` that copies nothing; `copied` is the rest."""
+    for dim, length in cut.narrows:
+        tensor = tensor.narrow(dim, 0, length)
+    if cut.strip is not None:
+        dim, (count, step, length) = cut.gathers[0][0], cut.strip
+        tensor = tensor.narrow(dim, 0, count * step).unflatten(dim, (count, step))
+        tensor = tensor.narrow(dim + 1, 0, length)
+    return tensor
+
+
+def copied(view: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """What `take` gives, from `view_of`: one strided copy where the entries are regular.
+
+    Half the time of `index_select` for the columns of grouped heads; with a gradient it is the
+    other way round, so `take` does not use it.
+    """
+    if cut.strip is not None:
+        return view.flatten(cut.gathers[0][0], cut.gathers[0][0] + 1)
+    for dim, index in cut.gathers:
+        view = view.index_select(dim, index)
+    return view
+
+
 def slice_state_dict(
     plan: SlicePlan, tensors: Mapping[str, torch.Tensor], names: Sequence[str] | None = None
 ) -> dict[str, torch.Tensor]:
@@ -151,3 +182,17 @@ def _index(entries: Sequence[int] | None, device: torch.device | None) -> Index:
         return None
     length = axes.prefix_length(entries)
     return torch.tensor(entries, device=device) if length is None else length
+
+
+def _strip(entries: Sequence[int], size: int) -> tuple[int, int, int] | None:
+    """(count, step, length) of entries 0..length-1, step..step+length-1, ...; None if irregular.
+
+    Also None if the last of the strips is not whole: query and value rows of a single group can
+    look regular although the dimension ends after the value rows.
+    """
+    length = next((at for at, entry in enumerate(entries) if entry != at), len(entries))
+    if not 0 < length < len(entries) or len(entries) % length:
+        return None
+    step, count = entries[length], len(entries) // length
+    regular = [at * step + entry for at in range(count) for entry in range(length)]
+    return (count, step, length) if list(entries) == regular and count * step <= size else None

@@ -16,7 +16,15 @@ from whittle_nas.space.rules import check_supported
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.axes import split_layer
 from whittle_nas.weights.info import SupernetInfo
-from whittle_nas.weights.slicing import Cut, SlicePlan, plan_slices, slice_state_dict, take
+from whittle_nas.weights.slicing import (
+    Cut,
+    SlicePlan,
+    copied,
+    plan_slices,
+    slice_state_dict,
+    take,
+    view_of,
+)
 
 MAX_SKELETONS = 128  # a random sampler meets new shapes at every step of a long training
 
@@ -241,6 +249,7 @@ class _Slot:
 
     A view that no gradient flows through stays right until its tensor moves, so it is kept: most
     parameters are frozen or run without gradients, and making a view costs more than checking.
+    What a gather copies is never kept.
     """
 
     __slots__ = ("cut", "full", "hole", "home", "key", "place", "seen", "view")
@@ -250,17 +259,17 @@ class _Slot:
         self.hole = home[key]
         self.seen: torch.Tensor | None = None
         self.place = 0
-        self.view: torch.Tensor | None = None
+        self.view: Any = None
 
     def fill(self, tracked: bool) -> None:
         tensor = self.full[self.key]
-        if self.cut.gathers or (tracked and tensor.requires_grad):
+        if tracked and tensor.requires_grad:
             self.home[self.key] = take(tensor, self.cut)
             return
         if self.seen is not tensor or self.place != tensor.data_ptr():
             self.seen, self.place = tensor, tensor.data_ptr()
-            self.view = take(tensor.detach(), self.cut)
-        self.home[self.key] = self.view
+            self.view = view_of(tensor.detach(), self.cut)
+        self.home[self.key] = copied(self.view, self.cut) if self.cut.gathers else self.view
 
     def empty(self) -> None:
         self.home[self.key] = self.hole
