@@ -1,12 +1,9 @@
-"""What every command needs: devices, seeds, locks and tables."""
+"""What every command needs: devices, seeds and tables."""
 
 from __future__ import annotations
 
-import fcntl
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from whittle_nas.cli.options import DType
@@ -51,24 +48,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-@contextmanager
-def lock(out_dir: Path) -> Iterator[None]:
-    """Hold a directory for one run.
-
-    Raises:
-        ConfigError: if another run holds it.
-    """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with (out_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"--out_dir {out_dir} is in use by another run; wait for it or give another one"
-            ) from None
-        yield
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:

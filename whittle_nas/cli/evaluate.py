@@ -83,7 +83,13 @@ def evaluate(
     """
     from whittle_nas.cli.candidates import choose_candidates
     from whittle_nas.cli.common import resolve_device, resolve_dtype
-    from whittle_nas.cli.evaluation import compute, hold, read_text, report
+    from whittle_nas.cli.evaluation import (
+        check_directory,
+        compute,
+        prepare_directory,
+        read_text,
+        report,
+    )
     from whittle_nas.evaluate.presets import choose_tasks
     from whittle_nas.evaluate.running import RunOptions
     from whittle_nas.evaluate.session import ModelOptions, Session
@@ -92,6 +98,7 @@ def evaluate(
 
     names = _names(tasks)
     _check(names, data, {"--batch_size": batch_size, "--devices": devices})
+    check_directory(out_dir)
     _hush()
     checkpoint = open_checkpoint(checkpoint_dir)
     candidates = choose_candidates(
@@ -120,9 +127,9 @@ def evaluate(
         RunOptions(bootstrap_iters, log_samples, confirm_run_unsafe_code),
         ModelOptions(resolve_dtype(dtype), max_length, batch_size, sys.stderr.isatty()),
     )
-    with hold(out_dir, overwrite=overwrite):
-        if compute(session, candidates, where, devices):
-            report(session, candidates, where if latency else None)
+    prepare_directory(out_dir, overwrite=overwrite)
+    if compute(session, candidates, where, devices):
+        report(session, candidates, where if latency else None)
 
 
 def _names(tasks: list[str] | str | None) -> list[str]:

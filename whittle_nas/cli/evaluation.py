@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.candidates import Candidate
-from whittle_nas.cli.common import lock
 from whittle_nas.cli.evaluation_report import Evaluated, headline_of, write_report
 from whittle_nas.data import Part, TextData, load_blocks
 from whittle_nas.errors import ConfigError
@@ -27,20 +25,20 @@ def _is_first_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-@contextmanager
-def hold(out_dir: Path, *, overwrite: bool) -> Iterator[None]:
-    """Take `out_dir` for this run; finished pairs in it are welcome, other files are not.
+def check_directory(out_dir: Path) -> None:
+    """Finished pairs in `out_dir` are welcome, other files are not.
 
     Raises:
-        ConfigError: if `out_dir` holds something else, or if another run holds it.
+        ConfigError: if `out_dir` holds something else.
     """
-    if not (out_dir / PAIRS).is_dir():
-        check_free(out_dir)
-    with lock(out_dir) if _is_first_process() else nullcontext():
-        if overwrite and _is_first_process():
-            shutil.rmtree(out_dir / PAIRS, ignore_errors=True)
-        (out_dir / PAIRS).mkdir(exist_ok=True)
-        yield
+    check_free(out_dir, overwrite=(out_dir / PAIRS).is_dir())
+
+
+def prepare_directory(out_dir: Path, *, overwrite: bool) -> None:
+    """Make `out_dir`, without finished pairs if those are not wanted."""
+    if overwrite and _is_first_process():
+        shutil.rmtree(out_dir / PAIRS, ignore_errors=True)
+    (out_dir / PAIRS).mkdir(parents=True, exist_ok=True)
 
 
 def read_text(data: TextData | None, checkpoint: Any) -> Text | None:

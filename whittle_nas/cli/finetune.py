@@ -106,7 +106,7 @@ def finetune(
         )
     space = load_space(search_space, found.config, head_channels=found.info.head_channels)
     if first and not trainer.fast_dev_run:
-        _prepare_directory(out_dir, checkpoint_dir, resume=resume, overwrite=overwrite)
+        _check_directory(out_dir, checkpoint_dir, free=resume or overwrite)
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)
     supernet = load_trainable(found, lora, precision=trainer.precision)
@@ -140,6 +140,8 @@ def finetune(
         valid=held_out.samples[: validation.num_samples],
         valid_networks=validation_networks(space, supernet, validation.num_networks),
     )
+    if first and not trainer.fast_dev_run:
+        _prepare_directory(out_dir, resume=resume)
     fit(
         run,
         module,
@@ -233,15 +235,17 @@ def _is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _prepare_directory(
-    out_dir: Path, checkpoint_dir: Path, *, resume: bool, overwrite: bool
-) -> None:
+def _check_directory(out_dir: Path, checkpoint_dir: Path, *, free: bool) -> None:
     from whittle_nas.weights.files import check_free
 
     if out_dir.resolve() == checkpoint_dir.resolve():
         raise ConfigError(f"--out_dir {out_dir} is the checkpoint that is read; give another one")
+    check_free(out_dir, overwrite=free)
+
+
+def _prepare_directory(out_dir: Path, *, resume: bool) -> None:
+    """Make the directory, without what an earlier run left unless it goes on."""
     if not resume:
-        check_free(out_dir, overwrite=overwrite)
         for name in ("checkpoints", "logs"):
             shutil.rmtree(out_dir / name, ignore_errors=True)
         (out_dir / "lit_model.pth").unlink(missing_ok=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from whittle_nas import __version__
 from whittle_nas.errors import ConfigError
-from whittle_nas.weights.files import atomic_write_text
+from whittle_nas.weights.files import atomic_write_text, hold_directory
 
 RUN_FILE = "run.yaml"
 _REQUIRED = re.compile(r'Key "([\w.]+)" is required')
@@ -23,16 +25,25 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
     """Parse the options of a command, run it and note in its `out_dir` how to repeat it.
 
     Raises:
-        ConfigError: for an unknown option or a value of the wrong type.
+        ConfigError: for an unknown option or a value of the wrong type, or if another run holds
+            `out_dir`.
     """
     parser = make_parser(name, command)
     options = parse(parser, arguments)
     record = _record(name, parser, options)
     built = parser.instantiate_classes(options)
-    command(**{key: value for key, value in vars(built).items() if key != "config"})
-    out_dir = options.get("out_dir")
-    if out_dir is not None and Path(str(out_dir)).is_dir():
-        atomic_write_text(Path(str(out_dir)) / RUN_FILE, record)
+    given = options.get("out_dir")
+    out_dir = None if given is None else Path(str(given))
+    with nullcontext() if out_dir is None or _is_helper() else hold_directory(out_dir):
+        command(**{key: value for key, value in vars(built).items() if key != "config"})
+        if out_dir is not None and out_dir.is_dir():
+            atomic_write_text(out_dir / RUN_FILE, record)
+
+
+def _is_helper() -> bool:
+    """Whether this is one of several processes of a run, of which the first holds `out_dir`."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return any(os.environ.get(rank, "0") != "0" for rank in ranks)
 
 
 def make_parser(name: str, command: Callable[..., None]) -> ArgumentParser:

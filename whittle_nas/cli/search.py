@@ -80,7 +80,7 @@ def search(
         resume: Go on with an interrupted search in `out_dir`, or extend a finished one.
         overwrite: Replace an earlier search in `out_dir`.
     """
-    from whittle_nas.cli.common import lock, resolve_device, resolve_dtype, seed_everything
+    from whittle_nas.cli.common import resolve_device, resolve_dtype, seed_everything
     from whittle_nas.cli.search_report import listening, report
     from whittle_nas.search.request import Request
     from whittle_nas.search.session import Session
@@ -91,37 +91,38 @@ def search(
         ("workers", workers),
     ):
         _at_least_one(option, value)
+    _check_directory(out_dir, resume=resume, overwrite=overwrite)
     checkpoint, space = _open(checkpoint_dir, search_space)
     names, limits = _read(objectives, constraints)
     seed_everything(seed)
-    with lock(out_dir):
-        _clear(out_dir, resume=resume, overwrite=overwrite)
-        request = Request(
-            checkpoint=checkpoint,
-            out_dir=out_dir,
-            space=space,
-            objectives=names,
-            constraints=limits,
-            tokens=_load_tokens(data, checkpoint, (*names, *(limit.metric for limit in limits))),
-            method=method,
-            num_trials=num_trials,
-            seed=seed,
-            search_blocks=search_blocks,
-            batch_size=batch_size,
-            start_from_grid=start_from_grid,
-            costs=costs,
-            halving=halving,
-            tasks=tasks,
-            recovery=recovery,
-            training=_load_training(recovery, checkpoint),
-            workers=workers,
-            cluster=cluster,
-            device=resolve_device(device),
-            dtype=resolve_dtype(dtype),
-        )
-        with listening(request, _warn) as listener:
-            outcome = Session(request, listener).run(resume=resume)
-        report(request, outcome)
+    request = Request(
+        checkpoint=checkpoint,
+        out_dir=out_dir,
+        space=space,
+        objectives=names,
+        constraints=limits,
+        tokens=_load_tokens(data, checkpoint, (*names, *(limit.metric for limit in limits))),
+        method=method,
+        num_trials=num_trials,
+        seed=seed,
+        search_blocks=search_blocks,
+        batch_size=batch_size,
+        start_from_grid=start_from_grid,
+        costs=costs,
+        halving=halving,
+        tasks=tasks,
+        recovery=recovery,
+        training=_load_training(recovery, checkpoint),
+        workers=workers,
+        cluster=cluster,
+        device=resolve_device(device),
+        dtype=resolve_dtype(dtype),
+    )
+    with listening(request, _warn) as listener:
+        session = Session(request, listener)
+        _clear(out_dir, resume=resume)
+        outcome = session.run(resume=resume)
+    report(request, outcome)
 
 
 def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Any, Any]:
@@ -178,18 +179,23 @@ def _load_training(recovery: RecoveryOptions, checkpoint: Any) -> Any:
     return load_blocks(recovery.data, checkpoint.path, config=checkpoint.config, part=part).tokens
 
 
-def _clear(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make room for a new search, unless an old one goes on."""
-    if resume:
-        return
-    if overwrite:
-        for name in _FILES:
-            (out_dir / name).unlink(missing_ok=True)
-    elif found := sorted(path.name for path in out_dir.iterdir() if path.name != ".lock"):
+def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a directory that holds something, unless an old search goes on or is replaced."""
+    from whittle_nas.weights.files import check_free, contents
+
+    check_free(out_dir, overwrite=True)
+    if not (resume or overwrite) and (found := contents(out_dir)):
         raise ConfigError(
             f"--out_dir {out_dir} is not empty ({found[0]}); give a new one, --resume true to go "
             "on with its search, or --overwrite true"
         )
+
+
+def _clear(out_dir: Path, *, resume: bool) -> None:
+    """Make the directory, without the files of an old search unless it goes on."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name in () if resume else _FILES:
+        (out_dir / name).unlink(missing_ok=True)
 
 
 def _warn(sentence: str) -> None:

@@ -28,7 +28,10 @@ from whittle_nas.weights.files import atomic_write_text
 def listening(request: Request, warn: Callable[[str], None]) -> Iterator[Listener]:
     """A bar with the time left and the best trial under some budgets."""
     quality = request.objectives[0]
-    with tqdm(total=request.num_trials, desc="trials", file=sys.stderr, leave=False) as bar:
+    # The delay keeps the bar away from what is wrong with the options, which is found at once.
+    with tqdm(
+        total=request.num_trials, desc="trials", file=sys.stderr, leave=False, delay=2
+    ) as bar:
 
         def show(trials: Sequence[Trial]) -> None:
             bar.update(len(trials) - bar.n)
