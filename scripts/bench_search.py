@@ -25,7 +25,7 @@ from whittle_nas.assets import bundled_checkpoint
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.metrics.latency_parts import Load, Phase
-from whittle_nas.metrics.latency_table import LatencyTable
+from whittle_nas.metrics.latency_table import LatencyTable, calibration_networks
 from whittle_nas.search.costs import Costs
 from whittle_nas.search.evaluation import EvaluationSpec, Evaluator, Job
 from whittle_nas.search.options import Method
@@ -127,11 +127,9 @@ def bench_latency(directory: Path) -> dict:
     path = directory / "bench_latency_table.json"
     path.unlink(missing_ok=True)
     table = LatencyTable(path, TIMED, SupernetInfo.default(TIMED), load)
-    problem = Problem(space, (), size=lambda sub: table.estimate(sub))
-    sampler = make_searcher(Method.stratified, problem, 0)
     found = {}
     for phase in Phase:
-        fitted = table.calibrate([sampler.propose() for _ in range(16)], phase)
+        fitted = table.calibrate(calibration_networks(space, 16, 0), phase)
         rng = random.Random(2)
         subs = [space.sample(rng) for _ in range(30)]
         sums, corrected, whole = [], [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from whittle_nas.cli.common import print_table
 from whittle_nas.metrics.latency_parts import Load, Phase
-from whittle_nas.metrics.latency_table import LatencyTable
+from whittle_nas.metrics.latency_table import LatencyTable, calibration_networks
 from whittle_nas.space import SearchSpace
 
 
@@ -31,8 +30,7 @@ def measure_table(
         seed: of the draws.
     """
     table = LatencyTable(path, source.config, source.info, load)
-    rng = random.Random(seed)
-    subs = [space.largest, space.smallest, *(space.sample(rng) for _ in range(networks - 2))]
+    subs = calibration_networks(space, networks, seed)
     rows = []
     for phase in Phase:
         with tqdm(total=networks, desc=phase.value, file=sys.stderr, leave=False) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -50,6 +51,9 @@ class Load:
 def time_stack(config: Any, layer: int, load: Load, phase: Phase, *, highest: int) -> float:
     """Milliseconds per layer of a stack of equal blocks.
 
+    What the model does around its blocks is in `time_ends` already and is taken off here: it is a
+    tenth of generating one token with a small model.
+
     Args:
         config: litgpt config of the network.
         layer: which of its layers the blocks are like; sliding windows and RoPE may differ.
@@ -68,13 +72,28 @@ def time_stack(config: Any, layer: int, load: Load, phase: Phase, *, highest: in
     model.transformer.wte = _Fixed(hidden)
     model.transformer.ln_f = nn.Identity()
     model.lm_head = nn.Identity()
-    return time_forward(model, load, phase) / height
+    whole = time_forward(model, load, phase)
+    model.transformer.h = nn.ModuleList()
+    return max(0.0, whole - time_forward(model, load, phase)) / height
 
 
-def time_ends(config: Any, load: Load, phase: Phase) -> float:
-    """Milliseconds of embedding, last norm and head."""
+def time_ends(config: Any, load: Load, phase: Phase, *, whole: Any) -> float:
+    """Milliseconds of embedding, last norm and head.
+
+    Several heads take turns, as large together as the blocks that would push a head out of the
+    cache between two calls.
+
+    Args:
+        config: litgpt config of the network.
+        load: what it works on.
+        phase: what is timed.
+        whole: litgpt config of the super-network.
+    """
     model = _random_model(_repeated(config, 0, 1), load, vocabulary=config.padded_vocab_size)
     model.transformer.h = nn.ModuleList()
+    weights = min(_STACK_BYTES, axes.num_params(whole) * load.dtype.itemsize)
+    head = config.padded_vocab_size * config.n_embd * load.dtype.itemsize
+    model.lm_head = _InTurn(model.lm_head, -(-weights // head))
     return time_forward(model, load, phase)
 
 
@@ -125,6 +144,19 @@ def _random_model(config: Any, load: Load, *, vocabulary: int = 8) -> Any:
     with torch.device(load.device):
         model = GPT(config)
     return model.to(dtype=load.dtype).requires_grad_(False).eval()
+
+
+class _InTurn(nn.Module):
+    """Copies of a module, of which every call uses the next."""
+
+    def __init__(self, module: nn.Module, count: int) -> None:
+        super().__init__()
+        self.copies = nn.ModuleList(copy.deepcopy(module) for _ in range(count))
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.copies[self.calls % len(self.copies)](x)
 
 
 class _Fixed(nn.Module):

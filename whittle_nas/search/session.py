@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.metrics.latency_table import calibration_networks
 from whittle_nas.search import settings
 from whittle_nas.search.constraints import check_attainable, excess_function
 from whittle_nas.search.evaluation import EvaluationSpec, Evaluator, Job
 from whittle_nas.search.loop import Schedule, Search
 from whittle_nas.search.objectives import QUALITY
-from whittle_nas.search.options import Method
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import front_of
 from whittle_nas.search.searchers import Problem, make_searcher
@@ -138,8 +138,7 @@ class Session:
         request, count = self.request, self.request.costs.calibrate
         if not self.costs.is_measured or not count:
             return
-        sample = make_searcher(Method.stratified, Problem(request.space, ()), request.seed)
-        subs = [sample.propose() for _ in range(count)]
+        subs = calibration_networks(request.space, count, request.seed)
         steps = iter(range(10**9))
         self.costs.calibrate(
             subs, lambda: self._listener.on_step("timing whole networks", count - next(steps) - 1)
