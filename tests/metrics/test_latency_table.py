@@ -32,7 +32,7 @@ def counted(monkeypatch):
         windowed = bool(config.sliding_window_indices and config.sliding_window_indices[layer])
         return 1.0 + config.n_embd * config.intermediate_size / 1000 + 5 * windowed
 
-    def ends(config, *_):
+    def ends(config, *_, **__):
         calls.append(("ends", config, None))
         return config.n_embd / 10
 
