@@ -1,0 +1,103 @@
+"""The Markdown table of `scripts/compare_whittle.py`."""
+
+from typing import Any
+
+
+def table(found: dict[str, Any]) -> str:
+    """All parts that are in the results, and what did not run."""
+    lines = [
+        "# Side by side with whittle 0.6.0",
+        "",
+        f"{found.get('machine', {}).get('threads', '?')} thread(s) per process. Medians; ratios are "
+        "medians within rounds of ours / peer (below 1: ours is faster).",
+        "",
+        "| what | ours | peer | litgpt alone | wall ratio | CPU ratio | load |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, part in found.items():
+        if "error" not in part:
+            lines += _rows(name, part)
+    lines += _memory(found) + _counts(found)
+    if "ours surrogate" in found.get("search", {}):
+        lines += _search(found["search"])
+    lines += _failures(found)
+    return "\n".join(lines) + "\n"
+
+
+def _rows(name: str, part: dict[str, Any]) -> list[str]:
+    if "unseen" in part:
+        unseen = _row(f"{name}, sizes not seen before", part["unseen"])
+        return [unseen, _row(f"{name}, seen before", part["again"])]
+    return [_row(name, part)] if "peer" in part else []
+
+
+def _row(name: str, part: dict[str, Any]) -> str:
+    ours, alone = part["ours"], part.get("alone")
+    cells = [
+        name,
+        f"{ours['wall_ms']:.3g} ms",
+        f"{part['peer']['wall_ms']:.3g} ms",
+        f"{alone['wall_ms']:.3g} ms" if alone else "",
+        f"{ours['wall_to_peer']:.2f}",
+        f"{ours['cpu_to_peer']:.2f}",
+        f"{part['load']:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _memory(found: dict[str, Any]) -> list[str]:
+    lines = ["", "| peak memory of a step, MiB | ours | peer | litgpt alone |", "|---|---|---|---|"]
+    for name, part in found.items():
+        if "peak_mb" in part.get("ours", {}):
+            cells = [f"{part[side]['peak_mb']:.0f}" for side in ("ours", "peer", "alone")]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines if len(lines) > 3 else []
+
+
+def _counts(found: dict[str, Any]) -> list[str]:
+    """Whether both sides mean the same by a loss and by a number of parameters."""
+    lines = [""]
+    for name, part in found.items():
+        if "parameters" in part:
+            wrong = [(ours, peer) for ours, peer in part["parameters"] if ours != peer]
+            example = f", for instance ours {wrong[0][0]:,}, peer {wrong[0][1]:,}" if wrong else ""
+            lines.append(
+                f"- {name}: losses differ by at most {part['largest_loss_difference']:.1e}; the "
+                f"numbers of parameters differ for {len(wrong)} of {len(part['parameters'])}"
+                f"{example}."
+            )
+    return lines if len(lines) > 1 else []
+
+
+def _search(part: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        f"Search, {part['seconds_of_a_search']} s after the first trial (equal CPU: "
+        f"{part['cpu_seconds']:.1f} s), per seed; hypervolume over validation loss and parameters "
+        "in percent of the joint front's.",
+        "",
+        "| search | hypervolume | at equal CPU time | trials | start-up | loss of the full network |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, run in part.items():
+        if not isinstance(run, dict):
+            continue
+        shares = [
+            ", ".join(f"{value:.1f}" for value in run[key])
+            for key in ("hypervolume_percent", "hypervolume_percent_equal_cpu")
+        ]
+        trials = ", ".join(map(str, run["trials"]))
+        cells = [name, *shares, trials, f"{run['start_up_s']:.1f} s"]
+        lines.append("| " + " | ".join([*cells, f"{run['full_network_loss']:.4f}"]) + " |")
+    return lines
+
+
+def _failures(found: dict[str, Any]) -> list[str]:
+    lines = ["", "What did not run:", ""]
+    for name, part in found.items():
+        if "error" in part:
+            lines.append(f"- {name}: {part['error']}")
+    for name, run in found.get("refusals", {}).items():
+        if isinstance(run, dict):
+            lines.append(f"- {name}: `{run['command']}` (exit {run['code']}): {run['message']}")
+    return lines if len(lines) > 3 else []
