@@ -9,7 +9,7 @@ import torch
 from tests.evaluate.test_tasks import load
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
-from whittle_nas.evaluate.identity import fingerprint
+from whittle_nas.weights.identity import fingerprint
 from whittle_nas.evaluate.report import merge, scores
 from whittle_nas.evaluate.running import RunOptions
 from whittle_nas.evaluate.session import ModelOptions, Session, Text, spread
@@ -118,8 +118,8 @@ def test_fingerprint_of_a_checkpoint(checkpoint_dir, tmp_path):
 
 
 def test_large_weights_are_sampled(checkpoint_dir, monkeypatch):
-    monkeypatch.setattr("whittle_nas.evaluate.identity.WHOLE", 64)
-    monkeypatch.setattr("whittle_nas.evaluate.identity.PIECE", 8)
+    monkeypatch.setattr("whittle_nas.weights.identity.WHOLE", 64)
+    monkeypatch.setattr("whittle_nas.weights.identity.PIECE", 8)
     before = fingerprint(checkpoint_dir)
     path = checkpoint_dir / "lit_model.pth"
     path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from whittle_nas.cli.options import Sizes
 from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_json, read_yaml
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, read_front
 
@@ -93,7 +93,7 @@ def _from_front(checkpoint: Any, front: Front, index: Sequence[int]) -> list[Can
 
 def _check_origin(checkpoint: Any, front: Front) -> None:
     """Refuse a front that was searched on other weights, wherever its directory is now."""
-    from whittle_nas.evaluate.identity import fingerprint
+    from whittle_nas.weights.identity import fingerprint
     from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS
     from whittle_nas.weights.slicing import plan_slices
 
@@ -146,16 +146,8 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
 
 
 def _read_rows(path: Path) -> list[Any]:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"--subnetworks {path} can't be read: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--subnetworks {path} is not YAML or JSON: {reason}") from None
+    read = read_json if path.suffix == ".json" else read_yaml
+    content = read(path, label=f"--subnetworks {path}")
     if isinstance(content, dict):  # the grid of a training holds None for an empty bin
         content = content.get("subnetworks") or content.get("members")
     if not isinstance(content, list) or not any(content):

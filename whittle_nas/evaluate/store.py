@@ -9,6 +9,7 @@ from typing import Any
 from lm_eval.utils import handle_non_serializable
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_json
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.files import atomic_write_text
 
@@ -62,9 +63,9 @@ def read(pair: Pair, out_dir: Path) -> Result | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return Result(stored["results"], stored["seconds"], stored.get("samples"))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        stored = read_json(path)
+        return Result(stored["results"], float(stored["seconds"]), stored.get("samples"))
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is damaged ({type(error).__name__}: {error}); delete it and run again"
         ) from error

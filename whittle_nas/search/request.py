@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_parts import Load
 from whittle_nas.metrics.latency_table import Accuracy
+from whittle_nas.reading import read_yaml
 from whittle_nas.search import settings
 from whittle_nas.search.costs import Costs
 from whittle_nas.search.halving import FIRST
@@ -31,6 +30,7 @@ from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.identity import fingerprint
 
 GRID = "grid.yaml"
 TABLE = "latency_table.json"
@@ -156,7 +156,7 @@ class Request:
         measured = [name for name in self.wanted if name in MEASURED]
         costs = asdict(replace(self.costs, latency_table=None, calibrate=0))
         return {
-            "checkpoint": settings.checkpoint_id(self.checkpoint.path),
+            "checkpoint": fingerprint(self.checkpoint.path),
             "search_space": self.space.to_dict(),
             "objectives": list(self.objectives),
             "constraints": list(map(str, self.constraints)),
@@ -179,8 +179,5 @@ def needs_text(metrics: tuple[str, ...]) -> bool:
 
 
 def _read_grid(path: Path, checkpoint: Checkpoint) -> tuple[SubNetwork, ...]:
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    spec = read_yaml(path)
     return Grid.from_dict(spec, cost=parameter_counter(checkpoint.config), source=str(path)).subs

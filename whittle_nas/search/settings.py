@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS
+from whittle_nas.reading import read_json
 from whittle_nas.weights.files import atomic_write_text
-from whittle_nas.weights.info import FILE_NAME as SUPERNET
 
 if TYPE_CHECKING:
     import torch
 
 FILE_NAME = "search.json"
-_END = 2**20  # bytes hashed at either end of the weights
 
 
 def write_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
@@ -32,12 +30,10 @@ def read_settings(out_dir: Path) -> dict[str, Any]:
         ConfigError: if the file can't be read.
     """
     path = out_dir / FILE_NAME
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found, dict)
-        return found
-    except (OSError, ValueError, AssertionError) as error:
-        raise ConfigError(f"--resume: {path} can't be read: {error}") from None
+    found = read_json(path, label=f"--resume: {path}")
+    if not isinstance(found, dict):
+        raise ConfigError(f"--resume: {path} holds no settings of a search")
+    return found
 
 
 def check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
@@ -57,20 +53,6 @@ def check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--resume: {'; '.join(differing)} (use the settings of {path}, or another --out_dir)"
         )
-
-
-def checkpoint_id(checkpoint_dir: Path) -> str:
-    """A short name for the content of a checkpoint, without reading all of its weights."""
-    digest = hashlib.sha256()
-    for name in (MODEL_CONFIG, SUPERNET):
-        if (checkpoint_dir / name).is_file():
-            digest.update((checkpoint_dir / name).read_bytes())
-    with (checkpoint_dir / WEIGHTS).open("rb") as file:
-        digest.update(file.read(_END))
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _END))
-        digest.update(file.read())
-    return f"{digest.hexdigest()[:16]}, {size} bytes"
 
 
 def tokens_id(tokens: torch.Tensor) -> str:
