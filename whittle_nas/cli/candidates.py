@@ -93,8 +93,8 @@ def _from_front(checkpoint: Any, front: Front, index: Sequence[int]) -> list[Can
 
 def _check_origin(checkpoint: Any, front: Front) -> None:
     """Refuse a front that was searched on other weights, wherever its directory is now."""
-    from whittle_nas.weights.identity import fingerprint
     from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS
+    from whittle_nas.weights.identity import fingerprint
     from whittle_nas.weights.slicing import plan_slices
 
     origin = Path(front.checkpoint_dir)

@@ -14,12 +14,12 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate import store
 from whittle_nas.evaluate.encoding import TextEncoder
 from whittle_nas.evaluate.harness import LitGPTHarness
-from whittle_nas.weights.identity import fingerprint
 from whittle_nas.evaluate.running import TEXT, RunOptions, run_task, run_text
 from whittle_nas.evaluate.store import Pair, Result
 from whittle_nas.evaluate.tasks import LoadedTask, TaskOptions
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
+from whittle_nas.weights.identity import fingerprint
 from whittle_nas.weights.supernet import SuperNetwork
 
 
