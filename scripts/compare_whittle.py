@@ -57,7 +57,8 @@ class Worker:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"do": do, "args": args}) + "\n")
         self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        # Libraries may print while they are imported, before the worker guards its output.
+        line = next((line for line in self.process.stdout if line.startswith("{")), "")
         answer = json.loads(line) if line else {"error": "the process ended"}
         if "error" in answer:
             raise CallError(f"{self.name}: {do}{tuple(args)}: {answer['error']}")

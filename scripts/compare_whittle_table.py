@@ -8,8 +8,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# Side by side with whittle 0.6.0",
         "",
-        f"{found.get('machine', {}).get('threads', '?')} thread(s) per process. Medians; ratios are "
-        "medians within rounds of ours / peer (below 1: ours is faster).",
+        f"Threads per process: {found.get('machine', {}).get('threads', '?')}. Medians; ratios are "
+        "medians of ours / peer within rounds (below 1: ours is faster).",
         "",
         "| what | ours | peer | litgpt alone | wall ratio | CPU ratio | load |",
         "|---|---|---|---|---|---|---|",
@@ -38,8 +38,8 @@ def _row(name: str, part: dict[str, Any]) -> str:
         f"{ours['wall_ms']:.3g} ms",
         f"{part['peer']['wall_ms']:.3g} ms",
         f"{alone['wall_ms']:.3g} ms" if alone else "",
-        f"{ours['wall_to_peer']:.2f}",
-        f"{ours['cpu_to_peer']:.2f}",
+        f"{ours['wall_to_peer']:.2g}",
+        f"{ours['cpu_to_peer']:.2g}",
         f"{part['load']:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -76,7 +76,7 @@ def _search(part: dict[str, Any]) -> list[str]:
         f"{part['cpu_seconds']:.1f} s), per seed; hypervolume over validation loss and parameters "
         "in percent of the joint front's.",
         "",
-        "| search | hypervolume | at equal CPU time | trials | start-up | loss of the full network |",
+        "| search | hypervolume | at equal CPU time | trials | start-up | full network |",
         "|---|---|---|---|---|---|",
     ]
     for name, run in part.items():
