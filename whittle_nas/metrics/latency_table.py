@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 from scipy.stats import spearmanr
 
 from whittle_nas.errors import ConfigError
@@ -173,7 +173,7 @@ class LatencyTable:
         if self._estimators.get(phase, (0,))[0] != len(blocks):
             x = np.array([_features_of(tuple(map(int, k.split()[1:6]))) for k in blocks])
             y = np.array(list(blocks.values()))
-            self._estimators[phase] = len(blocks), nnls(x / y[:, None], np.ones(len(y)))[0]
+            self._estimators[phase] = len(blocks), _at_least_zero(x / y[:, None], np.ones(len(y)))
         return self._estimators[phase][1]
 
     def _nearest_ends(self, sub: SubNetwork, known: dict[str, float]) -> float:
@@ -265,9 +265,14 @@ def _least_deviations(columns: np.ndarray, whole: np.ndarray) -> np.ndarray:
     x, weights = columns / whole[:, None], np.ones(len(whole))
     coefficients = np.zeros(x.shape[1])
     for _ in range(10):
-        coefficients = nnls(x * weights[:, None], weights)[0]
+        coefficients = _at_least_zero(x * weights[:, None], weights)
         weights = 1 / np.sqrt(np.maximum(np.abs(x @ coefficients - 1), 1e-3))
     return coefficients
+
+
+def _at_least_zero(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Least squares with coefficients >= 0; scipy's `nnls` of Python 3.10 may not converge."""
+    return lsq_linear(x, y, bounds=(0, np.inf), method="bvls").x
 
 
 def device_name(device: torch.device) -> str:
