@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_json
 from whittle_nas.space.subnetwork import SubNetwork
 
 FORMAT = 1
@@ -144,32 +145,56 @@ def read_front(path: Path | str) -> Front:
         ConfigError: if there is no such file, or if it is not a front.
     """
     path = Path(path)
+    spec = read_json(path, label=f"--front {path}")
+    version = spec.get("format") if isinstance(spec, dict) else None
+    if version != FORMAT:
+        raise ConfigError(
+            f"--front {path} is not a front.json of format {FORMAT}: it has format {version!r}"
+        )
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-        if spec["format"] != FORMAT:
-            raise ConfigError(
-                f"--front {path} has format {spec['format']!r}; this version reads format {FORMAT}"
-            )
-        entries = [
-            FrontEntry(
-                index=int(entry["index"]),
-                subnetwork=SubNetwork.from_dict(entry["subnetwork"]),
-                layers=tuple(entry.get("layers", ())),
-                metrics={name: value + 0 for name, value in entry["metrics"].items()},
-            )
-            for entry in spec["front"]
-        ]
-        objectives = tuple(spec["objectives"])
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--front {path} can't be read: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        objectives = tuple(map(_text, spec["objectives"]))
+        entries = [_read_entry(entry, objectives) for entry in spec["front"]]
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--front {path} is not a front.json of nas search ({type(error).__name__}: {error})"
         ) from None
     if not entries or not objectives:
         raise ConfigError(f"--front {path} holds no sub-network; run nas search again")
+    if len({entry.index for entry in entries}) < len(entries):
+        raise ConfigError(f"--front {path} holds an index twice; run nas search again")
     checkpoint_dir = str(spec.get("checkpoint_dir", ""))
     return Front(objectives, tuple(entries), checkpoint_dir, spec.get("how_measured", {}), path)
+
+
+def _read_entry(spec: Any, objectives: Sequence[str]) -> FrontEntry:
+    """One entry; ValueError for a number that is none, KeyError for a missing one."""
+    metrics = {_text(name): _number(value) for name, value in spec["metrics"].items()}
+    if unknown := [name for name in objectives if math.isnan(metrics[name])]:
+        raise ValueError(f"{unknown[0]} is not a number")
+    return FrontEntry(
+        index=_whole(spec["index"]),
+        subnetwork=SubNetwork.from_dict(spec["subnetwork"]),
+        layers=tuple(_whole(layer) for layer in spec.get("layers", ())),
+        metrics=metrics,
+    )
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a whole number from 0")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a number")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a name")
+    return value
 
 
 def pick(front: Front, constraints: str) -> FrontEntry:

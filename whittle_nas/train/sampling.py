@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 
-from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_yaml
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.rules import check
 from whittle_nas.space.samplers import Grid, GridSampler, RandomSampler, Sampler, build_grid
@@ -84,15 +83,8 @@ def read_grid(path: Path, cost: Callable[[SubNetwork], float]) -> Grid:
     Raises:
         ConfigError: naming the file.
     """
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"sampler.file={path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"sampler.file={path} is not YAML: {str(error).splitlines()[0]}"
-        ) from None
-    return Grid.from_dict(spec, cost=cost, source=f"sampler.file={path}")
+    label = f"sampler.file={path}"
+    return Grid.from_dict(read_yaml(path, label=label), cost=cost, source=label)
 
 
 def _score(

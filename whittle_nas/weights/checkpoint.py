@@ -14,6 +14,7 @@ import yaml
 from litgpt import GPT, Config
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_yaml
 from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
@@ -160,12 +161,10 @@ def read_model_config(path: Path) -> Config:
     Raises:
         ConfigError: if it is not YAML, has unknown keys, or sizes that make no model.
     """
+    spec = read_yaml(path)
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = Config(**spec)
         sizes = {name: getattr(config, name) for name in _SIZES}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(f"{path} does not describe a litgpt model: {error!r}") from None
     for name, value in sizes.items():

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_yaml
 from whittle_nas.space.subnetwork import HeadChannels
 
 FILE_NAME = "supernet.yaml"
@@ -47,14 +48,14 @@ class SupernetInfo:
         path = checkpoint_dir / FILE_NAME
         if not path.is_file():
             return cls.default(config)
+        spec = read_yaml(path)
         try:
-            spec = yaml.safe_load(path.read_text(encoding="utf-8"))
             info = cls(
                 layer_order=tuple(spec.pop("layer_order")),
                 head_channels=HeadChannels(spec.pop("head_channels")),
                 **spec,
             )
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, ValueError) as error:
+        except (AttributeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{path} is not a valid {FILE_NAME}: {reason}") from None
         except TypeError as error:

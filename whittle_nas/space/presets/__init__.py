@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_yaml
 
 
 def preset_names() -> list[str]:
@@ -27,8 +26,4 @@ def read_space_file(name: str) -> Any:
             f"search space {name!r} is neither a YAML file nor one of the presets "
             f"{', '.join(preset_names())}"
         )
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
-        raise ConfigError(f"search space file {path} is not valid YAML: {line}") from None
+    return read_yaml(path, label=f"search space file {path}")
