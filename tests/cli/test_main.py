@@ -39,12 +39,21 @@ def test_every_option_is_explained_and_nothing_heavy_is_imported(command):
         assert len(words) > 2 or "CONFIG" in block, f"no help for --{block}"
 
 
-def test_print_config_is_yaml(capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_print_config_is_a_commented_file_that_means_the_same(command, capsys, tmp_path):
+    given = ["--checkpoint_dir", "a", "--out_dir", "b"]
     with pytest.raises(SystemExit):
-        nas("export", "--checkpoint_dir", "a", "--out_dir", "b", "--print_config")
-    shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown["checkpoint_dir"] == "a"
-    assert "n_embd" in shown["subnetwork"]
+        nas(command, *given, "--print_config")
+    first = capsys.readouterr().out
+    (tmp_path / "start.yaml").write_text(first)
+    with pytest.raises(SystemExit):
+        nas(command, "--config", tmp_path / "start.yaml", "--print_config")
+    assert capsys.readouterr().out == first
+    assert yaml.safe_load(first)["checkpoint_dir"] == "a"
+    lines = [line.strip() for line in first.splitlines() if line.strip()]
+    for above, line in zip(["", *lines], lines, strict=False):
+        if line.startswith(("overwrite:", "out_dir:", "block_size:")):
+            assert above.startswith("#"), f"no comment above {line}"
 
 
 @pytest.mark.parametrize(

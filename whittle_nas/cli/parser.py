@@ -65,8 +65,9 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: naming the option and the value.
     """
+    commented = {"--print_config": "--print_config=comments"}  # a starting file that explains itself
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_args([commented.get(given, given) for given in arguments])
     except ArgumentError as error:
         reason = " ".join(str(error).replace("error:", "").split())
         if missing := _REQUIRED.search(reason):
