@@ -53,7 +53,8 @@ def evaluate(
     Args:
         checkpoint_dir: A litgpt checkpoint, super-network or not.
         out_dir: Directory to write: `<sub-network>/results.json` in lm-eval's layout,
-            `results.csv`, and a picture per task.
+            `results.csv`, `report.html` (chart, table to sort, export lines), and a picture per
+            task.
         tasks: Names of lm-eval tasks, groups or tags, separated by commas; `v1` and `v3` are the
             papers' task lists.
         data: Text whose perplexity is measured.

@@ -134,6 +134,7 @@ def report(session: Session, candidates: Sequence[Candidate], timed_on: Any) -> 
                 num_params=_num_params(session, candidate.subnetwork),
                 latency_ms=latency,
                 pairs=session.pairs([candidate.subnetwork]),
+                measured=candidate.metrics,
             )
             for candidate, latency in zip(candidates, latencies, strict=True)
         ],

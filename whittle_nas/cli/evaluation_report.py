@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from whittle_nas.evaluate.presets import headline
@@ -29,29 +29,34 @@ class Evaluated:
         num_params: its parameters.
         latency_ms: its latency, where it was timed.
         pairs: its tasks, all finished.
+        measured: what a search measured, by name.
     """
 
     label: str
     num_params: int
     latency_ms: float | None
     pairs: Sequence[Pair]
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
-    """Write `<label>/results.json`, `results.csv` and the pictures; print the table."""
+    """Write `<label>/results.json`, `results.csv`, `report.html` and pictures; print the table."""
     from whittle_nas.weights.files import atomic_write_text
 
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     shown: list[dict[str, Score]] = []
+    found: list[list[Score]] = []
     for one in evaluated:
         results = {pair.task: _found(session, pair) for pair in one.pairs}
         _write_results(session, one, results)
         writer.writerows(_rows(one, results))
         numbers = {task: headline_of(session, task, result) for task, result in results.items()}
         shown.append({task: score for task, score in numbers.items() if score is not None})
+        found.append([score for result in results.values() for score in scores(result.results)])
     atomic_write_text(session.out_dir / "results.csv", table.getvalue())
+    atomic_write_text(session.out_dir / "report.html", _page(session, evaluated, shown, found))
     _draw(session.out_dir, evaluated, shown)
     _print(evaluated, shown)
 
@@ -91,6 +96,30 @@ def _rows(one: Evaluated, results: dict[str, Result]) -> Iterator[list[object]]:
                 s.value, s.stderr, s.higher_is_better, s.n_shot, s.n_samples,
                 round(result.seconds, 3),
             ]  # fmt: skip
+
+
+def _page(
+    session: Session,
+    evaluated: Sequence[Evaluated],
+    shown: Sequence[dict[str, Score]],
+    found: Sequence[Sequence[Score]],
+) -> str:
+    from whittle_nas.cli.evaluation_page import render
+
+    first = evaluated[0]
+    about = session.about(first.pairs[0].subnetwork, first.num_params)
+    del about["model_args"], about["model_num_parameters"]  # those of one row
+    return render(
+        str(session.checkpoint.path),
+        {one.label: one.pairs[0].subnetwork for one in evaluated},
+        costs=[
+            {**one.measured, "num_params": one.num_params, "latency_ms": one.latency_ms}
+            for one in evaluated
+        ],
+        scores=found,
+        headlines={task: score.name for row in shown for task, score in row.items()},
+        about=about,
+    )
 
 
 def _draw(out_dir: Path, evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]]) -> None:
