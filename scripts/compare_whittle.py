@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_whittle_search as search
+from compare_whittle_refusals import Refusals
 from compare_whittle_table import table
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +209,8 @@ def main() -> None:
     ours = Worker("ours", Path(sys.executable), log, options.threads)
     peer = Worker("peer", python, log, options.threads)
     both = Comparison(ours, peer)
-    fronts = search.Fronts(out, python, peer.call, options.threads, options.seconds)
+    commands = search.Commands(out, python, options.threads)
+    fronts = search.Fronts(commands, peer.call, options.seconds)
     parts: dict[str, Callable[[], Any]] = {
         "machine": lambda: {"processor": platform.processor(), "threads": options.threads}
     }
@@ -222,9 +224,11 @@ def main() -> None:
     parts["switch and forward 2 layers"] = lambda: both.switch(
         "switch_forward", short=True, repeat=8
     )
+    parts["supernet"] = fronts.prepare
     parts["search"] = fronts.compare
-    parts["refusals"] = fronts.refusals
-    chosen = {k: v for k, v in parts.items() if k.split()[0] in ("machine", *options.parts)}
+    parts["refusals"] = Refusals(commands, peer.call).run
+    always = ("machine", "supernet") if {"search", "refusals"} & {*options.parts} else ("machine",)
+    chosen = {k: v for k, v in parts.items() if k.split()[0] in (*always, *options.parts)}
     found = run_parts(chosen, out)
     for side in (ours, peer):
         side.close()

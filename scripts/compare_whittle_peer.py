@@ -33,7 +33,7 @@ from whittle_nas.metrics.measured import peak_memory_bytes
 class Blocks(DataModule):
     """Token blocks (N, T + 1) from files that `torch.save` wrote."""
 
-    def __init__(self, valid: str, train: str = "") -> None:
+    def __init__(self, valid: str = "", train: str = "") -> None:
         super().__init__()
         self.files = {"valid": valid, "train": train or valid}
         self.batch_size = 4
