@@ -174,7 +174,7 @@ def _other_weights(checkpoint_dir: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not YAML"),
+        ("{", "not valid YAML"),
         ("3", "list of sizes"),
         ("[]", "list of sizes"),
         ("[4]", "entry 0"),

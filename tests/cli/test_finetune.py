@@ -226,7 +226,7 @@ def test_out_dir_is_not_written_over(tmp_path, checkpoint_dir, text, capsys):
     (tmp_path / "out" / "thesis.txt").write_text("")
     assert nas(*common, "--out_dir", tmp_path / "out") == 2
     assert nas(*common, "--out_dir", checkpoint_dir) == 2
-    assert "is the checkpoint that is read" in capsys.readouterr().err
+    assert "is the --checkpoint_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/finetune.yaml")), ids=str)

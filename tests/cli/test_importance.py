@@ -161,7 +161,7 @@ def test_out_dir_is_never_the_source(checkpoint_dir, text, capsys):
     assert run(checkpoint_dir, checkpoint_dir, text, "--overwrite", "true") == 2
     assert "is the --checkpoint_dir" in capsys.readouterr().err
     assert run(checkpoint_dir, checkpoint_dir, text) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is the --checkpoint_dir" in capsys.readouterr().err
 
 
 def test_not_a_number_names_the_layer(checkpoint_dir, text, tmp_path, capsys):

@@ -6,7 +6,6 @@ from enum import Enum
 from pathlib import Path
 
 from whittle_nas.cli.options import DType, Sizes
-from whittle_nas.errors import ConfigError
 
 
 class Format(Enum):
@@ -63,7 +62,6 @@ def export(
     from whittle_nas.weights.files import atomic_directory, check_free
 
     check_free(out_dir, overwrite=overwrite)
-    _check_not_source(checkpoint_dir, out_dir)
     checkpoint = open_checkpoint(checkpoint_dir)
     sub = choose_subnetwork(
         checkpoint,
@@ -78,11 +76,6 @@ def export(
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         write_export(partial, planned, dtype=resolve_dtype(dtype))
     _report(planned, out_dir, format)
-
-
-def _check_not_source(checkpoint_dir: Path, out_dir: Path) -> None:
-    if checkpoint_dir.exists() and out_dir.exists() and out_dir.samefile(checkpoint_dir):
-        raise ConfigError(f"--out_dir {out_dir} is the --checkpoint_dir; give another directory")
 
 
 def _report(planned: object, out_dir: Path, format: Format) -> None:

@@ -88,17 +88,20 @@ def finetune(
     from whittle_nas.train.sources import load_both
     from whittle_nas.weights.checkpoint import open_checkpoint
     from whittle_nas.weights.counting import parameter_counter
+    from whittle_nas.weights.files import check_free
 
-    if batch_size < 1:
-        raise ConfigError(f"--batch_size {batch_size} must be at least 1")
+    for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise ConfigError(f"--{option} {value} must be at least {least}")
     first = _is_first_process()
+    dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
+    found = None if dry else open_checkpoint(checkpoint_dir)
     if first:
         estimate = partial(_show_memory, checkpoint_dir, data, lora, loss, trainer)
         estimate(batch_size=batch_size, checkpoint_blocks=checkpoint_blocks)
-        if trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file():
-            print(f"{checkpoint_dir} has no lit_model.pth: nothing was run")
-            return
-    found = open_checkpoint(checkpoint_dir)
+    if found is None:
+        print(f"{checkpoint_dir} has no lit_model.pth: nothing was run")
+        return
     if require_importance and found.info.importance is None:
         raise ConfigError(
             f"--checkpoint_dir {checkpoint_dir} is not sorted by importance: run `nas importance` "
@@ -106,7 +109,7 @@ def finetune(
         )
     space = load_space(search_space, found.config, head_channels=found.info.head_channels)
     if first and not trainer.fast_dev_run:
-        _check_directory(out_dir, checkpoint_dir, free=resume or overwrite)
+        check_free(out_dir, overwrite=resume or overwrite)
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)
     supernet = load_trainable(found, lora, precision=trainer.precision)
@@ -233,14 +236,6 @@ def _is_first_process() -> bool:
     from lightning.pytorch.utilities import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _check_directory(out_dir: Path, checkpoint_dir: Path, *, free: bool) -> None:
-    from whittle_nas.weights.files import check_free
-
-    if out_dir.resolve() == checkpoint_dir.resolve():
-        raise ConfigError(f"--out_dir {out_dir} is the checkpoint that is read; give another one")
-    check_free(out_dir, overwrite=free)
 
 
 def _prepare_directory(out_dir: Path, *, resume: bool) -> None:

@@ -93,8 +93,6 @@ def importance(
     from whittle_nas.weights.files import atomic_directory, check_free
 
     check_free(out_dir, overwrite=overwrite)
-    if out_dir.exists() and checkpoint_dir.exists() and out_dir.samefile(checkpoint_dir):
-        raise ConfigError(f"--out_dir {out_dir} is the --checkpoint_dir; give another directory")
     options = MeasureOptions(
         aggregation=aggregation,
         scope=scope,
@@ -158,11 +156,13 @@ def _summary(found: Any, out_dir: Path) -> None:
 
 
 def _warn_if_sorted(checkpoint: Any) -> None:
-    from whittle_nas.importance.sorting import FILE_NAME
+    from whittle_nas.importance.sorting import FILE_NAME, read_importance
 
     if checkpoint.info.importance is None:
         return
     known = (checkpoint.path / FILE_NAME).is_file()
+    if known:
+        read_importance(checkpoint.path / FILE_NAME)  # needed at the end: better refused now
     ids = "still speaks of the original ids" if known else "speaks of the ids of this checkpoint"
     print(
         f"nas: warning: {checkpoint.path} is sorted already; it is sorted again, and {FILE_NAME} "

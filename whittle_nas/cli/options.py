@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
+from whittle_nas.errors import ConfigError
 from whittle_nas.space import HeadChannels, SubNetwork
 from whittle_nas.space.rules import check
 
@@ -55,5 +56,7 @@ class Sizes:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None:
+                if type(value) is not int:
+                    raise ConfigError(f"{field.name}={value!r} must be a whole number")
                 sizes[field.name] = value
         return check(SubNetwork(**sizes), config, head_channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from whittle_nas import __version__
 from whittle_nas.errors import ConfigError
+from whittle_nas.reading import read_yaml
 from whittle_nas.weights.files import atomic_write_text, hold_directory
 
 RUN_FILE = "run.yaml"
@@ -65,14 +67,53 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: naming the option and the value.
     """
-    commented = {"--print_config": "--print_config=comments"}  # a starting file that explains itself
+    # A starting file that explains itself.
+    commented = {"--print_config": "--print_config=comments"}
+    _check_config_files(arguments)
     try:
-        return parser.parse_args([commented.get(given, given) for given in arguments])
+        options = parser.parse_args([commented.get(given, given) for given in arguments])
     except ArgumentError as error:
         reason = " ".join(str(error).replace("error:", "").split())
         if missing := _REQUIRED.search(reason):
             reason = f"--{missing[1]} is required"
         raise ConfigError(f"{reason} (see {parser.prog} --help)") from None
+    for name, value in vars(options.as_flat()).items():
+        _check_value(name, value)
+    _check_directories(options)
+    return options
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """Read them here first: the parser does not name the file in which something is wrong."""
+    for option, value in itertools.pairwise([*arguments, ""]):
+        name, _, given = option.partition("=")
+        path = Path(given or value)
+        if name == "--config" and path.is_file():
+            content = read_yaml(path, label=f"--config {path}")
+            if not isinstance(content, dict):
+                raise ConfigError(f"--config {path} must hold options, such as `seed: 1`")
+
+
+def _check_value(name: str, value: object) -> None:
+    """What no type says: paths that no system has, and seeds that generators do not take."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, (str, Path)) and "\0" in str(item):
+            raise ConfigError(f"--{name} {str(item)!r} holds a null character")
+    if name.rpartition(".")[2] == "seed" and isinstance(value, int) and not 0 <= value < 2**63:
+        raise ConfigError(f"--{name} {value} must be at least 0 and below 2^63")
+
+
+def _check_directories(options: Namespace) -> None:
+    """What is written must not replace what is read."""
+    out_dir, checkpoint_dir = options.get("out_dir"), options.get("checkpoint_dir")
+    if out_dir is None or checkpoint_dir is None:
+        return
+    target, source = (Path(os.path.realpath(str(path))) for path in (out_dir, checkpoint_dir))
+    if target == source or (target in source.parents and source.is_dir()):
+        what = "is" if target == source else "holds"
+        raise ConfigError(
+            f"--out_dir {out_dir} {what} the --checkpoint_dir that is read; give another one"
+        )
 
 
 def _record(name: str, parser: ArgumentParser, options: Namespace) -> str:

@@ -18,7 +18,6 @@ from whittle_nas.search.options import (
 )
 
 # No import for type checkers only: jsonargparse would run it to resolve the signature below.
-_FILES = ("trials.csv", "search.json", "front.json", "front.png", "front.html", "recovery.json")
 
 
 def search(
@@ -88,6 +87,7 @@ def search(
     for option, value in (
         ("num_trials", num_trials),
         ("search_blocks", search_blocks),
+        ("batch_size", 1 if batch_size is None else batch_size),
         ("workers", workers),
     ):
         _at_least_one(option, value)
@@ -119,9 +119,7 @@ def search(
         dtype=resolve_dtype(dtype),
     )
     with listening(request, _warn) as listener:
-        session = Session(request, listener)
-        _clear(out_dir, resume=resume)
-        outcome = session.run(resume=resume)
+        outcome = Session(request, listener).run(resume=resume)
     report(request, outcome)
 
 
@@ -189,13 +187,6 @@ def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
             f"--out_dir {out_dir} is not empty ({found[0]}); give a new one, --resume true to go "
             "on with its search, or --overwrite true"
         )
-
-
-def _clear(out_dir: Path, *, resume: bool) -> None:
-    """Make the directory, without the files of an old search unless it goes on."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for name in () if resume else _FILES:
-        (out_dir / name).unlink(missing_ok=True)
 
 
 def _warn(sentence: str) -> None:

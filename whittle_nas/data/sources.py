@@ -159,6 +159,8 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(
             f"data.files: {where} is not JSON ({error.msg} at column {error.colno})"
         ) from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of 5000 digits
+        raise ConfigError(f"data.files: {where} can't be read ({error})") from None
 
 
 def _hub_rows(source: TextSource, seed: int | None) -> Sequence[Row]:

@@ -38,6 +38,10 @@ class RunOptions:
     log_samples: bool = False
     confirm_run_unsafe_code: bool = False
 
+    def __post_init__(self) -> None:
+        if self.bootstrap_iters < 0:
+            raise ConfigError(f"--bootstrap_iters {self.bootstrap_iters} must be 0 or more")
+
 
 def run_task(
     harness: LitGPTHarness, task: LoadedTask, options: TaskOptions, run: RunOptions

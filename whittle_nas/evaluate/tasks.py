@@ -77,7 +77,7 @@ def load_tasks(
     """
     if include_path is not None and not include_path.is_dir():
         raise ConfigError(f"--include_path {include_path} is not a folder")
-    if options.limit is not None and options.limit <= 0:
+    if options.limit is not None and not options.limit > 0:
         raise ConfigError(f"--limit {options.limit} must be above 0: a count, or a share below 1")
     if not choices:
         return []

@@ -223,13 +223,13 @@ def _read_json(source: Path | None, name: str) -> dict[str, Any]:
 
     if source is None or not (source / name).is_file():
         return {}
-    text = (source / name).read_text(encoding="utf-8")
     try:
+        text = (source / name).read_text(encoding="utf-8")
         try:
             found = json.loads(text)
         except json.JSONDecodeError:
             found = fix_and_load_json(text)  # Llama 3.2 came with a comma too many
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source / name} is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{source / name} must hold a JSON object")

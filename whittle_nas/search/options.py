@@ -8,6 +8,7 @@ from pathlib import Path
 
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
+from whittle_nas.space.front import parse_constraints
 from whittle_nas.train.options import Distillation
 
 
@@ -146,6 +147,7 @@ class RecoveryOptions:
                 raise ConfigError(
                     f"--recovery.{name} {getattr(self, name)} must be at least {least}"
                 )
+        parse_constraints(self.budget, option="--recovery.budget")
         if self.data is None:
             raise ConfigError("--recovery.budget needs training text: give --recovery.data.files")
         if "val_loss" not in metrics:

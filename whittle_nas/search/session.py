@@ -25,6 +25,10 @@ from whittle_nas.search.workers import InlinePool, Pool
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights.files import atomic_write_text
 
+FILES = (
+    FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "front.html", "recovery.json",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -75,6 +79,7 @@ class Session:
         request.recovery.check(request.quality_metrics)
         self.costs = request.make_costs()
         self.metrics = (*request.quality_metrics, *self.costs.names)
+        self._first = request.first()
         check_attainable(request.space, request.constraints, self.costs.estimate)
 
     def run(self, *, resume: bool) -> Outcome:
@@ -86,42 +91,66 @@ class Session:
         Raises:
             ConfigError: if the directory can't be resumed, or if evaluations fail from the start.
         """
-        ahead, ended = self._open(resume)
+        resume = resume and self._can_resume()
+        ahead, ended = self._open() if resume else (self._ahead(), [])
         recorded = {trial.number: trial for trial in ended}
-        self._calibrate()
-        log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics)
+        pool = self._pool()
+        log: TrialLog | None = None
 
         def record(trial: Trial) -> None:
+            assert log is not None
             log.append(trial)
             ended.append(trial)
             self._listener.on_trial(ended)
 
-        pool: Pool | None = None
         try:
-            pool = self._pool()
+            if not resume:
+                self._begin(ahead)
+            self._calibrate()
+            log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics)
             search = self._search(pool, ahead, record)
             search.recorded = recorded
             trials = search.run()
             front = self._front(pool, trials)
         finally:
-            log.close()
-            if pool is not None:
-                pool.close()
+            if log is not None:
+                log.close()
+            pool.close()
         atomic_write_text(self.request.out_dir / "front.json", front.dump())
         recovered = self._recover(trials)
         if recovered is not None:
             atomic_write_text(self.request.out_dir / "recovery.json", recovered.dump())
         return Outcome(trials, front, recovered)
 
-    def _open(self, resume: bool) -> tuple[int, list[Trial]]:
-        """How far proposals run ahead of results, and the trials of an interrupted run."""
+    def _ahead(self) -> int:
+        """How far proposals run ahead of results."""
+        return 1 if self.request.workers == 1 else 2 * self.request.workers
+
+    def _can_resume(self) -> bool:
+        """Whether there is anything to go on from; an interruption may come before it."""
+        path, trials = (self.request.out_dir / name for name in (settings.FILE_NAME, FILE_NAME))
+        if trials.is_file() and not path.is_file():
+            raise ConfigError(
+                f"--resume: {path} is missing, which says how {trials} was made; start anew with "
+                "another --out_dir"
+            )
+        return path.is_file()
+
+    def _begin(self, ahead: int) -> None:
+        """Make the directory for a new search; only now, when all options are found right."""
+        request = self.request
+        request.out_dir.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (request.out_dir / name).unlink(missing_ok=True)
+        settings.write_settings(request.out_dir, request.settings(ahead))
+
+    def _open(self) -> tuple[int, list[Trial]]:
+        """How far proposals ran ahead, and the trials of an interrupted run."""
         request, path = self.request, self.request.out_dir / FILE_NAME
-        ahead = 1 if request.workers == 1 else 2 * request.workers
-        if not resume or not (request.out_dir / settings.FILE_NAME).is_file():
-            settings.write_settings(request.out_dir, request.settings(ahead))
-            return ahead, []
         # A resumed search may have other workers; what its proposals know stays the same.
-        ahead = int(settings.read_settings(request.out_dir).get("ahead", ahead))
+        ahead = settings.read_settings(request.out_dir).get("ahead", self._ahead())
+        if not isinstance(ahead, int):
+            raise ConfigError(f"--resume: {request.out_dir / settings.FILE_NAME}: {ahead=}")
         settings.check_settings(request.out_dir, request.settings(ahead))
         if not path.is_file():
             return ahead, []
@@ -152,7 +181,7 @@ class Session:
             space=request.space,
             objectives=request.objectives,
             costs=costs.estimators(request.objectives),
-            first=request.first(),
+            first=self._first,
             size=partial(costs.estimate, name="num_params"),
             likely_excess=likely,
             excess=exact,

@@ -128,7 +128,10 @@ class Grid:
             raise ConfigError(
                 f"{source}: expected a list of sub-network sizes, or a grid.yaml with 'members'"
             )
-        members = [_read_member(entry, cost) for entry in listed]
+        try:
+            members = [_read_member(entry, cost) for entry in listed]
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
         by_hand = not isinstance(spec, dict)
         return cls(
             members=tuple(sorted(members, key=lambda member: member.cost)),

@@ -20,6 +20,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.train.batches import batches_per_epoch
 from whittle_nas.train.module import SupernetTraining
 from whittle_nas.train.options import TrainerOptions
+from whittle_nas.weights.checkpoint import load_torch
 
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 
@@ -35,7 +36,7 @@ def make_trainer(options: TrainerOptions, out_dir: Path) -> L.Trainer:
     try:
         with _quiet():
             return _trainer(options, out_dir, loggers, callbacks)
-    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
@@ -98,6 +99,8 @@ def fit(
             the process was asked to stop.
     """
     recipe = module.recipe
+    if resume_from is not None:
+        load_torch(resume_from)  # for its sentences; Lightning's are tracebacks
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.val_check_interval = recipe.validate_every * recipe.accumulate
         trainer.callbacks.append(  # type: ignore[attr-defined]

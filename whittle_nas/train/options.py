@@ -165,6 +165,11 @@ class OptimizerOptions:
             raise ConfigError(f"optimizer.lr={self.lr} must be above 0")
         _at_least("optimizer.min_lr", self.min_lr, 0)
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise ConfigError(f"optimizer.{name}={value} must be at least 0 and below 1")
 
     def resolved(self, *, full: bool) -> OptimizerOptions:
         """With the default learning rate for adapters, or for all weights (`full`)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,15 +29,16 @@ COMPANIONS = (
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
     "generation_config.json", "prompt_style.yaml",
 )  # fmt: skip
-_SIZES = (
-    "n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size", "n_layer",
-    "block_size", "padded_vocab_size",
-)  # fmt: skip
+# The largest that are taken: beyond them a file is wrong, and would cost hours or all memory.
+_SIZES = {
+    "n_embd": 10**6, "n_head": 10**5, "n_query_groups": 10**5, "head_size": 10**5,
+    "intermediate_size": 10**7, "n_layer": 2000, "block_size": 2**25, "padded_vocab_size": 10**8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory that was found valid; its weights are not read yet."""
+    """A checkpoint directory that was found valid; of its weights, names and shapes."""
 
     path: Path
     config: Config
@@ -70,7 +72,9 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         )
     config = read_model_config(path / MODEL_CONFIG)
     check_supported(config)
-    return Checkpoint(path, config, SupernetInfo.read(path, config))
+    found = Checkpoint(path, config, SupernetInfo.read(path, config))
+    found.state_dict()
+    return found
 
 
 def load_supernet(
@@ -168,9 +172,38 @@ def read_model_config(path: Path) -> Config:
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(f"{path} does not describe a litgpt model: {error!r}") from None
     for name, value in sizes.items():
-        if not isinstance(value, int) or not 1 <= value <= 10**8:
-            raise ConfigError(f"{path}: {name}={value!r} must be between 1 and 10^8")
+        if type(value) is not int or not 1 <= value <= _SIZES[name]:
+            raise ConfigError(f"{path}: {name}={value!r} must be between 1 and {_SIZES[name]}")
+    if not isinstance(config.rotary_percentage, (int, float)) or not (
+        0 <= config.rotary_percentage <= 1
+    ):
+        raise ConfigError(
+            f"{path}: rotary_percentage={config.rotary_percentage!r} must be between 0 and 1"
+        )
+    if config.norm_class_name not in ("LayerNorm", "RMSNorm"):
+        raise ConfigError(
+            f"{path}: norm_class_name={config.norm_class_name!r} must be LayerNorm or RMSNorm"
+        )
     return config
+
+
+def load_torch(path: Path) -> Any:
+    """Values of a file of `torch.save`, tensors mapped from it; nothing in it is run.
+
+    Raises:
+        ConfigError: if it is corrupt, or holds objects that could run code.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"{path} holds more than tensors, which could run code when loaded; save a state dict"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path} is corrupt or not a torch file: {reason}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -181,15 +214,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"{path} holds more than tensors, which could run code when loaded; save a state dict"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path} is corrupt or not a torch file: {reason}") from None
+    loaded = load_torch(path)
     tensors = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(
         isinstance(t, torch.Tensor) for t in tensors.values()

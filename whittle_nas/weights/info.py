@@ -60,7 +60,11 @@ class SupernetInfo:
             raise ConfigError(f"{path} is not a valid {FILE_NAME}: {reason}") from None
         except TypeError as error:
             raise ConfigError(f"{path} has an unknown or malformed key: {error}") from None
-        if sorted(map(str, info.layer_order)) != sorted(map(str, range(config.n_layer))):
+        for name in ("importance", "search_space", "training"):
+            if not isinstance(getattr(info, name), (dict, type(None))):
+                raise ConfigError(f"{path}: {name} must be a mapping or null")
+        whole = all(type(layer) is int for layer in info.layer_order)
+        if not whole or sorted(info.layer_order) != list(range(config.n_layer)):
             raise ConfigError(
                 f"{path}: layer_order={list(info.layer_order)} must hold each layer id from 0 to "
                 f"{config.n_layer - 1} once"
