@@ -52,7 +52,7 @@ class Refusals:
     def run(self) -> dict[str, Any]:
         """Run all; of the fine-tuning the validation losses are kept."""
         self._prepare()
-        found = {n: self.commands.run(c, 150, self.cwd) for n, c in self._tried().items()}
+        found = {n: self.commands.run(c, 240, self.cwd) for n, c in self._tried().items()}
         tuned = found["full fine-tuning (labels)"]
         losses = re.findall(r"iter (\d+): val loss ([0-9.]+)", "\n".join(tuned["said"]))
         tuned["validation_loss"] = {int(step): float(loss) for step, loss in losses}
@@ -86,13 +86,12 @@ class Refusals:
             ],
             "full fine-tuning (labels)": [
                 *(python, "-m", "whittle.full_finetune", trained, "--precision", "32-true"),
-                *("--out_dir", self.cwd / "finetune", "--data", "JSON"),
+                *("--out_dir", self.cwd / "finetune", "--data", "JSON", "--data.num_workers", 0),
                 *("--data.json_path", self.cwd / "rows.json", "--data.val_split_fraction", 0.2),
-                *("--train.max_steps", 30, "--train.lr_warmup_steps", 1, "--train.epochs", 50),
+                *("--train.max_steps", 40, "--train.lr_warmup_steps", 1, "--train.epochs", 50),
                 *("--train.global_batch_size", 4, "--train.micro_batch_size", 4),
                 *("--train.max_seq_length", 128, "--train.save_interval", 1000),
-                *("--eval.interval", 10, "--eval.max_new_tokens", 10, "--eval.max_iters", 20),
-                *("--optimizer", '{"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}'),
+                *("--eval.interval", 20, "--eval.max_new_tokens", 10, "--eval.max_iters", 5),
             ],
             "importance": [
                 python, "-m", "whittle.compute_importance", "--model_id", "pythia-shaped",
