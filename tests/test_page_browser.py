@@ -1,5 +1,6 @@
 """The page in a real browser, opened as a file."""
 
+import re
 import shutil
 
 import pytest
@@ -56,6 +57,11 @@ class Page:
     def labels(self):
         return [cell.text for cell in self.all("tbody th")]
 
+    def color(self, selector, name):
+        script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        found = re.findall(r"\d+", self.driver.execute_script(script, selector, name))
+        return [int(part) for part in found[:3]]
+
     def header(self, name):
         return next(cell for cell in self.all("thead th[aria-sort]") if cell.text == name)
 
@@ -102,6 +108,31 @@ def test_rows_are_chosen_with_the_keyboard(page):
     assert page.text("#name") == "front-2"
     chosen = page.all("tbody button[aria-pressed=true]")
     assert [button.text for button in chosen] == ["front-2"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_the_page(page, scheme):
+    feature = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
+    paper = page.color("body", "backgroundColor")
+    assert (luminance(paper) > 0.5) == (scheme == "light")
+    for selector in ("h1", "h1 + p", "td", ".stderr", ".group", "#sizes", "#command", "#copy"):
+        assert contrast(page.color(selector, "color"), paper) >= 4.5, selector
+    panel = page.color("#points", "backgroundColor")
+    assert contrast(page.color("#points text", "fill"), panel) >= 4.5
+    page.act.move_to_element(page.all("h1")[0]).perform()
+    assert contrast(page.color("circle.point", "fill"), panel) >= 3
+
+
+def luminance(color):
+    """Relative luminance as the accessibility guidelines define it."""
+    parts = [v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in color]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_the_best_under_a_limit_is_chosen(page):

@@ -59,6 +59,7 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
     atomic_write_text(session.out_dir / "report.html", _page(session, evaluated, shown, found))
     _draw(session.out_dir, evaluated, shown)
     _print(evaluated, shown)
+    print(f"tables, pictures and report.html: {session.out_dir}")
 
 
 def headline_of(session: Session, task: str, result: Result) -> Score | None:

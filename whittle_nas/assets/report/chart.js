@@ -29,6 +29,7 @@ function places(values) {
 
 function text(value, digits) {
   if (!known(value)) return '\u2013';
+  if (digits === null) return String(value);
   const options = {minimumFractionDigits: digits, maximumFractionDigits: digits};
   return value.toLocaleString('en', options);
 }

@@ -3,7 +3,9 @@
 const report = JSON.parse(el('report').textContent);
 report.columns.forEach((column, at) => { column.at = at; });
 const everything = report.rows.concat(report.others);
-const digits = report.columns.map(({at}) => places(everything.map(item => item.values[at])));
+// Sizes are shown as options take them, without separators.
+const digits = report.columns.map(({at, group}) =>
+  group === report.sizes ? null : places(everything.map(item => item.values[at])));
 const sizes = report.columns.filter(column => column.group === report.sizes);
 const state = {sortedBy: -1, falling: false, chosen: null};
 const drawn = {points: new Map(), rows: new Map(), headings: []};
@@ -78,7 +80,7 @@ function drawPoint(svg, item, [cx, cy], r) {
   svg.append(point);
 }
 
-// Gives points and rows the classes that the style knows.
+// Shows which sub-network is chosen, and which one the mouse points at in the chart or the table.
 function mark(pointed) {
   const kinds = item => (item === state.chosen ? ' chosen' : '') + (item === pointed ? ' near' : '');
   for (const [item, point] of drawn.points)
@@ -123,7 +125,7 @@ function buildTable() {
   drawn.headings = head.querySelectorAll('[data-column]');
   drawn.rows.clear();
   for (const item of report.rows) {
-    const row = rowOf(item, columns, digits, {choose, near});
+    const row = rowOf(item, columns, digits, {choose, near: mark});
     drawn.rows.set(item, {row, button: row.querySelector('button')});
   }
   drawn.body = make('tbody');
