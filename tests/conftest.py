@@ -12,9 +12,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "9")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from litgpt import GPT, Config
 
 from whittle_nas.assets import bundled_checkpoint
+
+# The same examples in every run and on every machine, and none kept from an earlier one.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -298,6 +298,8 @@ FRONTS = [
         },
         "",
     ),
+    *every(FRONT, {"front.json": front_with(checkpoint_dir=["../x"])}, "front.json"),
+    *every(FRONT, {"front.json": front_with(how_measured=[[]])}, "how_measured"),
     Case("export", "--front front.json --index 9", {}, "--index 9"),
     Case("export", "--front front.json", {}, "--index or --pick"),
     Case("export", "--front front.json --pick 'num_params'", {}, "'num_params' must be a metric"),

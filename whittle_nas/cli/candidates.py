@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import isfile  # False, not an error, for what no path can be
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _check_origin(checkpoint: Any, front: Front) -> None:
     from whittle_nas.weights.slicing import plan_slices
 
     origin = Path(front.checkpoint_dir)
-    there = front.checkpoint_dir and all((origin / n).is_file() for n in (WEIGHTS, MODEL_CONFIG))
+    there = front.checkpoint_dir and all(isfile(origin / n) for n in (WEIGHTS, MODEL_CONFIG))
     same = not there or fingerprint(origin) == fingerprint(checkpoint.path)
     info = checkpoint.info
     for entry in front.entries if same else ():

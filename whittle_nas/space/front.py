@@ -154,6 +154,9 @@ def read_front(path: Path | str) -> Front:
     try:
         objectives = tuple(map(_text, spec["objectives"]))
         entries = [_read_entry(entry, objectives) for entry in spec["front"]]
+        checkpoint_dir, how = _text(spec.get("checkpoint_dir", "")), spec.get("how_measured", {})
+        if not isinstance(how, dict):
+            raise TypeError(f"how_measured is {how!r}")
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--front {path} is not a front.json of nas search ({type(error).__name__}: {error})"
@@ -162,8 +165,7 @@ def read_front(path: Path | str) -> Front:
         raise ConfigError(f"--front {path} holds no sub-network; run nas search again")
     if len({entry.index for entry in entries}) < len(entries):
         raise ConfigError(f"--front {path} holds an index twice; run nas search again")
-    checkpoint_dir = str(spec.get("checkpoint_dir", ""))
-    return Front(objectives, tuple(entries), checkpoint_dir, spec.get("how_measured", {}), path)
+    return Front(objectives, tuple(entries), checkpoint_dir, how, path)
 
 
 def _read_entry(spec: Any, objectives: Sequence[str]) -> FrontEntry:

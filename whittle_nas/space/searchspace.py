@@ -103,12 +103,12 @@ class SearchSpace:
 
     @property
     def smallest(self) -> SubNetwork:
-        """The member that is smallest in every dimension."""
+        """The smallest size in every dimension; of query groups, the fewest of that `n_head`."""
         return self._extreme(min)
 
     @property
     def largest(self) -> SubNetwork:
-        """The member that is largest in every dimension."""
+        """The largest size in every dimension; of query groups, the most of that `n_head`."""
         return self._extreme(max)
 
     def num_members(self) -> int:
@@ -187,16 +187,20 @@ class SearchSpace:
         return cls(full=full, **domains)
 
     def _width(self, n_embd: int, gene: float) -> int:
-        """The published `int(mlp_ratio * n_embd)`; 1e-6 keeps 8192 / 3072 * 3072 at 8192."""
-        return max(1, int(gene * n_embd + 1e-6)) if self.mlp_ratio else int(gene)
+        """The published `int(mlp_ratio * n_embd)`; 1e-6 keeps 8192 / 3072 * 3072 at 8192.
+
+        A ratio that was rounded up, to 2.6667, stays within the model.
+        """
+        if self.mlp_ratio is None:
+            return int(gene)
+        return min(max(1, int(gene * n_embd + 1e-6)), self.full.intermediate_size)
 
     def _widths(self, n_embd: int) -> Sequence[int]:
         """`intermediate_size` choices of a sub-network with `n_embd` channels, ascending."""
         if self.mlp_ratio is None:
             assert self.intermediate_size is not None
             return self.intermediate_size.values  # type: ignore[return-value]
-        widths = {self._width(n_embd, ratio) for ratio in self.mlp_ratio.values}
-        return sorted(w for w in widths if w <= self.full.intermediate_size)
+        return sorted({self._width(n_embd, ratio) for ratio in self.mlp_ratio.values})
 
     def _extreme(self, pick: Any) -> SubNetwork:
         n_embd, n_head = int(pick(self.n_embd.values)), pick(self._heads)
