@@ -121,7 +121,7 @@ class Comparison:
             "alone": lambda turn: self.ours.call("step_alone", turn),
             "peer": lambda turn: self.peer.call("step", turn),
         }
-        result = in_turn(calls, 7)
+        result = in_turn(calls, 5)
         result["ours"]["peak_mb"] = self.ours.call("peak_mb", "step", 0)["value"]
         result["alone"]["peak_mb"] = self.ours.call("peak_mb", "step_alone", 0)["value"]
         result["peer"]["peak_mb"] = self.peer.call("peak_mb", "step", 0)["value"]

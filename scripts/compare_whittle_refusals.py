@@ -48,6 +48,8 @@ class Refusals:
         texts = [json.loads(line)["text"][:600] for line in lines[:128]]
         rows = [{"instruction": t[:20], "input": "", "output": t[20:]} for t in texts if t[20:]]
         (self.cwd / "rows.json").write_text(json.dumps(rows))
+        optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+        (self.cwd / "tune.yaml").write_text(json.dumps({"optimizer": optimizer}))  # JSON is YAML
 
     def run(self) -> dict[str, Any]:
         """Run all; of the fine-tuning the validation losses are kept."""
@@ -86,6 +88,7 @@ class Refusals:
             ],
             "full fine-tuning (labels)": [
                 *(python, "-m", "whittle.full_finetune", trained, "--precision", "32-true"),
+                *("--config", self.cwd / "tune.yaml"),
                 *("--out_dir", self.cwd / "finetune", "--data", "JSON", "--data.num_workers", 0),
                 *("--data.json_path", self.cwd / "rows.json", "--data.val_split_fraction", 0.2),
                 *("--train.max_steps", 40, "--train.lr_warmup_steps", 1, "--train.epochs", 50),

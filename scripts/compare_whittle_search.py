@@ -232,6 +232,7 @@ def summary(curves: dict[str, list[list[Point]]], seconds: float) -> dict[str, A
             "hypervolume_percent": shares["wall"],
             "hypervolume_percent_equal_cpu": shares["cpu"],
             "trials": [len(curve) for curve in runs],
-            "full_network_loss": max(runs[0], key=lambda p: p[3])[2],
+            "largest_loss": max(runs[0], key=lambda p: p[3])[2],
+            "mean_parameters": [float(np.mean([p[3] for p in curve])) for curve in runs],
         }
     return found

@@ -11,8 +11,8 @@ def table(found: dict[str, Any]) -> str:
         f"Threads per process: {found.get('machine', {}).get('threads', '?')}. Medians; ratios are "
         "medians of ours / peer within rounds (below 1: ours is faster).",
         "",
-        "| what | ours | peer | litgpt alone | wall ratio | CPU ratio | load |",
-        "|---|---|---|---|---|---|---|",
+        "| what | ours | peer | litgpt alone | wall ratio | CPU ratio | CPU, alone / peer | load |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, part in found.items():
         if "error" not in part:
@@ -40,6 +40,7 @@ def _row(name: str, part: dict[str, Any]) -> str:
         f"{alone['wall_ms']:.3g} ms" if alone else "",
         f"{ours['wall_to_peer']:.2g}",
         f"{ours['cpu_to_peer']:.2g}",
+        f"{alone['cpu_to_peer']:.2g}" if alone else "",
         f"{part['load']:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -76,8 +77,8 @@ def _search(part: dict[str, Any]) -> list[str]:
         f"{part['cpu_seconds']:.1f} s), per seed; hypervolume over validation loss and parameters "
         "in percent of the joint front's.",
         "",
-        "| search | hypervolume | at equal CPU time | trials | start-up | full network |",
-        "|---|---|---|---|---|---|",
+        "| search | hypervolume | at equal CPU | trials | mean size | start-up | loss of largest |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, run in part.items():
         if not isinstance(run, dict):
@@ -87,13 +88,14 @@ def _search(part: dict[str, Any]) -> list[str]:
             for key in ("hypervolume_percent", "hypervolume_percent_equal_cpu")
         ]
         trials = ", ".join(map(str, run["trials"]))
-        cells = [name, *shares, trials, f"{run['start_up_s']:.1f} s"]
-        lines.append("| " + " | ".join([*cells, f"{run['full_network_loss']:.4f}"]) + " |")
+        sizes = ", ".join(f"{value / 1e3:.0f} k" for value in run["mean_parameters"])
+        cells = [name, *shares, trials, sizes, f"{run['start_up_s']:.1f} s"]
+        lines.append("| " + " | ".join([*cells, f"{run['largest_loss']:.4f}"]) + " |")
     return lines
 
 
 def _failures(found: dict[str, Any]) -> list[str]:
-    lines = ["", "What did not run:", ""]
+    lines = ["", "What the peer did with these commands:", ""]
     for name, part in found.items():
         if "error" in part:
             lines.append(f"- {name}: {part['error']}")
