@@ -59,9 +59,8 @@ class Refusals:
         losses = re.findall(r"iter (\d+): val loss ([0-9.]+)", "\n".join(tuned["said"]))
         tuned["validation_loss"] = {int(step): float(loss) for step, loss in losses}
         if losses:
-            tuned["message"] = "validation loss " + ", ".join(
-                f"{loss} after {step} steps" for step, loss in losses
-            )
+            (first, before), (last, after) = losses[0], losses[-1]  # the first step's rate is 0
+            tuned["message"] = f"validation loss {before} at step {first}, {after} at step {last}"
         for record in found.values():
             record["said"] = record["said"][-12:]
         return found
@@ -91,10 +90,10 @@ class Refusals:
                 *("--config", self.cwd / "tune.yaml"),
                 *("--out_dir", self.cwd / "finetune", "--data", "JSON", "--data.num_workers", 0),
                 *("--data.json_path", self.cwd / "rows.json", "--data.val_split_fraction", 0.2),
-                *("--train.max_steps", 40, "--train.lr_warmup_steps", 1, "--train.epochs", 50),
+                *("--train.max_steps", 12, "--train.lr_warmup_steps", 1, "--train.epochs", 50),
                 *("--train.global_batch_size", 4, "--train.micro_batch_size", 4),
                 *("--train.max_seq_length", 128, "--train.save_interval", 1000),
-                *("--eval.interval", 20, "--eval.max_new_tokens", 10, "--eval.max_iters", 5),
+                *("--eval.interval", 1, "--eval.max_new_tokens", 10, "--eval.max_iters", 5),
             ],
             "importance": [
                 python, "-m", "whittle.compute_importance", "--model_id", "pythia-shaped",
