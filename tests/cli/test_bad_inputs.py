@@ -545,6 +545,22 @@ OPTIONS = [
     ),
 ]
 
+# These read lm-eval's index of all tasks first, which takes some seconds.
+TASKS = [
+    Case("evaluate", "--data null --tasks nonsense", {}, "'nonsense'", slow=True),
+    Case("search", "--objectives '1 - nonsense.acc,flops'", {}, "'nonsense'", slow=True),
+    *(
+        Case(
+            "evaluate",
+            "--data null --tasks evil --include_path tasks",
+            {"tasks/evil.yaml": content},
+            "'evil'",
+            slow=True,
+        )
+        for content in ("task: evil\n" + hostile_yaml("dataset_path"), GARBAGE)
+    ),
+]
+
 SEARCHED = {"out/search.json": "{}", "out/trials.csv": "trial,status\n0,complete\n"}
 EARLIER = [  # what an earlier run left in `out_dir` is damaged
     Case("search", "--resume true", {**SEARCHED, "out/search.json": ""}, "search.json"),
@@ -580,7 +596,8 @@ EARLIER = [  # what an earlier run left in `out_dir` is damaged
 
 GROUPS = {
     "checkpoint": CHECKPOINTS, "text": TEXTS, "front": FRONTS, "space": SPACES, "list": LISTS,
-    "out_dir": OUT_DIRS, "config": CONFIGS, "options": OPTIONS, "earlier": EARLIER,
+    "out_dir": OUT_DIRS, "config": CONFIGS, "options": OPTIONS, "tasks": TASKS,
+    "earlier": EARLIER,
 }  # fmt: skip
 
 

@@ -1,12 +1,12 @@
 """From finished pairs to files and tables."""
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval.loggers.utils import get_git_commit_hash
 from lm_eval.utils import handle_non_serializable
 
 from whittle_nas.evaluate.store import Result
@@ -68,7 +68,7 @@ def merge(finished: Sequence[Result], about: Mapping[str, Any]) -> dict[str, Any
     if not merged["groups"]:
         del merged["groups"]  # as lm-eval leaves it out
     merged["config"] = dict(about)
-    merged["git_hash"] = get_git_commit_hash()
+    merged["git_hash"] = _commit()
     merged["date"] = time.time()
     merged["total_evaluation_time_seconds"] = str(sum(result.seconds for result in finished))
     return merged
@@ -105,3 +105,12 @@ def scores(results: Mapping[str, Any]) -> Iterator[Score]:
                 n_shot=results["n-shot"].get(task),
                 n_samples=samples.get("effective", metrics.get("sample_len")),
             )
+
+
+def _commit() -> str | None:
+    """What lm-eval calls `git_hash`, of the current folder; git's complaints are not shown."""
+    try:
+        command = ["git", "describe", "--always"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
