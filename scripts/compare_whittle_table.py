@@ -35,15 +35,20 @@ def _row(name: str, part: dict[str, Any]) -> str:
     ours, alone = part["ours"], part.get("alone")
     cells = [
         name,
-        f"{ours['wall_ms']:.3g} ms",
-        f"{part['peer']['wall_ms']:.3g} ms",
-        f"{alone['wall_ms']:.3g} ms" if alone else "",
+        _ms(ours),
+        _ms(part["peer"]),
+        _ms(alone) if alone else "",
         f"{ours['wall_to_peer']:.2g}",
         f"{ours['cpu_to_peer']:.2g}",
         f"{alone['cpu_to_peer']:.2g}" if alone else "",
         f"{part['load']:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _ms(side: dict[str, Any]) -> str:
+    value = side["wall_ms"]
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _memory(found: dict[str, Any]) -> list[str]:
