@@ -97,6 +97,20 @@ def test_a_killed_run_holds_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_next_run_clears_up_after_a_killed_one(tmp_path):
+    out_dir = tmp_path / "out"
+    (tmp_path / ".out.1a2b.partial").mkdir()
+    (tmp_path / ".out.1a2b.partial" / "lit_model.pth").write_text("half")
+    (tmp_path / ".other.1a2b.partial").mkdir()
+    # Killed between moving the old directory aside and putting the new one in its place.
+    (tmp_path / ".out.3c4d.old" / "replaced").mkdir(parents=True)
+    (tmp_path / ".out.3c4d.old" / "replaced" / "earlier").write_text("whole")
+    (tmp_path / ".out.3c4d.old" / "replaced" / ".front.json.77.partial").write_text("half")
+    with hold_directory(out_dir):
+        assert [path.name for path in out_dir.iterdir()] == ["earlier"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.1a2b.partial", "out"]
+
+
 def test_a_run_that_failed_leaves_nothing(tmp_path):
     def fail() -> None:
         with hold_directory(tmp_path / "not" / "there" / "out"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from whittle_nas.errors import ConfigError
 
 _LOCK = ".lock"
+_PARTIAL, _OLD = ".partial", ".old"  # ends of the names of what is not finished, or replaced
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without any
 _WRITER_FAILED = ("file write failed", "iostream error", "unexpected pos", "No space left")
 
@@ -35,7 +36,7 @@ def atomic_directory(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path
     check_free(out_dir, overwrite=overwrite)
     with _device_errors(out_dir):
         out_dir.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+        partial = Path(tempfile.mkdtemp(_PARTIAL, f".{out_dir.name}.", out_dir.parent))
     try:
         with _device_errors(out_dir):
             yield partial
@@ -77,11 +78,29 @@ def hold_directory(out_dir: Path) -> Iterator[None]:
             f"--out_dir {out_dir} is in use by another run; wait for it or give another one"
         )
     try:
+        _repair(target)
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held, so that no other run holds it
         os.close(descriptor)
         _remove_empty(made)
+
+
+def _repair(target: Path) -> None:
+    """Clear away what a killed run left, and put back what it had moved aside.
+
+    Only the holder of the lock may do so: to anyone else these may be files of a running one.
+    """
+    beside = target.parent.iterdir() if target.parent.is_dir() else ()
+    for path in [path for path in beside if path.name.startswith(f".{target.name}.")]:
+        if path.name.endswith(_OLD):
+            if (path / "replaced").is_dir() and not target.exists():
+                (path / "replaced").rename(target)
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.endswith(_PARTIAL):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in target.glob(f".*{_PARTIAL}") if target.is_dir() else ():
+        path.unlink(missing_ok=True)
 
 
 def _open_lock(path: Path) -> int | None:
@@ -138,7 +157,7 @@ def _check_no_file(target: Path, out_dir: Path) -> None:
 
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         with _device_errors(path):
             with partial.open("w", encoding="utf-8") as file:
@@ -172,7 +191,7 @@ def _replace_directory(partial: Path, out_dir: Path) -> None:
     if not out_dir.exists():
         partial.rename(out_dir)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.old.", dir=out_dir.parent))
+    old = Path(tempfile.mkdtemp(_OLD, f".{out_dir.name}.", out_dir.parent))
     out_dir.rename(old / "replaced")
     partial.rename(out_dir)
     shutil.rmtree(old, ignore_errors=True)
