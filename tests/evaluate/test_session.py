@@ -9,7 +9,6 @@ import torch
 from tests.evaluate.test_tasks import load
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
-from whittle_nas.weights.identity import fingerprint
 from whittle_nas.evaluate.report import merge, scores
 from whittle_nas.evaluate.running import RunOptions
 from whittle_nas.evaluate.session import ModelOptions, Session, Text, spread
@@ -17,6 +16,7 @@ from whittle_nas.evaluate.store import Result
 from whittle_nas.evaluate.tasks import TaskOptions
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import open_checkpoint
+from whittle_nas.weights.identity import fingerprint
 
 CPU = torch.device("cpu")
 
