@@ -50,7 +50,8 @@ class LossOptions:
         kd_weight: weight of the distillation loss (beta).
         temperature: softens both distributions; the KL family and cosine use it, L1 and L2 do not.
         forward_share: share of the forward KL in `symmetric_kl` (lambda), 0 to 1.
-        chunk_elements: largest number of logits that exist at a time; 2^25 float32 are 128 MiB.
+        chunk_elements: largest number of logits that exist at a time; 2^24 float32 are 64 MiB, and
+            with the vocabulary of Llama 3 the 128 positions that litgpt takes at a time.
             Smaller saves memory; where all weights are trained, each chunk costs one pass over the
             head's gradient.
     """
@@ -61,7 +62,7 @@ class LossOptions:
     kd_weight: float = 1.0
     temperature: float = 1.0
     forward_share: float = 0.5
-    chunk_elements: int = 2**25
+    chunk_elements: int = 2**24
 
     def __post_init__(self) -> None:
         _at_least("loss.ce_weight", self.ce_weight, 0)
