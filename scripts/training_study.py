@@ -52,7 +52,7 @@ def main() -> None:
         text += "| run | steps | seeds | before | after | full network, % |\n"
         text += "|---|---|---|---|---|---|\n"
         lines = {}
-        for variant in sorted({path.parent.parent for path in model.glob("*/*/losses.yaml")}):
+        for variant in sorted({path.parent.parent for path in model.glob("*/*/done")}):
             runs = [read(path) for path in sorted(variant.glob("*/losses.yaml"))]
             text += (
                 f"| {variant.name} | {runs[0]['steps']} | {len(runs)} "
