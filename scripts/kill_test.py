@@ -80,7 +80,7 @@ def trials_of(path: Path) -> list[list[str]]:
 
 def front_of(path: Path) -> list[dict]:
     """Members of a front and what was found for them."""
-    return json.loads(path.read_text())["entries"]
+    return json.loads(path.read_text())["front"]
 
 
 READERS: dict[str, Callable] = {
