@@ -9,8 +9,9 @@ from litgpt import Config
 from tests.conftest import tiny_config
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics import latency_table
+from whittle_nas.metrics.latency_correction import fit_correction
 from whittle_nas.metrics.latency_parts import Load, Phase
-from whittle_nas.metrics.latency_table import LatencyTable, fit_correction
+from whittle_nas.metrics.latency_table import LatencyTable
 from whittle_nas.space import SubNetwork, load_space
 from whittle_nas.weights.info import SupernetInfo
 

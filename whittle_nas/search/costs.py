@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from whittle_nas.metrics import analytic
+from whittle_nas.metrics.latency_correction import Accuracy
 from whittle_nas.metrics.latency_parts import Load, Phase
-from whittle_nas.metrics.latency_table import Accuracy, LatencyTable
+from whittle_nas.metrics.latency_table import LatencyTable
 from whittle_nas.search.objectives import ANALYTIC
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.counting import matmul_counter, parameter_counter

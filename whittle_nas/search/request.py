@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from whittle_nas.metrics.latency_correction import Accuracy
 from whittle_nas.metrics.latency_parts import Load
-from whittle_nas.metrics.latency_table import Accuracy
 from whittle_nas.reading import read_yaml
 from whittle_nas.search import settings
 from whittle_nas.search.costs import Costs
