@@ -12,6 +12,7 @@ from whittle_nas.data import TextData
 from whittle_nas.errors import ConfigError
 from whittle_nas.importance.options import (
     Aggregation,
+    Criterion,
     HeadActivation,
     LayerCriterion,
     NeuronActivation,
@@ -41,6 +42,7 @@ def importance(
     checkpoint_dir: Path,
     out_dir: Path,
     data: TextData = TextData(num_blocks=128, valid_fraction=0.1),
+    criterion: Criterion = Criterion.activation,
     aggregation: Aggregation = Aggregation.mean_mean,
     scope: Scope = Scope.layer,
     neuron_activation: NeuronActivation = NeuronActivation.down_input,
@@ -66,6 +68,8 @@ def importance(
         checkpoint_dir: A litgpt checkpoint.
         out_dir: Directory to write; it must be new or empty.
         data: Calibration text.
+        criterion: Rank channels, heads and neurons by what they do on the text, or by the size of
+            their weights, a baseline.
         aggregation: How activations become scores: the batch by the first word, the sequence by the
             second.
         scope: Order each layer for itself, or all layers alike (as the published code does).
@@ -94,6 +98,7 @@ def importance(
 
     check_free(out_dir, overwrite=overwrite)
     options = MeasureOptions(
+        criterion=criterion,
         aggregation=aggregation,
         scope=scope,
         neuron_activation=neuron_activation,

@@ -5,6 +5,17 @@ from __future__ import annotations
 from enum import Enum
 
 
+class Criterion(str, Enum):
+    """What heads, neurons and channels are ranked by; layers are ranked by `LayerCriterion`.
+
+    `activation` is what they do on calibration text; `magnitude` the sum of |w| over the weights
+    that touch them, a baseline.
+    """
+
+    activation = "activation"
+    magnitude = "magnitude"
+
+
 class Aggregation(str, Enum):
     """How activations become one score: `X_Y` reduces the batch by X, the sequence by Y."""
 

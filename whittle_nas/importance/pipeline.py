@@ -11,9 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from whittle_nas.importance import layers
+from whittle_nas.importance.magnitude import by_magnitude
 from whittle_nas.importance.narrowing import narrowed
 from whittle_nas.importance.options import (
     Aggregation,
+    Criterion,
     HeadActivation,
     LayerCriterion,
     NeuronActivation,
@@ -38,6 +40,7 @@ from whittle_nas.weights.orders import Orders
 class MeasureOptions:
     """How a model is measured; the meaning of each is in `nas importance --help`."""
 
+    criterion: Criterion = Criterion.activation
     aggregation: Aggregation = Aggregation.mean_mean
     scope: Scope = Scope.layer
     neuron_activation: NeuronActivation = NeuronActivation.down_input
@@ -51,6 +54,7 @@ class MeasureOptions:
     def to_dict(self) -> dict[str, Any]:
         """What the result depends on, as plain values."""
         return {
+            "criterion": self.criterion.value,
             "aggregation": self.aggregation.value,
             "scope": self.scope.value,
             "neuron_activation": self.neuron_activation.value,
@@ -103,6 +107,8 @@ def measure(
         micro_batch_size=options.micro_batch_size,
         progress=progress,
     )
+    if options.criterion is Criterion.magnitude:
+        scores = by_magnitude(scores, model)
     orders = rank(scores, model.config, scope=options.scope)
     order, losses = _layer_order(model, tokens, scores, orders, options, progress)
     return Measured(scores, orders, tuple(order), tuple(losses))
