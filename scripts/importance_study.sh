@@ -1,29 +1,35 @@
 #!/usr/bin/env bash
-# Which way of sorting helps most? RPD on random sub-networks of three real models, as one table.
+# Which way of sorting helps most? RPD on random sub-networks of three real models, as one table, and
+# perplexity against size before and after, as one picture.
 #
-#   scripts/importance_study.sh [out_dir]        SUBNETWORKS=100 is the number that the table quotes
+#   scripts/importance_study.sh [out_dir]
 #
 # Every row changes options of the default. Sub-networks lie between half and full size in every
 # dimension (layers: from floor(L / 2)); perplexity is measured on text held out from calibration.
+# SUBNETWORKS=100 for each of SEEDS="1337"; ROWS=short leaves out the other aggregations; JOBS runs
+# go at once. Finished runs are kept: after an interruption, the same command goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 out=${1:-runs/importance_study}
-count=${SUBNETWORKS:-100}
-shared=../shared/data
+count=${SUBNETWORKS:-100} seeds=${SEEDS:-1337} rows=${ROWS:-all} jobs=${JOBS:-2}
+shared=${DATA:-../shared/data}
 bundled=whittle_nas/assets/pydoc-1m
 mkdir -p "$out"
 
-# Options and values in turn; the last rows are what the paper's published code does, and the
-# default in the space that `nas search` uses unless told otherwise.
+# Options and values in turn; `all of the published code's choices` is the last of the short list.
 variants=(
   default
   "scope global"
   "neuron_activation fc"
   "head_activation proj_input"
-  "layer_width 1"
   "layer_order block_drop"
   "layer_order block_importance"
+  "criterion magnitude"
+  "scope global neuron_activation fc head_activation proj_input layer_order block_importance"
+)
+[ "$rows" = short ] || variants+=(
+  "layer_width 1"
   "aggregation mean_norm"
   "aggregation mean_variance"
   "aggregation norm_mean"
@@ -32,9 +38,28 @@ variants=(
   "aggregation variance_mean"
   "aggregation variance_norm"
   "aggregation variance_variance"
-  "scope global neuron_activation fc head_activation proj_input layer_order block_importance"
   "report.space aligned"
 )
+
+run() { # model, variant, seed; uses the model's variables
+  local dir="$out/$1/${2// /,}/$3" options=() words=()
+  [ -f "$dir/rpd.json" ] && return
+  while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+  read -ra words <<< "$2"
+  for ((i = 0; i + 1 < ${#words[@]}; i += 2)); do
+    options+=("--${words[i]}" "${words[i + 1]}")
+  done
+  echo "-- $dir" >&2
+  mkdir -p "$dir"
+  {
+    nas importance --checkpoint_dir "$checkpoint" --out_dir "$dir" --overwrite true \
+      --data.files "$calibration" --data.valid_fraction 0 --seed "$3" --data.seed "$3" \
+      --report.num_subnetworks "$count" --report.space "$out/$1.space.yaml" \
+      --report.data.files "$heldout" --report.data.block_size 256 --report.num_blocks 16 \
+      "${options[@]}" > "$dir.log" 2>&1 || { cat "$dir.log" >&2; exit 1; }
+    rm -f "$dir"/lit_model.pth
+  } &
+}
 
 study() { # name, checkpoint, calibration text, held-out text, fewest layers
   local name=$1 checkpoint=$2 calibration=$3 heldout=$4 layers=$5
@@ -46,43 +71,15 @@ intermediate_size: {min: half, max: full}
 n_layer: {min: $layers, max: full}
 SPACE
   for variant in "${variants[@]}"; do
-    local run="$out/$name/${variant// /,}"
-    [ -f "$run/rpd.json" ] && continue
-    local options=() words=()
-    read -ra words <<< "$variant"
-    for ((i = 0; i + 1 < ${#words[@]}; i += 2)); do
-      options+=("--${words[i]}" "${words[i + 1]}")
-    done
-    echo "$name: $variant" >&2
-    nas importance --checkpoint_dir "$checkpoint" --out_dir "$run" --overwrite true \
-      --data.files "$calibration" --data.valid_fraction 0 \
-      --report.num_subnetworks "$count" --report.space "$out/$name.space.yaml" \
-      --report.data.files "$heldout" --report.data.block_size 256 --report.num_blocks 16 \
-      "${options[@]}" > "$run.log" 2>&1 || { cat "$run.log" >&2; exit 1; }
+    for seed in $seeds; do run "$name" "$variant" "$seed"; done
   done
 }
 
-mkdir -p "$out"/{stories260K,babyllama-char361,pydoc-1m}
-study stories260K $shared/checkpoints/stories260K \
-  $shared/tinystories/train.jsonl $shared/tinystories/valid.jsonl 2
-study babyllama-char361 $shared/checkpoints/babyllama-char361 \
-  $shared/tinystories/train.jsonl $shared/tinystories/valid.jsonl 2
+study stories260K "$shared/checkpoints/stories260K" \
+  "$shared/tinystories/train.jsonl" "$shared/tinystories/valid.jsonl" 2
+study babyllama-char361 "$shared/checkpoints/babyllama-char361" \
+  "$shared/tinystories/train.jsonl" "$shared/tinystories/valid.jsonl" 2
 study pydoc-1m $bundled $bundled/calibration.jsonl $bundled/valid.jsonl 3
+while (($(jobs -rp | wc -l))); do wait -n; done
 
-python - "$out" "${variants[@]}" <<'TABLE' | tee "$out/table.md"
-"""One row per variant, one column per model: RPD mean / median / share of sub-networks improved."""
-import json
-import sys
-from pathlib import Path
-
-out, variants = Path(sys.argv[1]), sys.argv[2:]
-models = [m for m in ("stories260K", "babyllama-char361", "pydoc-1m") if any((out / m).glob("*/rpd.json"))]
-print("| changed |", " | ".join(models), "|")
-print("|---|" + "---|" * len(models))
-for variant in variants:
-    cells = []
-    for model in models:
-        found = json.loads((out / model / variant.replace(" ", ",") / "rpd.json").read_text())["rpd"]
-        cells.append(f"{found['mean']:.3f} / {found['median']:.3f} / {found['share_improved']:.0%}")
-    print(f"| {variant} |", " | ".join(cells), "|")
-TABLE
+python scripts/importance_study.py "$out" "${variants[@]}"

@@ -3,8 +3,8 @@
     python scripts/training_study.py <out_dir>
 
 Losses are means over the networks of the validation grid that hold 30 % to 100 % of the full
-network's parameters, in nats per token; `full` is the full network's loss against the untrained
-one's. Both are mean +- standard deviation over the seeds.
+network's parameters, in nats per token; the last column is the full network's loss against the
+untrained one's. Everything is mean +- standard deviation over the seeds.
 """
 
 import argparse
@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from whittle_nas.plots import plot_loss_by_size
+from study_plots import Panel, Point, mean_spread, plot_curves, shown
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,17 +27,40 @@ def read(path: Path) -> dict[str, Any]:
         "before": statistics.mean(first[name] for name in chosen),
         "after": statistics.mean(last[name] for name in chosen),
         "full": last["full"] / first["full"] - 1,
-        "curve": sorted((sizes[name], last[name]) for name in sizes),
-        "start": sorted((sizes[name], first[name]) for name in sizes),
+        "curve": {100 * sizes[name] / sizes["full"]: last[name] for name in chosen},
+        "start": {100 * sizes[name] / sizes["full"]: first[name] for name in chosen},
         "steps": max(history),
     }
 
 
-def spread(values: list[float], scale: float = 1.0, digits: int = 3) -> str:
-    """Mean and standard deviation."""
-    values = [scale * value for value in values]
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} +- {deviation:.{digits}f}"
+def curve(runs: list[dict[str, Any]], which: str) -> list[Point]:
+    """Loss by size; the grid of networks is the same for all seeds."""
+    common = set.intersection(*(set(run[which]) for run in runs))
+    return [(size, *mean_spread(run[which][size] for run in runs)) for size in sorted(common)]
+
+
+def panels(model: str, found: dict[str, list[dict[str, Any]]]) -> list[Panel]:
+    """What is compared with what, of the runs that are there."""
+    choices: dict[str, dict[str, str]] = {
+        "samplers": {
+            name: f"sorted-{name}-none"
+            for name in ("random", "grid_params", "calibrate_mag", "standard")
+        },
+        "distillation": {
+            loss: f"sorted-random-{loss}" for loss in ("none", "forward_kl", "cosine")
+        },
+        "sorting": {name: f"{name}-random-none" for name in ("sorted", "plain")},
+        "longer": {"super-network": "long-supernet", "full network only": "long-standard"},
+    }
+    made = []
+    for title, names in choices.items():
+        curves = {label: curve(found[run], "curve") for label, run in names.items() if run in found}
+        if curves:
+            first = found[next(run for run in names.values() if run in found)]
+            curves["untrained"] = curve(first, "start")
+            what = ("% of the parameters", "validation loss, nats per token")
+            made.append(Panel(f"{model}: {title}", *what, curves))
+    return made
 
 
 def main() -> None:
@@ -51,20 +73,17 @@ def main() -> None:
         text += f"\n### {model.name}\n\n"
         text += "| run | steps | seeds | before | after | full network, % |\n"
         text += "|---|---|---|---|---|---|\n"
-        lines = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for variant in sorted({path.parent.parent for path in model.glob("*/*/done")}):
             runs = [read(path) for path in sorted(variant.glob("*/losses.yaml"))]
+            found[variant.name] = runs
             text += (
                 f"| {variant.name} | {runs[0]['steps']} | {len(runs)} "
-                f"| {spread([run['before'] for run in runs])} "
-                f"| {spread([run['after'] for run in runs])} "
-                f"| {spread([run['full'] for run in runs], 100, 1)} |\n"
+                f"| {shown(run['before'] for run in runs)} "
+                f"| {shown(run['after'] for run in runs)} "
+                f"| {shown((run['full'] for run in runs), 1, 100)} |\n"
             )
-            lines[variant.name] = runs[0]["curve"]
-            if variant.name == "long-supernet":
-                lines["untrained"] = runs[0]["start"]
-        chosen = {n: c for n, c in lines.items() if n.startswith(("long", "untrained"))} or lines
-        plot_loss_by_size(out_dir / f"{model.name}.png", chosen, title=model.name)
+        plot_curves(out_dir / f"{model.name}.png", panels(model.name, found), columns=2)
     (out_dir / "table.md").write_text(text.lstrip())
     print(text)
 

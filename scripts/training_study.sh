@@ -15,7 +15,7 @@ export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 out=${1:-runs/training_study}
 steps=${STEPS:-100} seeds=${SEEDS:-1 2 3} jobs=${JOBS:-2}
 parts=${PARTS:-cross long} models=${MODELS:-stories260K pydoc-1m}
-shared=../shared/data
+shared=${DATA:-../shared/data}
 bundled=whittle_nas/assets/pydoc-1m
 
 run() { # model, directory, checkpoint, options...

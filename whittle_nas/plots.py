@@ -188,25 +188,3 @@ def plot_scores(
         panel.set(xlabel=cost, ylabel=f"{metric} (bars: standard error)", title=title)
         panel.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-
-
-def plot_loss_by_size(
-    path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], *, title: str
-) -> None:
-    """Loss of networks of different sizes, one line per super-network.
-
-    Args:
-        path: picture to write.
-        lines: (number of parameters, nats per token) of its networks, by name.
-        title: above the picture.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, points in lines.items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    axes.set(xlabel="parameters", ylabel="validation loss, nats per token", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
