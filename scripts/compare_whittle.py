@@ -1,7 +1,7 @@
 """Side by side with the peer `whittle`; `scripts/compare_whittle.sh` makes its environment and runs
 
     python scripts/compare_whittle.py [--out runs/compare_whittle] [--peer .../venv/bin/python]
-                                      [--parts step forward switch evaluate search refusals]
+                              [--parts step forward switch evaluate search pipeline refusals]
 
 Each side is a process in its own environment that answers requests in turn, so that load on the
 machine meets both alike. Times are medians over rounds; ratios are medians of the ratios within a
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_whittle_search as search
+from compare_whittle_pipeline import Pipeline
 from compare_whittle_refusals import Refusals
 from compare_whittle_table import table
 
@@ -195,7 +196,7 @@ def run_parts(parts: dict[str, Callable[[], Any]], out: Path) -> dict[str, Any]:
 def main() -> None:
     """Read the options, run the parts, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    known = ["step", "forward", "switch", "evaluate", "search", "refusals"]
+    known = ["step", "forward", "switch", "evaluate", "search", "pipeline", "refusals"]
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "compare_whittle")
     parser.add_argument("--peer", type=Path, default=None, help="the peer's python")
     parser.add_argument("--parts", nargs="+", choices=known, default=known)
@@ -226,8 +227,13 @@ def main() -> None:
     )
     parts["supernet"] = fronts.prepare
     parts["search"] = fronts.compare
+    parts["pipeline"] = Pipeline(commands, peer.call, fronts).compare
     parts["refusals"] = Refusals(commands, peer.call).run
-    always = ("machine", "supernet") if {"search", "refusals"} & {*options.parts} else ("machine",)
+    always = (
+        ("machine", "supernet")
+        if {"search", "pipeline", "refusals"} & {*options.parts}
+        else ("machine",)
+    )
     chosen = {k: v for k, v in parts.items() if k.split()[0] in (*always, *options.parts)}
     found = run_parts(chosen, out)
     for side in (ours, peer):

@@ -16,6 +16,8 @@ import torch
 from litgpt import GPT, Config
 from torch import Tensor, nn
 
+from whittle_nas.metrics.measured import peak_memory_bytes
+
 Sizes = dict[str, int]
 NAMES = ("n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size", "n_layer")
 LLAMA = {
@@ -118,7 +120,16 @@ def filled(make: Callable[[], Any]) -> Any:
     return real
 
 
-def serve(side: object) -> None:
+class Side:
+    """What both sides can do in the same way."""
+
+    def peak_mb(self, what: str, *args: int) -> float:
+        """Most memory of tensors that a call held beyond what was there before, in MiB."""
+        run = getattr(self, what)
+        return peak_memory_bytes(lambda: run(*args), torch.device("cpu")) / 2**20
+
+
+def serve(side: Side) -> None:
     """Answer requests, one JSON object a line: `{"do": method, "args": [...]}`.
 
     An answer has the method's `value` or its `error`, and the wall-clock and process CPU time that

@@ -13,7 +13,6 @@ from litgpt import GPT
 from litgpt.utils import chunked_cross_entropy
 
 from whittle_nas.evaluate.perplexity import nats_per_token
-from whittle_nas.metrics.measured import peak_memory_bytes
 from whittle_nas.space import SubNetwork
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import LossOptions
@@ -22,7 +21,7 @@ from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.supernet import SuperNetwork
 
 
-class Ours:
+class Ours(common.Side):
     """Holds one super-network at a time."""
 
     def load(self, name: str) -> None:
@@ -63,11 +62,6 @@ class Ours:
             optimizer.zero_grad()
             total += loss.item()
         return total
-
-    def peak_mb(self, what: str, *args: int) -> float:
-        """Most memory of tensors that a call held beyond what was there before, in MiB."""
-        run = getattr(self, what)
-        return peak_memory_bytes(lambda: run(*args), torch.device("cpu")) / 2**20
 
     @torch.no_grad()
     def forward(self, at: int, rows: int, columns: int, repeat: int) -> float:

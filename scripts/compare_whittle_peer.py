@@ -27,8 +27,6 @@ from whittle.sampling.random_sampler import BaseSampler
 from whittle.search_sub_networks import _objective
 from whittle.training_strategies import SandwichStrategy
 
-from whittle_nas.metrics.measured import peak_memory_bytes
-
 
 class Blocks(DataModule):
     """Token blocks (N, T + 1) from files that `torch.save` wrote."""
@@ -93,7 +91,7 @@ def in_search_words(sizes: common.Sizes) -> dict:
     }
 
 
-class Peer:
+class Peer(common.Side):
     """Holds one super-network at a time."""
 
     def adopt(self, source: str, target: str) -> list[str]:
@@ -132,11 +130,6 @@ class Peer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total
-
-    def peak_mb(self, what: str, *args: int) -> float:
-        """Most memory of tensors that a call held beyond what was there before, in MiB."""
-        run = getattr(self, what)
-        return peak_memory_bytes(lambda: run(*args), torch.device("cpu")) / 2**20
 
     @torch.no_grad()
     def forward(self, at: int, rows: int, columns: int, repeat: int) -> float:

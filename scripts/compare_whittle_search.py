@@ -106,10 +106,10 @@ def peer_search(
     ]
 
 
-def our_search(out: Path, where: Path, method: str, seed: int) -> list[Any]:
+def our_search(checkpoint: Path, where: Path, method: str, seed: int) -> list[Any]:
     """Our search command for as long."""
     return [
-        *(sys.executable, "-m", "whittle_nas", "search", "--checkpoint_dir", out / "supernet"),
+        *(sys.executable, "-m", "whittle_nas", "search", "--checkpoint_dir", checkpoint),
         *("--out_dir", where, "--method", method, "--num_trials", 100_000, "--seed", seed),
         *("--data.files", f"[{bundled_checkpoint() / 'valid.jsonl'}]"),
         *("--data.block_size", 256, "--data.num_blocks", 32),
@@ -132,7 +132,9 @@ class Fronts:
         for seed in SEEDS:
             for name in RUNS:
                 print(f"   {name}, seed {seed}", file=sys.stderr, flush=True)
-                start_up, curve = self._search(*name.split(), seed)
+                side, method = name.split()
+                checkpoint = self.out / ("supernet_peer" if side == "peer" else "supernet")
+                start_up, curve = self.search(side, method, seed, checkpoint)
                 curves[name].append(curve)
                 started[name].append(start_up)
         (self.out / "search_curves.json").write_text(json.dumps(curves))
@@ -168,12 +170,13 @@ class Fronts:
         left_out = self.call_peer("adopt", str(trained), str(self.out / "supernet_peer"))
         return {"steps": STEPS, "settings_unknown_to_the_peer": left_out["value"]}
 
-    def _search(self, side: str, method: str, seed: int) -> tuple[float, list[Point]]:
+    def search(
+        self, side: str, method: str, seed: int, checkpoint: Path
+    ) -> tuple[float, list[Point]]:
         """Run one search until its time is over; seconds until the first trial, and all trials."""
         where = self.out / "searches" / f"{side}_{method}_{seed}_{int(time.time())}"
-        command, file = our_search(self.out, where, method, seed), "trials.csv"
+        command, file = our_search(checkpoint, where, method, seed), "trials.csv"
         if side == "peer":
-            checkpoint = self.out / "supernet_peer"
             command = peer_search(self.commands, checkpoint, where, method, seed)
             file = "metrics.csv"
         where.parent.mkdir(exist_ok=True)

@@ -20,6 +20,8 @@ def table(found: dict[str, Any]) -> str:
     lines += _memory(found) + _counts(found)
     if "ours surrogate" in found.get("search", {}):
         lines += _search(found["search"])
+    if "training_s" in found.get("pipeline", {}).get("ours", {}):
+        lines += _pipeline(found["pipeline"])
     lines += _failures(found)
     return "\n".join(lines) + "\n"
 
@@ -96,6 +98,28 @@ def _search(part: dict[str, Any]) -> list[str]:
         sizes = ", ".join(f"{value / 1e3:.0f} k" for value in run["mean_parameters"])
         cells = [name, *shares, trials, sizes, f"{run['start_up_s']:.1f} s"]
         lines.append("| " + " | ".join([*cells, f"{run['largest_loss']:.4f}"]) + " |")
+    return lines
+
+
+def _pipeline(part: dict[str, Any]) -> list[str]:
+    shares = list(part["ours"]["loss_below"])
+    heads = " | ".join(f"loss, <= {float(share):.0%} of the parameters" for share in shares)
+    lines = [
+        "",
+        f"{part['steps']} sandwich steps and {part['seconds_of_a_search']} s of search, each tool in "
+        "its own way, from the same pretrained model, per seed.",
+        "",
+        f"| tool | training, s | hypervolume | {heads} |",
+        "|---" * (3 + len(shares)) + "|",
+    ]
+    for side in ("ours", "peer"):
+        run = part[side]
+        cells = [
+            ", ".join(f"{value:.0f}" for value in run["training_s"]),
+            ", ".join(f"{value:.1f}" for value in run["hypervolume_percent"]),
+            *(", ".join(f"{v:.3f}" for v in run["loss_below"][share]) for share in shares),
+        ]
+        lines.append(f"| {side} | " + " | ".join(cells) + " |")
     return lines
 
 
