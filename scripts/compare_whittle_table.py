@@ -106,8 +106,8 @@ def _pipeline(part: dict[str, Any]) -> list[str]:
     heads = " | ".join(f"loss, <= {float(share):.0%} of the parameters" for share in shares)
     lines = [
         "",
-        f"{part['steps']} sandwich steps and {part['seconds_of_a_search']} s of search, each tool in "
-        "its own way, from the same pretrained model, per seed.",
+        f"{part['steps']} sandwich steps and {part['seconds_of_a_search']} s of search, each in "
+        "its own way, from the same pretrained model; values per seed.",
         "",
         f"| tool | training, s | hypervolume | {heads} |",
         "|---" * (3 + len(shares)) + "|",
