@@ -135,6 +135,10 @@ def test_grid_survives_its_file_and_edits():
     assert Grid.from_dict(spec, cost=cost) == grid
     by_hand = [FULL.to_dict(), SPACE.smallest.to_dict()]
     assert Grid.from_dict(by_hand, cost=cost).subs == (SPACE.smallest, FULL)
+    named = [{"name": f"n{number}", **sizes} for number, sizes in enumerate(by_hand)]
+    assert Grid.from_dict(named, cost=cost).subs == (SPACE.smallest, FULL)
+    front = {"front": [{"index": 0, "subnetwork": sizes, "metrics": {}} for sizes in by_hand]}
+    assert Grid.from_dict(front, cost=cost).subs == (SPACE.smallest, FULL)
 
 
 @pytest.mark.parametrize("spec", [{}, [], {"members": []}, 3, {"members": [{"n_embd": 3}]}, [4]])

@@ -113,20 +113,22 @@ class Grid:
     def from_dict(
         cls, spec: Any, *, cost: Callable[[SubNetwork], float], source: str = "grid"
     ) -> Grid:
-        """Inverse of `to_dict`; also reads a list of sizes written by hand.
+        """Inverse of `to_dict`; also reads a search's front, and a list of sizes written by hand.
 
         Args:
-            spec: the plain form, or a list of sub-network sizes.
+            spec: the plain form, that of `front.json`, or a list of sub-network sizes, which may
+                have a `name` each.
             cost: gives the costs anew, since a file may have been edited.
             source: names the file in messages.
 
         Raises:
             ConfigError: if the form is unknown or there is no sub-network.
         """
-        listed = spec.get("members") if isinstance(spec, dict) else spec
+        listed = spec.get("members", spec.get("front")) if isinstance(spec, dict) else spec
         if not isinstance(listed, list) or not listed:
             raise ConfigError(
-                f"{source}: expected a list of sub-network sizes, or a grid.yaml with 'members'"
+                f"{source}: expected a list of sub-network sizes, a grid.yaml with 'members', or "
+                "a front.json"
             )
         try:
             members = [_read_member(entry, cost) for entry in listed]
@@ -141,11 +143,13 @@ class Grid:
 
 
 def _read_member(entry: Any, cost: Callable[[SubNetwork], float]) -> GridMember:
-    sizes = entry
+    sizes, score = entry, None
     if isinstance(entry, dict):
-        sizes = {name: size for name, size in entry.items() if name not in ("cost", "score")}
+        sizes, score = entry.get("subnetwork", entry), entry.get("score")
+    if isinstance(sizes, dict):
+        sizes = {n: size for n, size in sizes.items() if n not in ("cost", "score", "name")}
     sub = SubNetwork.from_dict(sizes)
-    return GridMember(sub, cost(sub), entry.get("score"))
+    return GridMember(sub, cost(sub), score)
 
 
 def build_grid(

@@ -200,7 +200,7 @@ class SamplerOptions:
         trials_per_bin: random members that a bin sees before it is given up as empty.
         candidates_per_bin: how many compete for a bin in the `calibrate` kinds.
         calibration_samples: training samples on which `calibrate_ppl` scores.
-        file: a `grid.yaml` of an earlier run, or a YAML list of sub-network sizes.
+        file: a `grid.yaml` of an earlier run, a `front.json`, or a YAML list of sizes.
     """
 
     kind: SamplerKind = SamplerKind.grid_params
