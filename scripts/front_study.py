@@ -25,7 +25,7 @@ CURVES = {  # name in the tables, and where its scores lie below <model>/<seed>
     "sorted only": "sorted/scores",
     "magnitude order": "magnitude/scores",
     "super-network": "supernet/scores",
-    "+ half alone": "refined/*/scores",
+    "focused": "focused/scores",
     "tuned alone": "alone/*/scores",
     "from scratch": "scratch/*/scores",
     "depth only": "depth/*/scores",
@@ -96,7 +96,8 @@ def report(out_dir: str) -> None:
         found = {name: curve for name, curve in found.items() if curve}
         whole = found["sorted only"].pop(100.0)
         found["super-network"].pop(100.0)
-        found.get("magnitude order", {}).pop(100.0, None)
+        for name in ("magnitude order", "focused"):
+            found.get(name, {}).pop(100.0, None)
         print(
             f"\n### {model.name}\n\n{len(whole)} seeds, {whole[0]['num_params']:,.0f} parameters."
         )
@@ -104,6 +105,8 @@ def report(out_dir: str) -> None:
             if metric in whole[0]:
                 print(f"\n{table(found, whole, metric, label)}")
         print(f"\n{statement(found, whole)}")
+        if shared := sharing(model, found):
+            print(f"\n{shared}")
         plot_curves(Path(out_dir) / f"{model.name}.png", panels(found, whole), columns=2)
 
 
@@ -144,7 +147,10 @@ def table(found: dict[str, Curve], whole: list[Score], metric: str, label: str) 
     lines = [f"| {label} | {head} |", "|---" * (len(places) + 1) + "|"]
     for name, curve in found.items():
         if not name.startswith("depth"):
-            cells = (shown(score[metric] for score in curve[place]) for place in places)
+            cells = [
+                shown(score[metric] for score in curve[place]) if place in curve else ""
+                for place in places
+            ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     depths = [
         f"{name}: {shown(s[metric] for s in scores)} at {place:.0f} %"
@@ -178,6 +184,29 @@ def statement(found: dict[str, Curve], whole: list[Score]) -> str:
             said += f", accuracy {shown(s['acc'] for s in chosen)}"
         lines.append(said)
     return "\n".join(lines)
+
+
+def sharing(model: Path, found: dict[str, Curve], place: float = 60.0) -> str:
+    """Loss of one network tuned alone, by how many networks share the budget."""
+    losses = {6: found["tuned alone"][place]} if "tuned alone" in found else {}
+    for path in model.glob("*/shared_*"):
+        number = int(path.name.removeprefix("shared_"))
+        losses[number] = read_curve(model, f"{path.name}/*/scores")[place]
+    if not losses:
+        return ""
+    rows = [
+        f"| {number} | {shown(s['nats_per_token'] for s in losses[number])} |"
+        for number in sorted(losses)
+    ]
+    return "\n".join(
+        [
+            f"The budget of the super-network, spent on N networks alone: loss at {place:.0f} %.",
+            "",
+            "| networks | loss of each |",
+            "|---|---|",
+            *rows,
+        ]
+    )
 
 
 def panels(found: dict[str, Curve], whole: list[Score]) -> list[Panel]:

@@ -2,23 +2,25 @@
 # Is the super-network worth it? Fronts of real models against the simple alternatives, on held-out
 # text and a multiple-choice task, with three seeds.
 #
-#   scripts/front_study.sh [out_dir]          STEPS=600 SEEDS="1 2 3" are what the tables quote
+#   scripts/front_study.sh [out_dir]          STEPS=300 SEEDS="1 2 3" are what the tables quote
 #
 # For every model and seed: sort, train the super-network for STEPS sandwich steps, search, and take
 # the best sub-network under 40, 50, ... 90 % of the parameters. Its rivals, at the same sizes:
 #   sorted      the same without training           magnitude   sorted by |w|, without training
-#   alone       the super-network's own choice, cut from the sorted model and fine-tuned alone; all
-#               six together see as many sequences as all networks of the super-network's steps
+#   focused     half of the steps on the whole space; a search; the other half on its six choices
+#   alone       the super-network's own choices, cut from the sorted model and fine-tuned one by one;
+#               all six together take as many forward and backward passes as the super-network
+#   shared_N    the choice at 60 % alone, with the share it would have if N networks were wanted
 #   scratch     the same shapes from random weights, on as many tokens as the super-network has seen
-#   depth       whole layers only, by block importance; depth_tuned: fine-tuned like `alone`
-#   refined     half of the steps for a super-network, the rest for its six choices alone
-# Finished stages are kept: after an interruption, the same command goes on. JOBS seeds run at once.
+#   depth       whole layers only, by block importance, as they are and fine-tuned like `alone`
+# The smaller study of the other models has the first two alone. Finished stages are kept: after an
+# interruption, the same command goes on. JOBS seeds run at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 out=${1:-runs/front_study}
-steps=${STEPS:-600} seeds=${SEEDS:-1 2 3} jobs=${JOBS:-2}
+steps=${STEPS:-300} seeds=${SEEDS:-1 2 3} jobs=${JOBS:-2}
 models=${MODELS:-stories260K babyllama-char361 pydoc-1m}
 shared=${DATA:-../shared/data}
 bundled=whittle_nas/assets/pydoc-1m
@@ -47,46 +49,50 @@ score() { # directory, checkpoint, options...: held-out text and the model's tas
   stage "$result" nas evaluate --checkpoint_dir "$checkpoint" "${test[@]}" "$@"
 }
 
-curve() { # name, checkpoint: search, choose, evaluate
-  stage "$dir/$1/search" nas search --checkpoint_dir "$2" --num_trials 150 --seed "$seed" \
+search() { # name, checkpoint: the best under every budget, on validation text
+  stage "$dir/$1/search" nas search --checkpoint_dir "$2" --num_trials 100 --seed "$seed" \
     --data.files "$valid" --data.block_size 256 --data.num_blocks 64 --search_space aligned
-  [ -f "$dir/$1/picks.yaml" ] ||
-    python scripts/front_study.py pick "$dir/$1/search/front.json" "$plain" "${budgets[@]}" \
-      > "$dir/$1/picks.tmp"
-  [ -f "$dir/$1/picks.yaml" ] || mv "$dir/$1/picks.tmp" "$dir/$1/picks.yaml"
+  [ -f "$dir/$1/picks.yaml" ] && return
+  python scripts/front_study.py pick "$dir/$1/search/front.json" "$plain" "${budgets[@]}" \
+    > "$dir/$1/picks.tmp"
+  mv "$dir/$1/picks.tmp" "$dir/$1/picks.yaml"
+}
+
+curve() { # name, checkpoint: search, and evaluate the choices
+  search "$1" "$2"
   score "$dir/$1/scores" "$2" --subnetworks "$dir/$1/picks.yaml" --include_full true --latency true
 }
 
-each_alone() { # name, checkpoint to cut from, picks, steps, learning rate: the choices, one by one
-  local name=$1 checkpoint=$2 picks=$3 count=$4 lr=$5 budget sizes
-  for budget in "${budgets[@]}"; do
-    local one=$dir/$name/$budget
-    [ -f "$one/scores/run.yaml" ] && continue
-    read -ra sizes <<< "$(python scripts/front_study.py sizes "$picks" "$budget")"
-    stage "$one/start" nas export --checkpoint_dir "$checkpoint" "${sizes[@]}"
-    [ "$name" != scratch ] || python scripts/front_study.py randomise "$one/start" "$seed"
-    tune "$one/tuned" "$one/start" "$count" "$lr" "${standard[@]}"
-    score "$one/scores" "$one/tuned"
-    rm -rf "$one/start" "$one/tuned"
-  done
+one_alone() { # directory, budget of the choice, steps, learning rate
+  local one=$1 sizes
+  [ -f "$one/scores/run.yaml" ] && return
+  read -ra sizes <<< "$(python scripts/front_study.py sizes "$dir/supernet/picks.yaml" "$2")"
+  stage "$one/start" nas export --checkpoint_dir "$dir/by_importance" "${sizes[@]}"
+  [[ $one != */scratch/* ]] || python scripts/front_study.py randomise "$one/start" "$seed"
+  tune "$one/tuned" "$one/start" "$3" "$4" "${standard[@]}"
+  score "$one/scores" "$one/tuned"
+  rm -rf "$one/start" "$one/tuned"
 }
 
 depth_only() { # drop whole layers
   local layers one
+  stage "$dir/by_blocks" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
+    --data.seed "$seed" --layer_order block_importance
   for layers in $(python scripts/front_study.py layers "$plain"); do
     one=$dir/depth/$layers
     [ -f "$one/tuned_scores/run.yaml" ] && continue
-    stage "$one/start" nas export --checkpoint_dir "$dir/blocks" --subnetwork.n_layer "$layers"
+    stage "$one/start" nas export --checkpoint_dir "$dir/by_blocks" --subnetwork.n_layer "$layers"
     score "$one/scores" "$one/start" --latency true
-    tune "$one/tuned" "$one/start" $((steps * 4 / 6)) "$lr" "${standard[@]}"
+    tune "$one/tuned" "$one/start" $((passes / 6)) "$lr" "${standard[@]}"
     score "$one/tuned_scores" "$one/tuned"
     rm -rf "$one/start" "$one/tuned"
   done
 }
 
 one_seed() { # everything of one model and seed; uses the model's variables
-  local seed=$1 dir=$out/$model/$1
-  stage "$dir/by_importance" nas importance --checkpoint_dir "$plain" "${calibration[@]}" --data.seed "$seed"
+  local seed=$1 dir=$out/$model/$1 passes=$((steps * 4)) budget networks
+  stage "$dir/by_importance" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
+    --data.seed "$seed"
   curve sorted "$dir/by_importance"
   tune "$dir/supernet/trained" "$dir/by_importance" "$steps" "$lr" "${sandwich[@]}"
   curve supernet "$dir/supernet/trained"
@@ -94,12 +100,22 @@ one_seed() { # everything of one model and seed; uses the model's variables
   stage "$dir/by_magnitude" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
     --data.seed "$seed" --criterion magnitude
   curve magnitude "$dir/by_magnitude"
-  each_alone alone "$dir/by_importance" "$dir/supernet/picks.yaml" $((steps * 4 / 6)) "$lr"
-  each_alone scratch "$dir/by_importance" "$dir/supernet/picks.yaml" "$steps" "$scratch_lr"
-  tune "$dir/refined/trained" "$dir/by_importance" $((steps / 2)) "$lr" "${sandwich[@]}"
-  each_alone refined "$dir/refined/trained" "$dir/supernet/picks.yaml" $((steps * 2 / 6)) "$lr"
-  stage "$dir/blocks" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
-    --data.seed "$seed" --layer_order block_importance
+  tune "$dir/half" "$dir/by_importance" $((steps / 2)) "$lr" "${sandwich[@]}"
+  search half "$dir/half"
+  tune "$dir/focused/trained" "$dir/half" $((steps / 2)) "$lr" --sampler.kind fixed \
+    --sampler.file "$dir/half/picks.yaml" --sandwich.num_random 3 --sandwich.train_smallest false \
+    --sandwich.full_weight 1 --loss.distillation forward_kl
+  score "$dir/focused/scores" "$dir/focused/trained" --subnetworks "$dir/half/picks.yaml" \
+    --include_full true --latency true
+  for budget in "${budgets[@]}"; do
+    one_alone "$dir/alone/$budget" "$budget" $((passes / 6)) "$lr"
+  done
+  for networks in 3 12 24 48; do
+    one_alone "$dir/shared_$networks/60" 60 $((passes / networks)) "$lr"
+  done
+  for budget in 40 60 80; do
+    one_alone "$dir/scratch/$budget" "$budget" "$steps" "$scratch_lr"
+  done
   depth_only
 }
 
@@ -121,17 +137,18 @@ recipe=(
 )
 sandwich=(--sampler.kind random --sandwich.full_weight 1 --loss.distillation forward_kl)
 standard=(--sandwich.strategy standard)
-lr=1e-3 scratch_lr=4e-3
+lr=2e-3 scratch_lr=4e-3
 
 calibration=(--data.files "$shared/tinystories/train.jsonl" --data.num_blocks 64)
 valid=$shared/tinystories/valid.jsonl
 text=(--data.files "$shared/tinystories/train.jsonl" --data.block_size 256 --valid.files "$valid")
 test=(
-  --data.files "$shared/tinystories/test.jsonl" --data.num_blocks 256 --data.block_size 256
+  --data.files "$shared/tinystories/test.jsonl" --data.num_blocks 128 --data.block_size 256
   --tasks local_story_next --limit 600 --include_path "$shared/lm_eval_tasks"
 )
 plain=$shared/checkpoints/stories260K rivals=all
 study stories260K
+steps=$((steps * 2 / 5))
 plain=$shared/checkpoints/babyllama-char361 rivals=none
 study babyllama-char361
 
