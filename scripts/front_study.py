@@ -3,7 +3,7 @@
     python scripts/front_study.py <step> <argument> ...
 
 A network's place on a curve is the budget under which it was chosen, 40 to 90 percent of the whole
-model's parameters; a network without some layers stands at its own size.
+model's parameters, and the size of a network that only lacks layers. Its name is `p<place>`.
 """
 
 import csv
@@ -28,8 +28,8 @@ CURVES = {  # name in the tables, and where its scores lie below <model>/<seed>
     "focused": "focused/scores",
     "tuned alone": "alone/*/scores",
     "from scratch": "scratch/*/scores",
-    "depth only": "depth/*/scores",
-    "depth, tuned": "depth/*/tuned_scores",
+    "depth only": "depth/scores",
+    "depth, tuned": "depth_tuned/*/scores",
 }
 Score = dict[str, float]  # value by metric, and `num_params`, `latency_ms`
 Curve = dict[float, list[Score]]  # scores of all seeds by place
@@ -48,24 +48,26 @@ def pick(front: str, checkpoint_dir: str, *budgets: str) -> None:
     yaml.safe_dump(rows, sys.stdout)
 
 
-def sizes(picks: str, budget: str) -> None:
+def sizes(picks: str, name: str) -> None:
     """Print one choice as options of `nas export`."""
     rows = yaml.safe_load(Path(picks).read_text())
-    row = next(row for row in rows if row["name"] == f"p{budget}")
-    print(*(f"--subnetwork.{name}={row[name]}" for name in SIZES))
+    row = next(row for row in rows if row["name"] == name)
+    print(*(f"--subnetwork.{name}={row[name]}" for name in SIZES if name in row))
 
 
-def layers(checkpoint_dir: str) -> None:
-    """Print the depths that hold 40 % to 95 % of the parameters."""
+def depths(checkpoint_dir: str) -> None:
+    """Print networks of full width with 40 % to 95 % of the parameters, as YAML."""
     from litgpt import Config
 
     from whittle_nas.weights.axes import num_params
 
     config = Config.from_file(f"{checkpoint_dir}/model_config.yaml")
-    whole, depth = num_params(config), config.n_layer
-    for config.n_layer in range(1, depth):
-        if 0.4 * whole <= num_params(config) <= 0.95 * whole:
-            print(config.n_layer)
+    whole, rows = num_params(config), []
+    for config.n_layer in range(1, config.n_layer):  # noqa: B020
+        place = round(100 * num_params(config) / whole)
+        if 40 <= place <= 95:
+            rows.append({"name": f"p{place}", "n_layer": config.n_layer})
+    yaml.safe_dump(rows, sys.stdout)
 
 
 def randomise(checkpoint_dir: str, seed: str) -> None:
@@ -94,10 +96,9 @@ def report(out_dir: str) -> None:
         model = model.parent
         found = {name: read_curve(model, where) for name, where in CURVES.items()}
         found = {name: curve for name, curve in found.items() if curve}
-        whole = found["sorted only"].pop(100.0)
-        found["super-network"].pop(100.0)
-        for name in ("magnitude order", "focused"):
-            found.get(name, {}).pop(100.0, None)
+        whole = found["sorted only"][100.0]  # sorting leaves it as it is
+        for curve in found.values():
+            curve.pop(100.0, None)
         print(
             f"\n### {model.name}\n\n{len(whole)} seeds, {whole[0]['num_params']:,.0f} parameters."
         )
@@ -111,19 +112,13 @@ def report(out_dir: str) -> None:
 
 
 def read_curve(model: Path, where: str) -> Curve:
-    """Scores of one curve, by budget; networks without some layers by their own size."""
+    """Scores of one curve of all seeds, by place."""
     curve: Curve = defaultdict(list)
-    for seed in sorted(path for path in model.iterdir() if path.is_dir()):
-        whole = read_scores(seed / "sorted/scores/results.csv")["full"]["num_params"]
-        for path in sorted(seed.glob(f"{where}/results.csv")):
-            for label, score in read_scores(path).items():
-                if where.startswith("depth"):
-                    place = round(100 * score["num_params"] / whole, 1)
-                elif "*" in where:  # a directory per budget, with one network each
-                    place = float(path.parent.parent.name)
-                else:
-                    place = 100.0 if label == "full" else float(label[1:])
-                curve[place].append(score)
+    for path in sorted(model.glob(f"[0-9]*/{where}/results.csv")):
+        for label, score in read_scores(path).items():
+            # a directory per place with one network each, or all networks by their names
+            name = path.parent.parent.name if "*" in where else label.replace("full", "100")
+            curve[float(name.removeprefix("p"))].append(score)
     return dict(sorted(curve.items()))
 
 
@@ -152,37 +147,37 @@ def table(found: dict[str, Curve], whole: list[Score], metric: str, label: str) 
                 for place in places
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    depths = [
+    layers_only = [
         f"{name}: {shown(s[metric] for s in scores)} at {place:.0f} %"
         for name, curve in found.items()
         if name.startswith("depth")
         for place, scores in curve.items()
     ]
     lines += ["", f"The whole model: {shown(score[metric] for score in whole)}."]
-    return "\n".join([*lines, *([f"Layers only, {'; '.join(depths)}."] if depths else [])])
+    return "\n".join(
+        [*lines, *([f"Layers only, {'; '.join(layers_only)}."] if layers_only else [])]
+    )
 
 
 def statement(found: dict[str, Curve], whole: list[Score]) -> str:
     """What a user gets at every budget."""
-    lines = []
+    names = [name for name in ("super-network", "focused", "tuned alone") if name in found]
+    lines = [
+        "| fewer parameters | prefill latency | " + " | ".join(names) + " |",
+        "|---" * (2 + len(names)) + "|",
+    ]
     for place, scores in found["super-network"].items():
-        better = [
-            100 * (1 - s["num_params"] / w["num_params"])
-            for s, w in zip(scores, whole, strict=True)
-        ]
-        faster = [s["latency_ms"] / w["latency_ms"] for s, w in zip(scores, whole, strict=True)]
-        best = min(
-            (name for name, curve in found.items() if place in curve),
-            key=lambda name: mean_spread(s["nats_per_token"] for s in found[name][place])[0],
-        )
-        chosen = found[best][place]
-        said = (
-            f"- {shown(better, 1)} % fewer parameters, {shown(faster, 2)} x the latency, {best}: "
-        )
-        said += f"loss {shown(s['nats_per_token'] for s in chosen)}"
-        if "acc" in chosen[0]:
-            said += f", accuracy {shown(s['acc'] for s in chosen)}"
-        lines.append(said)
+        pairs = list(zip(scores, whole, strict=True))
+        fewer = shown((100 * (1 - s["num_params"] / w["num_params"]) for s, w in pairs), 1)
+        faster = shown((s["latency_ms"] / w["latency_ms"] for s, w in pairs), 2)
+        cells = []
+        for name in names:
+            chosen = found[name][place]
+            cell = f"loss {shown(s['nats_per_token'] for s in chosen)}"
+            if "acc" in chosen[0]:
+                cell += f", accuracy {shown(s['acc'] for s in chosen)}"
+            cells.append(cell)
+        lines.append(f"| {fewer} % | {faster} x | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -239,5 +234,5 @@ def panels(found: dict[str, Curve], whole: list[Score]) -> list[Panel]:
 
 
 if __name__ == "__main__":
-    steps = {step.__name__: step for step in (pick, sizes, layers, randomise, report)}
+    steps = {step.__name__: step for step in (pick, sizes, depths, randomise, report)}
     steps[sys.argv[1]](*sys.argv[2:])

@@ -60,37 +60,22 @@ search() { # name, checkpoint: the best under every budget, on validation text
 
 curve() { # name, checkpoint: search, and evaluate the choices
   search "$1" "$2"
-  score "$dir/$1/scores" "$2" --subnetworks "$dir/$1/picks.yaml" --include_full true --latency true
+  score "$dir/$1/scores" "$2" --subnetworks "$dir/$1/picks.yaml" --include_full true
 }
 
-one_alone() { # directory, budget of the choice, steps, learning rate
+one_alone() { # directory, choices, name of one, checkpoint, steps, learning rate
   local one=$1 sizes
   [ -f "$one/scores/run.yaml" ] && return
-  read -ra sizes <<< "$(python scripts/front_study.py sizes "$dir/supernet/picks.yaml" "$2")"
-  stage "$one/start" nas export --checkpoint_dir "$dir/by_importance" "${sizes[@]}"
+  read -ra sizes <<< "$(python scripts/front_study.py sizes "$2" "$3")"
+  stage "$one/start" nas export --checkpoint_dir "$4" "${sizes[@]}"
   [[ $one != */scratch/* ]] || python scripts/front_study.py randomise "$one/start" "$seed"
-  tune "$one/tuned" "$one/start" "$3" "$4" "${standard[@]}"
+  tune "$one/tuned" "$one/start" "$5" "$6" --sandwich.strategy standard
   score "$one/scores" "$one/tuned"
   rm -rf "$one/start" "$one/tuned"
 }
 
-depth_only() { # drop whole layers
-  local layers one
-  stage "$dir/by_blocks" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
-    --data.seed "$seed" --layer_order block_importance
-  for layers in $(python scripts/front_study.py layers "$plain"); do
-    one=$dir/depth/$layers
-    [ -f "$one/tuned_scores/run.yaml" ] && continue
-    stage "$one/start" nas export --checkpoint_dir "$dir/by_blocks" --subnetwork.n_layer "$layers"
-    score "$one/scores" "$one/start" --latency true
-    tune "$one/tuned" "$one/start" $((passes / 6)) "$lr" "${standard[@]}"
-    score "$one/tuned_scores" "$one/tuned"
-    rm -rf "$one/start" "$one/tuned"
-  done
-}
-
 one_seed() { # everything of one model and seed; uses the model's variables
-  local seed=$1 dir=$out/$model/$1 passes=$((steps * 4)) budget networks
+  local seed=$1 dir=$out/$model/$1 passes=$((steps * 4)) choices at number
   stage "$dir/by_importance" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
     --data.seed "$seed"
   curve sorted "$dir/by_importance"
@@ -100,23 +85,40 @@ one_seed() { # everything of one model and seed; uses the model's variables
   stage "$dir/by_magnitude" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
     --data.seed "$seed" --criterion magnitude
   curve magnitude "$dir/by_magnitude"
-  tune "$dir/half" "$dir/by_importance" $((steps / 2)) "$lr" "${sandwich[@]}"
-  search half "$dir/half"
-  tune "$dir/focused/trained" "$dir/half" $((steps / 2)) "$lr" --sampler.kind fixed \
-    --sampler.file "$dir/half/picks.yaml" --sandwich.num_random 3 --sandwich.train_smallest false \
-    --sandwich.full_weight 1 --loss.distillation forward_kl
+  tune "$dir/half/trained" "$dir/by_importance" $((steps / 2)) "$lr" "${sandwich[@]}"
+  search half "$dir/half/trained"
+  tune "$dir/focused/trained" "$dir/half/trained" $((steps / 2)) "$lr" "${focus[@]}" \
+    --sampler.file "$dir/half/picks.yaml"
   score "$dir/focused/scores" "$dir/focused/trained" --subnetworks "$dir/half/picks.yaml" \
-    --include_full true --latency true
-  for budget in "${budgets[@]}"; do
-    one_alone "$dir/alone/$budget" "$budget" $((passes / 6)) "$lr"
+    --include_full true
+  choices=$dir/supernet/picks.yaml
+  for at in "${budgets[@]}"; do
+    one_alone "$dir/alone/$at" "$choices" "p$at" "$dir/by_importance" $((passes / 6)) "$lr"
   done
-  for networks in 3 12 24 48; do
-    one_alone "$dir/shared_$networks/60" 60 $((passes / networks)) "$lr"
+  for number in 3 12 24 48; do
+    one_alone "$dir/shared_$number/60" "$choices" p60 "$dir/by_importance" \
+      $((passes / number)) "$lr"
   done
-  for budget in 40 60 80; do
-    one_alone "$dir/scratch/$budget" "$budget" "$steps" "$scratch_lr"
+  for at in 40 60 80; do
+    one_alone "$dir/scratch/$at" "$choices" "p$at" "$dir/by_importance" "$steps" "$scratch_lr"
   done
-  depth_only
+  choices=$dir/depth/picks.yaml
+  stage "$dir/depth/by_blocks" nas importance --checkpoint_dir "$plain" "${calibration[@]}" \
+    --data.seed "$seed" --layer_order block_importance
+  python scripts/front_study.py depths "$plain" > "$choices"
+  score "$dir/depth/scores" "$dir/depth/by_blocks" --subnetworks "$choices" --include_full true
+  for at in $(sed -n 's/.*name: p//p' "$choices"); do
+    one_alone "$dir/depth_tuned/$at" "$choices" "p$at" "$dir/depth/by_blocks" $((passes / 6)) "$lr"
+  done
+}
+
+time_networks() { # latencies, one directory after the other, with nothing beside them
+  local run
+  for run in "$out"/*/*/*/scores/run.yaml; do
+    grep -q '^latency: true' "$run" && continue
+    echo "-- latency: ${run%/run.yaml}" >&2
+    nas evaluate --config "$run" --latency true --overwrite false > /dev/null 2>&1
+  done
 }
 
 study() { # model: its seeds, JOBS at a time
@@ -136,7 +138,10 @@ recipe=(
   --trainer.logger "[]"
 )
 sandwich=(--sampler.kind random --sandwich.full_weight 1 --loss.distillation forward_kl)
-standard=(--sandwich.strategy standard)
+focus=(
+  --sampler.kind fixed --sandwich.num_random 3 --sandwich.train_smallest false
+  --sandwich.full_weight 1 --loss.distillation forward_kl
+)
 lr=2e-3 scratch_lr=4e-3
 
 calibration=(--data.files "$shared/tinystories/train.jsonl" --data.num_blocks 64)
@@ -160,5 +165,6 @@ plain=$bundled rivals=none
 study pydoc-1m
 while (($(jobs -rp | wc -l))); do wait -n; done
 
+time_networks
 python scripts/front_study.py report "$out" | tee "$out/table.md.tmp"
 mv "$out/table.md.tmp" "$out/table.md"
