@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from whittle_nas import __version__
-from whittle_nas.errors import ConfigError
+from whittle_nas.errors import ConfigError, Terminated, disk_errors
 
 # command: (module, function, what it does). Only the chosen module is imported.
 COMMANDS = {
@@ -39,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or 2 after one sentence on stderr for everything the user can mend.
+        0, or after one sentence on stderr 2 for everything the user can mend, 130 for Ctrl-C and
+        143 for SIGTERM.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -51,25 +56,63 @@ def main(argv: list[str] | None = None) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-    module, function, _ = COMMANDS[name]
     # Both libraries chatter otherwise: the one at every fork, the other at every memory profile.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")
-    from whittle_nas.cli.parser import run
-
     try:
-        command = getattr(importlib.import_module(f"whittle_nas.cli.{module}"), function)
-        run(name, command, arguments[1:])
+        with _terminable(), disk_errors(None):
+            _run(name, arguments[1:])
+            sys.stdout.flush()  # the last moment at which a full disk behind `>` can be told
     except ConfigError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on", status=130)
+    except Terminated as error:
+        return _fail(str(error) or "stopped by SIGTERM", status=143)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", status=130)
     except BrokenPipeError:  # `nas profile | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     return 0
 
 
+def _run(name: str, arguments: list[str]) -> None:
+    from whittle_nas.cli.parser import run
+
+    module, function, _ = COMMANDS[name]
+    command = getattr(importlib.import_module(f"whittle_nas.cli.{module}"), function)
+    run(name, command, arguments)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block like Ctrl-C: temporary files go, and the user gets a sentence."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != own:  # a worker that was forked, and is ended by its parent
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _drop_output() -> None:
+    """What is left to print goes nowhere; the interpreter would complain about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(sentence: str, status: int = 2) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     print(f"nas: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
     return status
 

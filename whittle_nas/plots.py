@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from whittle_nas.weights.files import atomic_file
+
 
 def plot_importance(
     path: Path,
@@ -49,7 +51,7 @@ def plot_importance(
         )
     right.set(xlabel="share of neurons", ylabel="score / highest", title="neurons, sorted")
     right.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_before_after(
@@ -81,7 +83,7 @@ def plot_before_after(
     axes.axhline(full_perplexity, color="black", linewidth=0.8, linestyle=":", label="whole model")
     axes.set(xlabel="parameters", ylabel="perplexity", yscale="log", title=title)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_front(
@@ -119,7 +121,7 @@ def plot_front(
         panel.legend()
     panels[-1].plot(range(1, len(hypervolume) + 1), hypervolume, color="tab:blue")
     panels[-1].set(xlabel="trials", ylabel="dominated share of the objectives' range")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _columns(points: Any, cost: int) -> tuple[list[float], list[float]]:
@@ -151,7 +153,7 @@ def plot_training(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]])
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_scores(
@@ -187,4 +189,10 @@ def plot_scores(
         panel.margins(x=0.15)  # room for the names
         panel.set(xlabel=cost, ylabel=f"{metric} (bars: standard error)", title=title)
         panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a picture whole or not at all: an earlier one may have the name."""
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -17,7 +16,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.session import Session, Text, spread
 from whittle_nas.evaluate.store import PAIRS, Pair, Result
 from whittle_nas.metrics.analytic import num_params
-from whittle_nas.weights.files import check_free
+from whittle_nas.weights.files import check_free, remove_run
 from whittle_nas.weights.slicing import plan_slices
 
 
@@ -37,7 +36,7 @@ def check_directory(out_dir: Path) -> None:
 def prepare_directory(out_dir: Path, *, overwrite: bool) -> None:
     """Make `out_dir`, without finished pairs if those are not wanted."""
     if overwrite and _is_first_process():
-        shutil.rmtree(out_dir / PAIRS, ignore_errors=True)
+        remove_run(out_dir, [PAIRS])
     (out_dir / PAIRS).mkdir(parents=True, exist_ok=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -240,10 +239,10 @@ def _is_first_process() -> bool:
 
 def _prepare_directory(out_dir: Path, *, resume: bool) -> None:
     """Make the directory, without what an earlier run left unless it goes on."""
+    from whittle_nas.weights.files import remove_run
+
     if not resume:
-        for name in ("checkpoints", "logs"):
-            shutil.rmtree(out_dir / name, ignore_errors=True)
-        (out_dir / "lit_model.pth").unlink(missing_ok=True)
+        remove_run(out_dir, ("lit_model.pth", "checkpoints", "logs"))
     out_dir.mkdir(parents=True, exist_ok=True)
 
 

@@ -8,18 +8,17 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from whittle_nas import __version__
-from whittle_nas.errors import ConfigError
+from whittle_nas.errors import AGAIN, ConfigError, Terminated, disk_errors
 from whittle_nas.reading import read_yaml
-from whittle_nas.weights.files import atomic_write_text, hold_directory
+from whittle_nas.weights.files import RUN_FILE, hold_directory
 
-RUN_FILE = "run.yaml"
 _REQUIRED = re.compile(r'Key "([\w.]+)" is required')
 
 
@@ -27,8 +26,9 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
     """Parse the options of a command, run it and note in its `out_dir` how to repeat it.
 
     Raises:
-        ConfigError: for an unknown option or a value of the wrong type, or if another run holds
-            `out_dir`.
+        ConfigError: for an unknown option or a value of the wrong type, if another run holds
+            `out_dir`, or if the disk does not take what is written.
+        KeyboardInterrupt: with a sentence for the user.
     """
     parser = make_parser(name, command)
     options = parse(parser, arguments)
@@ -36,10 +36,23 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
     built = parser.instantiate_classes(options)
     given = options.get("out_dir")
     out_dir = None if given is None else Path(str(given))
-    with nullcontext() if out_dir is None or _is_helper() else hold_directory(out_dir):
-        command(**{key: value for key, value in vars(built).items() if key != "config"})
-        if out_dir is not None and out_dir.is_dir():
-            atomic_write_text(out_dir / RUN_FILE, record)
+    again = AGAIN if options.get("resume", True) else f"{AGAIN} with --resume true"
+    try:
+        with (
+            disk_errors(out_dir, again=again),
+            _held(out_dir, record),
+        ):
+            command(**{key: value for key, value in vars(built).items() if key != "config"})
+    except Terminated:
+        raise Terminated(f"stopped by SIGTERM; {again} to go on") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {again} to go on") from None
+
+
+def _held(out_dir: Path | None, record: str) -> AbstractContextManager[None]:
+    if out_dir is None or _is_helper():
+        return nullcontext()
+    return hold_directory(out_dir, note=record)
 
 
 def _is_helper() -> bool:

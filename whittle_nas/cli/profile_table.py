@@ -33,7 +33,10 @@ def measure_table(
     subs = calibration_networks(space, networks, seed)
     rows = []
     for phase in Phase:
-        with tqdm(total=networks, desc=phase.value, file=sys.stderr, leave=False) as bar:
+        # disable=None: silent where stderr is not a terminal
+        with tqdm(
+            total=networks, desc=phase.value, file=sys.stderr, leave=False, disable=None
+        ) as bar:
             found = table.calibrate(subs, phase, on_progress=bar.update)
         rows.append(
             [

@@ -28,9 +28,10 @@ from whittle_nas.weights.files import atomic_write_text
 def listening(request: Request, warn: Callable[[str], None]) -> Iterator[Listener]:
     """A bar with the time left and the best trial under some budgets."""
     quality = request.objectives[0]
-    # The delay keeps the bar away from what is wrong with the options, which is found at once.
+    # The delay keeps the bar away from what is wrong with the options, which is found at once;
+    # without a terminal (disable=None) there is none: a log would hold hundreds of them.
     with tqdm(
-        total=request.num_trials, desc="trials", file=sys.stderr, leave=False, delay=2
+        total=request.num_trials, desc="trials", file=sys.stderr, leave=False, delay=2, disable=None
     ) as bar:
 
         def show(trials: Sequence[Trial]) -> None:

@@ -23,7 +23,7 @@ from whittle_nas.search.searchers import Problem, make_searcher
 from whittle_nas.search.trials import FILE_NAME, Trial, TrialLog, read_trials
 from whittle_nas.search.workers import InlinePool, Pool
 from whittle_nas.space.front import Front, FrontEntry
-from whittle_nas.weights.files import atomic_write_text
+from whittle_nas.weights.files import atomic_write_text, remove_run
 
 FILES = (
     FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "front.html", "recovery.json",
@@ -140,8 +140,7 @@ class Session:
         """Make the directory for a new search; only now, when all options are found right."""
         request = self.request
         request.out_dir.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (request.out_dir / name).unlink(missing_ok=True)
+        remove_run(request.out_dir, FILES)
         settings.write_settings(request.out_dir, request.settings(ahead))
 
     def _open(self) -> tuple[int, list[Trial]]:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from whittle_nas.errors import ConfigError
+from whittle_nas.errors import ConfigError, Terminated
 from whittle_nas.train.batches import batches_per_epoch
 from whittle_nas.train.module import SupernetTraining
 from whittle_nas.train.options import TrainerOptions
 from whittle_nas.weights.checkpoint import load_torch
+from whittle_nas.weights.files import atomic_file
 
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 
@@ -62,6 +68,7 @@ def _trainer(
         # `fit` adds the one to resume from; a user may have one of the best loss beside it
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         callbacks=callbacks,
+        plugins=[_WholeFiles()],
         logger=loggers,
         default_root_dir=out_dir,
     )
@@ -95,8 +102,8 @@ def fit(
         resume_from: checkpoint of an interrupted run.
 
     Raises:
-        ConfigError: if the loss is not finite, if the checkpoint is not of this training, or if
-            the process was asked to stop.
+        ConfigError: if the loss is not finite, or if the checkpoint is not of this training.
+        KeyboardInterrupt: if the process was asked to stop.
     """
     recipe = module.recipe
     if resume_from is not None:
@@ -112,21 +119,56 @@ def fit(
                 enable_version_counter=False,
             )
         )
-    with _quiet():
+    with _quiet(), _stoppable():
         try:
             trainer.fit(module, ckpt_path=None if resume_from is None else str(resume_from))
-        except SIGTERMException:
-            # A SystemExit without a code: a script would take half a training for a whole one.
-            raise ConfigError(
-                f"stopped by SIGTERM at step {module.global_step}; the same command with "
-                "--resume true goes on"
-            ) from None
         except RuntimeError as error:
             if resume_from is None or "state_dict" not in str(error):
                 raise
             raise ConfigError(
                 f"{resume_from} is not a checkpoint of this training: {str(error).splitlines()[0]}"
             ) from error
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are there or not.
+
+    Lightning's own go through a temporary directory, which may lie on a smaller disk and from
+    which they are copied, so that an interruption leaves half a file under the final name.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write beside the final name, and rename."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(Path(path)) as unfinished:
+            torch.save(checkpoint, unfinished)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Signals stop a training as they stop everything else; Lightning makes exits of them.
+
+    Its SIGTERM has no exit status: a script would take half a training for a whole one.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    # Without a handler of ours Lightning's ends a step before it stops, also under SLURM.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL) if main else None
+    try:
+        yield
+    except SIGTERMException:
+        raise Terminated from None
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def newest_checkpoint(out_dir: Path) -> Path | None:
@@ -163,8 +205,9 @@ def _build(specs: Sequence[dict[str, Any]]) -> list[Any]:
 def _quiet() -> Iterator[None]:
     """Without Lightning's hints that do not apply here, and its advertisement."""
     log = logging.getLogger("lightning.pytorch")
-    level = log.level
+    level, told = log.level, threading.excepthook
     log.setLevel(logging.WARNING)
+    threading.excepthook = partial(_tell_thread, told)
     try:
         with warnings.catch_warnings():
             for message in (
@@ -177,3 +220,10 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+        threading.excepthook = told
+
+
+def _tell_thread(told: Callable[..., Any], thread_error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread keeps its error, which the next call raises, and prints it as well."""
+    if not type(thread_error.thread).__module__.startswith("tensorboard."):
+        told(thread_error)

@@ -21,7 +21,7 @@ from whittle_nas.train.fit import LOGS
 from whittle_nas.train.prepare import ADAPTERS, save_adapters, trained_state_dict
 from whittle_nas.weights.checkpoint import WEIGHTS, Checkpoint, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
-from whittle_nas.weights.files import atomic_write_text
+from whittle_nas.weights.files import PARTIAL, atomic_write_text
 from whittle_nas.weights.supernet import SuperNetwork
 
 GRID, CURVES, LOSSES = "grid.yaml", "curves.png", "losses.yaml"
@@ -56,7 +56,7 @@ def write_outputs(
     sizes = {name: {"num_params": count(sub), **sub.to_dict()} for name, sub in networks.items()}
     losses = {"networks": sizes, "nats_per_token": history}
     atomic_write_text(out_dir / LOSSES, yaml.safe_dump(losses, sort_keys=False))
-    partial = Path(tempfile.mkdtemp(prefix=".final.", dir=out_dir))
+    partial = Path(tempfile.mkdtemp(PARTIAL, ".final.", out_dir))
     try:
         info = replace(source.info, search_space=space.to_dict(), training=training)
         tensors = trained_state_dict(supernet.model, source.state_dict())
@@ -82,7 +82,7 @@ def read_curves(out_dir: Path) -> Curves:
     logs = (out_dir / LOGS / "csv").glob("version_*/metrics.csv")
     for path in sorted(logs, key=lambda path: int(path.parent.name.split("_")[1])):
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # not cut off
         points = [
             (name, int(row["step"]), float(value))
             for row in rows

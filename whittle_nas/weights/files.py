@@ -8,15 +8,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from whittle_nas.errors import ConfigError
+from whittle_nas.errors import ConfigError, disk_errors
 
+RUN_FILE = "run.yaml"  # how to repeat a run; a directory that holds it is finished
 _LOCK = ".lock"
-_PARTIAL, _OLD = ".partial", ".old"  # ends of the names of what is not finished, or replaced
+PARTIAL, _OLD = ".partial", ".old"  # ends of the names of what is not finished, or replaced
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without any
-_WRITER_FAILED = ("file write failed", "iostream error", "unexpected pos", "No space left")
 
 
 @contextmanager
@@ -31,23 +31,26 @@ def atomic_directory(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path
         The temporary directory. It is removed if the block fails.
 
     Raises:
-        ConfigError: if `out_dir` holds something, or if the device is full.
+        ConfigError: if `out_dir` holds something.
     """
     check_free(out_dir, overwrite=overwrite)
-    with _device_errors(out_dir):
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(_PARTIAL, f".{out_dir.name}.", out_dir.parent))
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(PARTIAL, f".{out_dir.name}.", out_dir.parent))
     try:
-        with _device_errors(out_dir):
-            yield partial
-            partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-            _replace_directory(partial, out_dir)
+        yield partial
+        for path in partial.rglob("*"):
+            _sync(path)
+        note = _note_beside(Path(os.path.realpath(out_dir)))
+        if note.is_file():  # so that no directory is there without it
+            _move(note, partial / RUN_FILE)
+        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _replace_directory(partial, out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
-def hold_directory(out_dir: Path) -> Iterator[None]:
+def hold_directory(out_dir: Path, *, note: str = "") -> Iterator[None]:
     """Keep every other process out of `out_dir`, which need not exist yet, during the block.
 
     The lock is a file beside the directory, which goes at the end; where nothing can be made there
@@ -55,23 +58,25 @@ def hold_directory(out_dir: Path) -> Iterator[None]:
     dies: a file that is left behind holds nothing. It is a record lock, which forked workers do not
     inherit and so can't keep when their parent was killed.
 
+    Args:
+        out_dir: the directory.
+        note: text of the `run.yaml` that appears in `out_dir`, if it exists, when the block ends
+            well. It is written before the block: a disk that is full then is full at once, and no
+            finished directory lacks it.
+
     Raises:
         ConfigError: if another process holds the directory, or if nothing can be written there.
     """
     target = Path(os.path.realpath(out_dir))
     _check_no_file(target, out_dir)
     made = [parent for parent in target.parents if not parent.exists()]
-    beside = target.with_name(f".{target.name}.lock")
     try:
-        try:
-            path, descriptor = beside, _open_lock(beside)
-        except OSError:
-            if not target.is_dir():
-                raise
-            path = target / _LOCK
-            descriptor = _open_lock(path)
-    except OSError as error:
+        with disk_errors(out_dir):
+            path, descriptor = _lock(target)
+    except (OSError, ConfigError) as error:
         _remove_empty(made)
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"--out_dir {out_dir} can't be written: {error.strerror}") from None
     if descriptor is None:
         raise ConfigError(
@@ -79,11 +84,42 @@ def hold_directory(out_dir: Path) -> Iterator[None]:
         )
     try:
         _repair(target)
-        yield
+        with _noted(target, path.parent, note) if note else nullcontext():
+            yield
     finally:
         path.unlink(missing_ok=True)  # while it is held, so that no other run holds it
         os.close(descriptor)
         _remove_empty(made)
+
+
+@contextmanager
+def _noted(target: Path, folder: Path, note: str) -> Iterator[None]:
+    """Write a note into the folder of the lock, beside or in the target, and move it at the end."""
+    path = _note_inside(target) if folder == target else _note_beside(target)
+    try:
+        path.write_text(note, encoding="utf-8")
+        yield
+        if path.is_file() and target.is_dir():
+            _move(path, target / RUN_FILE)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _note_beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{RUN_FILE}{PARTIAL}")
+
+
+def _note_inside(target: Path) -> Path:
+    return target / f".{RUN_FILE}{PARTIAL}"
+
+
+def _move(path: Path, target: Path) -> None:
+    try:
+        path.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # a mounted volume has its parent on another device
+            raise
+        atomic_write_text(target, path.read_text(encoding="utf-8"))
 
 
 def _repair(target: Path) -> None:
@@ -97,10 +133,22 @@ def _repair(target: Path) -> None:
             if (path / "replaced").is_dir() and not target.exists():
                 (path / "replaced").rename(target)
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name.endswith(_PARTIAL):
-            shutil.rmtree(path, ignore_errors=True)
-    for path in target.glob(f".*{_PARTIAL}") if target.is_dir() else ():
-        path.unlink(missing_ok=True)
+        elif path.name.endswith(PARTIAL):
+            _remove(path)
+    for folder in ("", "*/", "*/*/") if target.is_dir() else ():
+        for path in target.glob(f"{folder}.*{PARTIAL}"):
+            _remove(path)
+
+
+def _lock(target: Path) -> tuple[Path, int | None]:
+    """The lock file of a directory, and its descriptor if it is ours."""
+    beside = target.with_name(f".{target.name}.lock")
+    try:
+        return beside, _open_lock(beside)
+    except OSError:
+        if not target.is_dir():
+            raise
+    return target / _LOCK, _open_lock(target / _LOCK)
 
 
 def _open_lock(path: Path) -> int | None:
@@ -144,8 +192,9 @@ def check_free(out_dir: Path, *, overwrite: bool = False) -> None:
 
 
 def contents(out_dir: Path) -> list[str]:
-    """Names of what a directory holds beside the lock of this run; empty if there is none."""
-    return sorted({path.name for path in out_dir.iterdir()} - {_LOCK}) if out_dir.is_dir() else []
+    """Names of what a directory holds beside this run's own; empty if there is none."""
+    own = {_LOCK, _note_inside(out_dir).name}
+    return sorted({path.name for path in out_dir.iterdir()} - own) if out_dir.is_dir() else []
 
 
 def _check_no_file(target: Path, out_dir: Path) -> None:
@@ -155,36 +204,53 @@ def _check_no_file(target: Path, out_dir: Path) -> None:
             raise ConfigError(f"--out_dir {out_dir} {what}; give a directory")
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends well.
+
+    A reader sees the old or the new file, never a part; errors of the disk name `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(partial)):
+            error.filename = str(path)
+        raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-    try:
-        with _device_errors(path):
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def _device_errors(target: Path) -> Iterator[None]:
-    """Turn a full or read-only device into a sentence.
+def remove_run(out_dir: Path, names: Iterable[str]) -> None:
+    """Remove what an earlier run left in a directory, first the note that it was finished."""
+    for name in (RUN_FILE, *names):
+        _remove(out_dir / name)
 
-    torch's zip writer reports a failed write as a RuntimeError, so its message is read too.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise ConfigError(f"can't write {target}: {error.strerror}") from error
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _WRITER_FAILED):
-            raise
-        raise ConfigError(f"can't write {target}: no space left on the device") from error
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on its disk: some say only then that they are full."""
+    if path.is_file():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _replace_directory(partial: Path, out_dir: Path) -> None:
