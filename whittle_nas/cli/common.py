@@ -1,9 +1,10 @@
-"""What every command needs: devices, seeds and tables."""
+"""What every command needs: devices, seeds, tables and progress bars."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from whittle_nas.cli.options import DType
@@ -48,6 +49,14 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def progress_bar(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+    """A progress bar on stderr, with the time left; it disappears when it is full."""
+    from tqdm import tqdm
+
+    # disable=None: silent where stderr is not a terminal
+    return tqdm(items, desc=label, total=total, file=sys.stderr, leave=False, disable=None)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:

@@ -55,7 +55,7 @@ def export(
         dtype: Number format of the weights.
         overwrite: Replace what is in `out_dir`.
     """
-    from whittle_nas.cli.common import resolve_dtype
+    from whittle_nas.cli.common import progress_bar, resolve_dtype
     from whittle_nas.cli.selection import choose_subnetwork
     from whittle_nas.export.checkpoint import plan_export, write_export
     from whittle_nas.weights.checkpoint import open_checkpoint
@@ -74,7 +74,7 @@ def export(
     )
     planned = plan_export(checkpoint, sub, to_hf=format is Format.hf)
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
-        write_export(partial, planned, dtype=resolve_dtype(dtype))
+        write_export(partial, planned, dtype=resolve_dtype(dtype), progress=progress_bar)
     _report(planned, out_dir, format)
 
 

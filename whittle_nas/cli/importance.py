@@ -89,8 +89,13 @@ def importance(
         seed: Seed of the sub-networks of the report.
         overwrite: Replace what is in `out_dir`.
     """
-    from whittle_nas.cli.common import resolve_device, resolve_dtype, seed_everything
-    from whittle_nas.cli.importance_report import describe, draw_scores, progress
+    from whittle_nas.cli.common import (
+        progress_bar,
+        resolve_device,
+        resolve_dtype,
+        seed_everything,
+    )
+    from whittle_nas.cli.importance_report import describe, draw_scores
     from whittle_nas.data import Part, load_blocks
     from whittle_nas.importance.pipeline import MeasureOptions, measure, write_sorted
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
@@ -119,12 +124,14 @@ def importance(
     trial = _plan_trial(report, data, checkpoint, seed=seed)
     where = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
     supernet = load_supernet(checkpoint_dir, **where)
-    measured = measure(supernet.model, blocks.tokens, options, progress=progress)
+    measured = measure(supernet.model, blocks.tokens, options, progress=progress_bar)
     before = trial.run(supernet, "before sorting") if trial else []
     del supernet  # one model at a time
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         settings = {**options.to_dict(), "data": describe(data, blocks)}
-        found = write_sorted(partial, checkpoint, measured, settings=settings)
+        found = write_sorted(
+            partial, checkpoint, measured, settings=settings, progress=progress_bar
+        )
         draw_scores(partial, measured, options.layer_order)
         if trial:
             after = trial.run(load_supernet(partial, **where), "after sorting")

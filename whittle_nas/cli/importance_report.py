@@ -7,14 +7,13 @@ runs those imports to read the signature.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from whittle_nas.cli.common import progress_bar
 from whittle_nas.data import Part, TextData, TokenBlocks, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.options import LayerCriterion
@@ -42,7 +41,7 @@ class Trial:
             self.subnetworks,
             lambda model: nats_per_token(model, self.tokens),
             label=label,
-            progress=progress,
+            progress=progress_bar,
         )
 
     def write(self, out_dir: Path, before: list[float], after: list[float]) -> None:
@@ -107,11 +106,3 @@ def draw_scores(out_dir: Path, measured: Measured, criterion: LayerCriterion) ->
         heads=measured.scores.heads.flatten(1).tolist(),
         neurons=measured.scores.neurons.tolist(),
     )
-
-
-def progress(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
-    """A progress bar on stderr, which disappears when it is full."""
-    from tqdm import tqdm
-
-    # disable=None: silent where stderr is not a terminal
-    return tqdm(items, desc=label, total=total, file=sys.stderr, leave=False, disable=None)

@@ -10,6 +10,7 @@ import torch
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf import HFTarget, hf_target, write_hf, write_hf_config
+from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
@@ -44,13 +45,20 @@ def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> 
     return ExportPlan(source, slices, hf_target(slices.config) if to_hf else None)
 
 
-def write_export(out_dir: Path, planned: ExportPlan, *, dtype: torch.dtype | None = None) -> None:
+def write_export(
+    out_dir: Path,
+    planned: ExportPlan,
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Progress = no_progress,
+) -> None:
     """Fill an empty directory with the exported model.
 
     Args:
         out_dir: existing directory.
         planned: what to write.
         dtype: number format of the weights; default: as stored.
+        progress: shows the tensors that are written.
 
     Raises:
         ConfigError: if the checkpoint's weights are corrupt.
@@ -58,10 +66,11 @@ def write_export(out_dir: Path, planned: ExportPlan, *, dtype: torch.dtype | Non
     source, config = planned.source.path, planned.slices.config
     stored = planned.source.state_dict()
     if planned.target is not None:
-        write_hf(out_dir, config, LazySlices(planned.slices, stored), source=source, dtype=dtype)
+        tensors = LazySlices(planned.slices, stored)
+        write_hf(out_dir, config, tensors, source=source, dtype=dtype, progress=progress)
         return
     tensors = LazySlices(planned.slices, stored, dtype)
-    write_checkpoint(out_dir, tensors, config=config, source=source)
+    write_checkpoint(out_dir, tensors, config=config, source=source, progress=progress)
     try:
         target = hf_target(config)
     except ConfigError:

@@ -16,6 +16,7 @@ import torch
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf_config import HFTarget, hf_target
 from whittle_nas.export.hf_names import to_hf
+from whittle_nas.progress import Progress, no_progress
 from whittle_nas.weights.checkpoint import COMPANIONS
 
 SHARD_BYTES = 5 * 10**9
@@ -35,6 +36,7 @@ def write_hf(
     source: Path | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    progress: Progress = no_progress,
 ) -> HFTarget:
     """Fill an empty directory with a Hugging Face model.
 
@@ -49,6 +51,7 @@ def write_hf(
             come from.
         dtype: of the written weights; default: as they are.
         shard_bytes: largest size of one weights file, unless a single tensor is larger.
+        progress: shows the tensors that are written.
 
     Returns:
         What the model was written as.
@@ -74,7 +77,8 @@ def write_hf(
     }
     layout = dict(_converted(config, empty, target, tied, dtype))
     converted = _converted(config, tensors, target, tied, dtype)
-    _write_weights(out_dir, _shards(layout, shard_bytes), converted)
+    shown = progress(converted, "writing weights", len(layout))
+    _write_weights(out_dir, _shards(layout, shard_bytes), iter(shown))
     return target
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whittle_nas.importance.statistics import Progress, no_progress
+from whittle_nas.progress import Progress, no_progress
 
 # Logits that exist at a time, in elements; 2^24 float32 are 64 MiB.
 _CHUNK = 2**24

@@ -31,7 +31,8 @@ from whittle_nas.importance.sorting import (
     read_importance,
     write_importance,
 )
-from whittle_nas.importance.statistics import Progress, collect, no_progress
+from whittle_nas.importance.statistics import collect
+from whittle_nas.progress import Progress, no_progress
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
 from whittle_nas.weights.orders import Orders
 
@@ -141,6 +142,7 @@ def write_sorted(
     measured: Measured,
     *,
     settings: dict[str, Any],
+    progress: Progress = no_progress,
 ) -> SortedFrom:
     """Write a checkpoint with its weights sorted, `importance.safetensors` and `supernet.yaml`.
 
@@ -152,6 +154,7 @@ def write_sorted(
         checkpoint: what is sorted.
         measured: by the checkpoint's own ids.
         settings: how it was measured, kept in both files.
+        progress: shows the tensors that are written.
     """
     config = checkpoint.config
     found = _since_the_beginning(checkpoint, measured, settings)
@@ -161,6 +164,7 @@ def write_sorted(
         config=config,
         source=checkpoint.path,
         info=replace(checkpoint.info, layer_order=measured.layer_order, importance=found.settings),
+        progress=progress,
     )
     write_importance(out_dir / FILE_NAME, found)
     # All sizes stay, so the Hugging Face config stays true.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whittle_nas.importance.statistics import Progress, no_progress
+from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.counting import parameter_counter

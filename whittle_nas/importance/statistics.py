@@ -6,7 +6,7 @@ averaged over the batches, weighted by their number of sequences. No activation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,8 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.importance import criteria
 from whittle_nas.importance.options import Aggregation, HeadActivation, NeuronActivation
 from whittle_nas.importance.scores import Scores
+from whittle_nas.progress import Progress, no_progress
 from whittle_nas.weights.supernet import without_head
-
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-
-
-def no_progress(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:  # noqa: ARG001
-    """The progress bar that shows nothing."""
-    return items
 
 
 @dataclass(frozen=True)

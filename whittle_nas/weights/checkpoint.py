@@ -15,6 +15,7 @@ import yaml
 from litgpt import GPT, Config
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.progress import Progress, no_progress
 from whittle_nas.reading import read_yaml
 from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
@@ -107,6 +108,7 @@ def write_checkpoint(
     config: Config,
     source: Path,
     info: SupernetInfo | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Fill an empty directory with a whole litgpt checkpoint.
 
@@ -119,8 +121,9 @@ def write_checkpoint(
         config: litgpt config of the model.
         source: directory whose tokenizer, prompt style and generation settings go along.
         info: content of `supernet.yaml`; none is written for an ordinary checkpoint.
+        progress: shows the tensors that are written.
     """
-    save_tensors(out_dir / WEIGHTS, tensors)
+    save_tensors(out_dir / WEIGHTS, tensors, progress)
     stored = {field.name: getattr(config, field.name) for field in fields(Config)}
     text = yaml.safe_dump(_plain(stored))
     (out_dir / MODEL_CONFIG).write_text(text, encoding="utf-8")
@@ -131,14 +134,16 @@ def write_checkpoint(
         (out_dir / FILE_NAME).write_text(info.dump(), encoding="utf-8")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], progress: Progress = no_progress
+) -> None:
     """Write a file that `torch.load(mmap=True, weights_only=True)` reads, tensor by tensor."""
     from litgpt.utils import incremental_save
 
     tables: list[tuple[torch.Tensor, Any]] = []  # held, so that no address is given out twice
     with incremental_save(path) as writer:
         proxies = {}
-        for name, tensor in tensors.items():
+        for name, tensor in progress(tensors.items(), "writing weights", len(tensors)):
             tied = [proxy for table, proxy in tables if _same_memory(table, tensor)]
             proxies[name] = tied[0] if tied else writer.store_early(_compact(tensor.detach()))
             if name in ("lm_head.weight", "transformer.wte.weight"):
