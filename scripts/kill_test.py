@@ -4,8 +4,9 @@
 
 Each command first runs undisturbed. Then the same command line is started in another directory and
 killed after a random share of that time, once or twice, and run to its end. Its results must be
-those of the undisturbed run, and nothing temporary may be left beside them. Exit status 1 if
-anything differs. On the bundled checkpoint, about five minutes on two cores.
+those of the undisturbed run, and nothing temporary may be left in or beside them. The last lines
+count runs, kills and differences by command; exit status 1 if anything differs. On the bundled
+checkpoint, about five minutes on two cores.
 """
 
 import argparse
@@ -130,7 +131,8 @@ def differences(found: Path, wanted: Path) -> list[str]:
     left = [p.name for p in found.parent.iterdir() if p.name.startswith(f".{found.name}")]
     names = [{p.relative_to(d).as_posix() for p in d.rglob("*")} for d in (found, wanted)]
     extra = [name for name in names[0] ^ names[1] if not name.startswith(("checkpoints", "logs"))]
-    return wrong + left + extra
+    unfinished = [name for name in names[0] if name.endswith((".partial", ".lock"))]
+    return sorted({*wrong, *left, *extra, *unfinished})
 
 
 def main() -> None:
@@ -149,8 +151,9 @@ def main() -> None:
         assert start(command, base / name).wait() == 0, f"see {base / name}.log"
         seconds[name] = time.perf_counter() - began
         print(f"{name}: undisturbed {seconds[name]:.1f} s", flush=True)
-    kills, failures, turn = 0, 0, 0
-    while kills < options.kills:
+    counts = {name: [0, 0, 0] for name in lines}  # runs, kills, differences
+    turn = 0
+    while sum(kills for _, kills, _ in counts.values()) < options.kills:
         name = list(lines)[turn % len(lines)]
         out_dir = base / f"{name}_{turn}"
         turn += 1
@@ -159,16 +162,19 @@ def main() -> None:
             moment = rng.uniform(0.25, 1.0) * seconds[name]
             if kill_after(lines[name], out_dir, moment):
                 moments.append(f"{moment:.1f}")
-        kills += len(moments)
         # What was finished before the signal came is refused as a place for a new run.
         status = 0 if (out_dir / "run.yaml").exists() else start(lines[name], out_dir).wait()
         wrong = [f"exit {status}"] if status else differences(out_dir, base / name)
-        failures += bool(wrong)
+        found = (1, len(moments), bool(wrong))
+        counts[name] = [old + new for old, new in zip(counts[name], found, strict=True)]
         print(
             f"{name}: killed at {', '.join(moments) or 'its end'} s: {wrong or 'equal'}", flush=True
         )
-    print(f"{kills} kills, {failures} runs differ")
-    sys.exit(1 if failures else 0)
+    for name, (runs, kills, differing) in counts.items():
+        print(f"{name:<12} {runs} runs, {kills} kills, {differing} differ")
+    runs, kills, differing = (sum(column) for column in zip(*counts.values(), strict=True))
+    print(f"{'in all':<12} {runs} runs, {kills} kills, {differing} differ")
+    sys.exit(1 if differing else 0)
 
 
 if __name__ == "__main__":

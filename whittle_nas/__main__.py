@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     # Both libraries chatter otherwise: the one at every fork, the other at every memory profile.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")
+    # Where the home directory can't be written, as in containers, it advises on its font cache.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         with _terminable(), disk_errors(None):
             _run(name, arguments[1:])

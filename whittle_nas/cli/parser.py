@@ -44,9 +44,9 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
         ):
             command(**{key: value for key, value in vars(built).items() if key != "config"})
     except Terminated:
-        raise Terminated(f"stopped by SIGTERM; {again} to go on") from None
+        raise Terminated(f"stopped by SIGTERM; {again}") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {again} to go on") from None
+        raise KeyboardInterrupt(f"interrupted; {again}") from None
 
 
 def _held(out_dir: Path | None, record: str) -> AbstractContextManager[None]:

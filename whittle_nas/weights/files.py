@@ -23,6 +23,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without
 def atomic_directory(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `out_dir` that takes its place when the block ends well.
 
+    A mounted volume can't be replaced: there it is a directory inside, whose files move up.
+
     Args:
         out_dir: directory to make.
         overwrite: replace what is there.
@@ -32,10 +34,12 @@ def atomic_directory(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path
 
     Raises:
         ConfigError: if `out_dir` holds something.
+        OSError: if the disk does not take it; see `errors.disk_errors`.
     """
     check_free(out_dir, overwrite=overwrite)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(PARTIAL, f".{out_dir.name}.", out_dir.parent))
+    folder = out_dir if os.path.ismount(out_dir) else out_dir.parent
+    partial = Path(tempfile.mkdtemp(PARTIAL, f".{out_dir.name}.", folder))
     try:
         yield partial
         for path in partial.rglob("*"):
@@ -44,7 +48,10 @@ def atomic_directory(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path
         if note.is_file():  # so that no directory is there without it
             _move(note, partial / RUN_FILE)
         partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        _replace_directory(partial, out_dir)
+        if folder == out_dir:
+            _fill_directory(partial, out_dir)
+        else:
+            _replace_directory(partial, out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -261,6 +268,12 @@ def _replace_directory(partial: Path, out_dir: Path) -> None:
     out_dir.rename(old / "replaced")
     partial.rename(out_dir)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill_directory(partial: Path, out_dir: Path) -> None:
+    remove_run(out_dir, set(contents(out_dir)) - {partial.name})
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == RUN_FILE):  # it comes last
+        path.replace(out_dir / path.name)
 
 
 def _umask() -> int:
