@@ -6,6 +6,7 @@ import logging
 import pytest
 import tokenizers
 import torch
+from litgpt import Config
 from litgpt.tokenizer import Tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +36,8 @@ def exported(model, out_dir, **options):
 def test_logits_are_litgpts(name, tmp_path):
     target, _ = exported(tiny(name), tmp_path)
     assert target.model_type == FAMILIES[name][1]
-    assert (target.query_scale, target.notes) == (1.0, ())
+    if name != "Gemma-2-27b":  # see below
+        assert (target.query_scale, target.notes) == (1.0, ())
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,30 @@ def test_logits_of_a_sub_network(name, sizes, model_type, tmp_path):
     target, _ = exported(small, tmp_path)
     assert target.model_type == model_type
     keeps_scale = small.config.attention_scores_scalar in (None, small.config.head_size)
-    has_setting = "query_pre_attn_scalar" in target.config_json
-    assert (target.query_scale == 1.0) == (keeps_scale or has_setting)
+    assert (target.query_scale == 1.0) == keeps_scale
+
+
+@pytest.mark.parametrize(
+    ("name", "n_layer", "divisor"),
+    [
+        ("Gemma-2-27b", 46, 144),
+        ("Gemma-2-27b", 45, 128),
+        ("Gemma-2-9b", 42, 256),
+        ("Gemma-3-27b-it", 62, 168),
+        ("Gemma-3-27b-it", 46, 128),
+        ("Gemma-3-1b-it", 26, 256),
+    ],
+)
+def test_attention_is_scaled_as_in_llama_cpp(name, n_layer, divisor):
+    """It knows the 27B models by their layers, and takes n_embd / n_head there, else head_size."""
+    config = Config.from_name(name)
+    fields = ("sliding_window_indices", "rope_indices")
+    lists = {field: getattr(config, field) for field in fields if getattr(config, field)}
+    cut = {field: values[:n_layer] for field, values in lists.items()}
+    target = hf_target(Config.from_name(name, n_layer=n_layer, **cut))
+    assert target.config_json["query_pre_attn_scalar"] == divisor
+    expected = (divisor / config.attention_scores_scalar) ** 0.5
+    assert target.query_scale == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["Llama-3.2-1B", "Gemma-2b", "pythia-14m", "falcon-7b", "phi-2"])

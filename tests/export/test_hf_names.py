@@ -87,7 +87,9 @@ def test_name_map_in_both_directions(name):
         assert torch.equal(back[key], tensor), key
 
 
-@pytest.mark.parametrize("name", ["Llama-2-7b-hf", "Qwen2.5-0.5B", "Qwen3-0.6B", "OLMo-2-1124-7B"])
+@pytest.mark.parametrize(
+    "name", ["Llama-2-7b-hf", "Qwen2.5-0.5B", "Qwen3-0.6B", "OLMo-2-1124-7B", "Gemma-3-4b-it"]
+)
 def test_query_scale_in_both_directions(name):
     model = tiny(name)
     weights, way = model.state_dict(), {"model_type": FAMILIES[name][1], "query_scale": 0.7}

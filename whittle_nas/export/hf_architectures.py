@@ -30,7 +30,7 @@ class Architecture:
         sizes: what it asks of the sizes.
         grouped: it has grouped queries.
         prefixes: litgpt models whose names begin so are written in it where possible.
-        scale_setting: its `config.json` can hold litgpt's `attention_scores_scalar`.
+        divisor: what its attention scores are divided by the root of.
     """
 
     class_name: str
@@ -39,7 +39,7 @@ class Architecture:
     sizes: Sizes = Sizes.FREE
     grouped: bool = True
     prefixes: tuple[str, ...] = ()
-    scale_setting: bool = False
+    divisor: Callable[[Any], int] = lambda config: config.head_size
 
 
 def differences(architecture: Architecture, config: Any) -> dict[str, Any]:
@@ -129,6 +129,16 @@ def _gemma(config: Any) -> dict[str, Any]:
     }
 
 
+def _gemma2_divisor(config: Any, *, layers_of_27b: int = 46) -> int:
+    # llama.cpp has no query_pre_attn_scalar and goes by the number of layers. transformers obeys
+    # it, so what llama.cpp does is written there, and both compute the same.
+    return config.n_embd // config.n_head if config.n_layer == layers_of_27b else config.head_size
+
+
+def _gemma3_divisor(config: Any) -> int:
+    return _gemma2_divisor(config, layers_of_27b=62)
+
+
 def _gemma2(config: Any) -> dict[str, Any]:
     kinds = ("full_attention", "sliding_attention")
     windows = config.sliding_window_indices or [0] * config.n_layer
@@ -139,7 +149,7 @@ def _gemma2(config: Any) -> dict[str, Any]:
         _gemma(config)
         | attention
         | {
-            "query_pre_attn_scalar": config.attention_scores_scalar or config.head_size,
+            "query_pre_attn_scalar": _gemma2_divisor(config),
             "sliding_window": config.sliding_window_size or config.block_size,
             "layer_types": [kinds[bool(window)] for window in windows],
             "attn_logit_softcapping": config.attention_logit_softcapping,
@@ -149,7 +159,10 @@ def _gemma2(config: Any) -> dict[str, Any]:
 
 
 def _gemma3(config: Any) -> dict[str, Any]:
-    return _gemma2(config) | {"rope_local_base_freq": float(config.rope_local_base_freq)}
+    return _gemma2(config) | {
+        "query_pre_attn_scalar": _gemma3_divisor(config),
+        "rope_local_base_freq": float(config.rope_local_base_freq),
+    }
 
 
 _WINDOWS = (None, "all layers")
@@ -239,13 +252,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _gemma2,
         {**_GEMMA_2_COMPUTES, "attention_softcapping": (False, True)},
         sizes=Sizes.DIVIDES,
-        scale_setting=True,
+        divisor=_gemma2_divisor,
     ),
     "gemma3_text": Architecture(
         "Gemma3ForCausalLM",
         _gemma3,
         {**_GEMMA_2_COMPUTES, "qk_norm": ("default",), "local_rope": ("sliding layers",)},
         sizes=Sizes.DIVIDES,
-        scale_setting=True,
+        divisor=_gemma3_divisor,
     ),
 }

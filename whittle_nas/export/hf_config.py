@@ -20,9 +20,8 @@ class HFTarget:
         architecture: class name in transformers.
         model_type: its key in `config.json`.
         config_json: `config.json` without what depends on the weights and the tokenizer.
-        query_scale: sqrt(head_size / attention_scores_scalar), folded into the weights that make
-            the queries where the architecture always divides attention scores by
-            sqrt(head_size).
+        query_scale: root of what the architecture divides attention scores by the root of, over
+            litgpt's `attention_scores_scalar`; folded into the weights that make the queries.
         notes: what a user may want to know, one sentence each.
     """
 
@@ -50,15 +49,16 @@ def hf_target(config: Any) -> HFTarget:
     if not fitting:
         raise ConfigError(f"{problems[candidates[0]]}, or use --format litgpt")
     chosen = fitting[0]
-    scale = _query_scale(chosen, config)
+    divisor = ARCHITECTURES[chosen].divisor(config)
+    scalar = config.attention_scores_scalar or config.head_size
+    scale = sqrt(divisor / scalar)
     notes = []
     if chosen != candidates[0]:
         notes.append(f"written as {chosen}, because {problems[candidates[0]]}")
     if scale != 1.0:
         notes.append(
-            f"query weights are multiplied by sqrt({config.head_size}/"
-            f"{config.attention_scores_scalar}), because {chosen} divides attention scores by "
-            f"sqrt({config.head_size})"
+            f"query weights are multiplied by sqrt({divisor}/{scalar}), because {chosen} divides "
+            f"attention scores by sqrt({divisor})"
         )
     return HFTarget(
         architecture=ARCHITECTURES[chosen].class_name,
@@ -114,12 +114,6 @@ def _size_problem(model_type: str, config: Any) -> str | None:
             f"n_embd = n_head * head_size; nearest: {' or '.join(nearest)}"
         )
     return None
-
-
-def _query_scale(model_type: str, config: Any) -> float:
-    if ARCHITECTURES[model_type].scale_setting or config.attention_scores_scalar is None:
-        return 1.0
-    return sqrt(config.head_size / config.attention_scores_scalar)
 
 
 def _config_json(model_type: str, config: Any) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 def features(config: Any) -> dict[str, Any]:
     """What the forward pass of a litgpt model does, as far as architectures differ in it."""
     norm = config.norm_class_name
-    if norm == "RMSNorm" and "Gemma" in config.name:  # litgpt decides both by name
+    if has_unit_offset(config):
         norm = "RMSNorm with 1 + weight"
-    elif norm == "LayerNorm" and "OLMo" in config.name:
+    elif norm == "LayerNorm" and "OLMo" in config.name:  # litgpt decides by name
         norm = f"LayerNorm without weights, eps {config.norm_eps}"
     mlp = config.mlp_class_name
     residual = "parallel" if config.parallel_residual else "sequential"
@@ -33,6 +33,11 @@ def features(config: Any) -> dict[str, Any]:
         "attention_softcapping": config.attention_logit_softcapping is not None,
         "final_softcapping": config.final_logit_softcapping is not None,
     }
+
+
+def has_unit_offset(config: Any) -> bool:
+    """Whether norms multiply by 1 + weight; litgpt decides by name."""
+    return config.norm_class_name == "RMSNorm" and "Gemma" in config.name
 
 
 LLAMA: Mapping[str, tuple[Any, ...]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from whittle_nas.export.hf_features import has_unit_offset
 from whittle_nas.weights import axes
 
 Modules = Mapping[str, str]  # litgpt module(s) -> Hugging Face module(s), joined by "+"
@@ -175,9 +176,10 @@ def _scaled(name: str, tensor: torch.Tensor, config: Any, scale: float) -> torch
     if scale == 1.0 or f".{owner}." not in name:
         return tensor
     rows = _qkv_rows(config)[0] if owner == "attn.qkv" else tensor.shape[0]
+    offset = 1.0 if config.norm_qk and has_unit_offset(config) else 0.0
     factor = torch.ones(tensor.shape[0], device=tensor.device)
     factor[:rows] = scale
-    scaled = tensor.float() * factor.view(-1, *[1] * (tensor.dim() - 1))
+    scaled = (tensor.float() + offset) * factor.view(-1, *[1] * (tensor.dim() - 1)) - offset
     return scaled.to(tensor.dtype)
 
 
