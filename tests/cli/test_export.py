@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.cli.test_main import nas
+from whittle_nas.metrics.analytic import num_params
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
@@ -44,6 +46,28 @@ def test_hf_export_loads_in_transformers(checkpoint_dir, tmp_path):
         logits = model(ids).logits
     expected = load_supernet(checkpoint_dir).standalone(SUB)(ids)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("format", "library"), [("litgpt", "litgpt"), ("hf", "transformers")])
+def test_model_card(checkpoint_dir, tmp_path, format, library):
+    out_dir = tmp_path / "out"
+    config = yaml.safe_load((checkpoint_dir / "model_config.yaml").read_text())
+    (checkpoint_dir / "LICENSE.txt").write_text("terms")
+    arguments = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, "--format", format]
+    assert nas("export", *arguments, *SIZES) == 0
+    assert (out_dir / "LICENSE.txt").read_text() == "terms"
+    _, header, text = (out_dir / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned"],
+        "base_model": "meta-llama/Meta-Llama-3.1-8B",
+    }
+    assert f"{num_params(open_checkpoint(checkpoint_dir).config):,}" in text
+    for name, size in SUB.to_dict().items():
+        assert f"| {name} | {size} | {config[name]} |" in text
+    assert "`LICENSE.txt`" in text
+    assert "weights were not changed" in text
 
 
 @pytest.mark.parametrize("extreme", ["smallest", "largest"])

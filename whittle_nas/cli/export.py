@@ -39,8 +39,9 @@ def export(
     """Write one sub-network as an ordinary checkpoint.
 
     The result is a plain litgpt directory that `litgpt generate`, `chat`, `serve` and `evaluate`
-    read, or with `--format hf` one that `AutoModelForCausalLM.from_pretrained` loads. Choose the
-    sub-network by its sizes, from a front that `nas search` wrote, or as an end of a search space.
+    read, or with `--format hf` one that `AutoModelForCausalLM.from_pretrained` loads. Its
+    `README.md` says what it is. Choose the sub-network by its sizes, from a front that `nas search`
+    wrote, or as an end of a search space.
 
     Args:
         checkpoint_dir: The super-network: a litgpt checkpoint, sorted and trained or not.
@@ -90,8 +91,7 @@ def _report(planned: object, out_dir: Path, format: Format) -> None:
         f"{num_params(config):,} of {num_params(full):,} parameters ({share:.1f} %), layers "
         f"{', '.join(map(str, planned.slices.layers))}"
     )
-    if planned.target is not None:
-        print("".join(f"note: {note}\n" for note in planned.target.notes), end="")
+    print("".join(f"note: {note}\n" for note in planned.notes), end="")
     if format is Format.hf:
         print(f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}")')
     else:

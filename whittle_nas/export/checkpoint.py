@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.export.engines import engine_notes
 from whittle_nas.export.hf import HFTarget, hf_target, write_hf, write_hf_config
+from whittle_nas.export.model_card import model_card
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights import axes
@@ -24,12 +26,16 @@ class ExportPlan:
     Attributes:
         source: the super-network's checkpoint.
         slices: which of its entries stay.
-        target: the Hugging Face architecture, None for litgpt's format.
+        to_hf: whether it is written for transformers, or for litgpt.
+        target: what `config.json` will say; None if it would not describe litgpt's weights.
+        notes: what a user may want to know, one sentence each.
     """
 
     source: Checkpoint
     slices: SlicePlan
+    to_hf: bool
     target: HFTarget | None
+    notes: tuple[str, ...] = ()
 
 
 def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> ExportPlan:
@@ -42,7 +48,27 @@ def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> 
     slices = plan_slices(
         sub, source.config, layer_order=info.layer_order, head_channels=info.head_channels
     )
-    return ExportPlan(source, slices, hf_target(slices.config) if to_hf else None)
+    if to_hf:
+        target = hf_target(slices.config)
+        notes = engine_notes(target.model_type, slices.config, tied=_is_tied(source))
+        return ExportPlan(source, slices, True, target, (*target.notes, *notes))
+    target = _described(slices)
+    notes = () if target else ("there is no config.json, which `litgpt evaluate` asks for",)
+    return ExportPlan(source, slices, False, target, notes)
+
+
+def _described(slices: SlicePlan) -> HFTarget | None:
+    try:
+        target = hf_target(slices.config)
+    except ConfigError:
+        return None  # litgpt needs no config.json, so sizes that transformers lacks may pass
+    # With a folded query scale config.json would describe other weights than these.
+    return target if target.query_scale == 1 else None
+
+
+def _is_tied(source: Checkpoint) -> bool:
+    tensors = source.state_dict()
+    return torch.equal(tensors["transformer.wte.weight"], tensors["lm_head.weight"])
 
 
 def write_export(
@@ -65,19 +91,22 @@ def write_export(
     """
     source, config = planned.source.path, planned.slices.config
     stored = planned.source.state_dict()
-    if planned.target is not None:
+    if planned.to_hf:
         tensors = LazySlices(planned.slices, stored)
         write_hf(out_dir, config, tensors, source=source, dtype=dtype, progress=progress)
-        return
-    tensors = LazySlices(planned.slices, stored, dtype)
-    write_checkpoint(out_dir, tensors, config=config, source=source, progress=progress)
-    try:
-        target = hf_target(config)
-    except ConfigError:
-        return  # litgpt needs no config.json, so sizes that transformers lacks may pass
-    # With a folded query scale config.json would describe other weights than these.
-    if target.query_scale == 1:
-        write_hf_config(out_dir, target, tensors, source=source)
+    else:
+        tensors = LazySlices(planned.slices, stored, dtype)
+        write_checkpoint(out_dir, tensors, config=config, source=source, progress=progress)
+        if planned.target is not None:
+            write_hf_config(out_dir, planned.target, tensors, source=source)
+    card = model_card(
+        planned.slices,
+        planned.source.info,
+        source=source,
+        library="transformers" if planned.to_hf else "litgpt",
+        notes=planned.notes,
+    )
+    (out_dir / "README.md").write_text(card, encoding="utf-8")
 
 
 class LazySlices(Mapping[str, torch.Tensor]):

@@ -6,7 +6,6 @@ Nothing here imports transformers: the directory is plain JSON and safetensors.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf_config import HFTarget, hf_target
 from whittle_nas.export.hf_names import to_hf
 from whittle_nas.progress import Progress, no_progress
-from whittle_nas.weights.checkpoint import COMPANIONS
+from whittle_nas.weights.checkpoint import copy_companions
 
 SHARD_BYTES = 5 * 10**9
 # Which transformers the layout was checked with. Without it, a tokenizer beside a `mistral` config
@@ -47,8 +46,8 @@ def write_hf(
         config: litgpt config.
         tensors: litgpt state dict of its model; views are fine, and so is a mapping that makes
             each tensor when it is asked for.
-        source: checkpoint directory that tokenizer, special token ids and generation settings
-            come from.
+        source: checkpoint directory that tokenizer, special token ids, generation settings and
+            licence come from.
         dtype: of the written weights; default: as they are.
         shard_bytes: largest size of one weights file, unless a single tensor is larger.
         progress: shows the tensors that are written.
@@ -66,9 +65,8 @@ def write_hf(
     _write_json(out_dir / "config.json", content)
     ids = {key: content[key] for key in _SPECIAL_IDS if content[key] is not None}
     _write_json(out_dir / "generation_config.json", {**ids, **generation})
-    for name in COMPANIONS:
-        if name not in _NOT_COPIED and source is not None and (source / name).is_file():
-            shutil.copyfile(source / name, out_dir / name)
+    if source is not None:
+        copy_companions(source, out_dir, leave=_NOT_COPIED)
     tied = content["tie_word_embeddings"]
     # The sizes come first in the file, so the map is run on empty tensors before the real ones.
     empty = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def write_checkpoint(
         out_dir: existing directory; make it with `files.atomic_directory`.
         tensors: parameters by litgpt name; views are fine.
         config: litgpt config of the model.
-        source: directory whose tokenizer, prompt style and generation settings go along.
+        source: directory whose tokenizer, prompt style, generation settings and licence go along.
         info: content of `supernet.yaml`; none is written for an ordinary checkpoint.
         progress: shows the tensors that are written.
     """
@@ -127,11 +127,28 @@ def write_checkpoint(
     stored = {field.name: getattr(config, field.name) for field in fields(Config)}
     text = yaml.safe_dump(_plain(stored))
     (out_dir / MODEL_CONFIG).write_text(text, encoding="utf-8")
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out_dir / name)
+    copy_companions(source, out_dir)
     if info is not None:
         (out_dir / FILE_NAME).write_text(info.dump(), encoding="utf-8")
+
+
+def copy_companions(source: Path, out_dir: Path, *, leave: Container[str] = ()) -> None:
+    """Copy what a checkpoint directory holds beside the weights and their description.
+
+    Args:
+        source: checkpoint directory.
+        out_dir: existing directory.
+        leave: names that are not copied.
+    """
+    for path in [*(source / name for name in COMPANIONS), *licences(source)]:
+        if path.name not in leave and path.is_file():
+            shutil.copyfile(path, out_dir / path.name)
+
+
+def licences(source: Path) -> list[Path]:
+    """Files that go wherever a checkpoint's weights go."""
+    names = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
+    return sorted({path for name in names for path in source.glob(name) if path.is_file()})
 
 
 def save_tensors(

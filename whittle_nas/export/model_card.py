@@ -1,0 +1,94 @@
+"""`README.md` of an exported model: what it is, and from which model it was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from whittle_nas.weights.axes import num_params
+from whittle_nas.weights.checkpoint import licences
+from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.slicing import SlicePlan
+
+_USE = {
+    "litgpt": """
+```bash
+litgpt generate path/to/this/directory --prompt "Once upon a time"
+```
+""",
+    "transformers": """
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+```
+""",
+}
+
+
+def model_card(
+    slices: SlicePlan,
+    info: SupernetInfo,
+    *,
+    source: Path,
+    library: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """Markdown with the header that model hubs read.
+
+    Args:
+        slices: the sub-network.
+        info: how its super-network was sorted and trained.
+        source: the super-network's directory, which may hold a licence.
+        library: `litgpt` or `transformers`.
+        notes: what a user has to know, one sentence each.
+    """
+    full = slices.full_config
+    count, whole = num_params(slices.config), num_params(full)
+    header = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["pruned"]}
+    if base := _base_model(full):
+        header["base_model"] = base
+    origin = f"[{base}](https://huggingface.co/{base})" if base else f"`{full.name}`"
+    paragraphs = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# A sub-network of {full.name}",
+        f"{count:,} of the {whole:,} parameters of {origin}, as a dense model of a smaller shape, "
+        f"cut out by `nas export`. {_history(info)}",
+        _table(slices),
+        f"Layers kept: {', '.join(map(str, slices.layers))}.",
+        "\n".join(f"- Note: {note}." for note in notes),
+        _USE[library].strip(),
+        _licence(full.name, source),
+    ]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+def _base_model(config: Any) -> str | None:
+    """Name on the hub, for models of litgpt's list."""
+    place = config.hf_config or {}
+    return f"{place['org']}/{place['name']}" if {"org", "name"} <= place.keys() else None
+
+
+def _history(info: SupernetInfo) -> str:
+    sorted_first = "sorted by importance" if info.importance else ""
+    trained = "fine-tuned as a super-network" if info.training or info.search_space else ""
+    done = " and ".join(filter(None, (sorted_first, trained)))
+    return f"Before the cut its weights were {done}." if done else "Its weights were not changed."
+
+
+def _table(slices: SlicePlan) -> str:
+    rows = [
+        f"| {name} | {size} | {getattr(slices.full_config, name)} |"
+        for name, size in slices.sub.to_dict().items()
+    ]
+    return "\n".join(["| size | this model | the whole |", "|---|---|---|", *rows])
+
+
+def _licence(name: str, source: Path) -> str:
+    files = ", ".join(f"`{path.name}`" for path in licences(source))
+    beside = f": {files}" if files else ""
+    return f"The licence is that of {name}{beside}."
