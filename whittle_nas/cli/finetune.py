@@ -73,7 +73,7 @@ def finetune(
         require_importance: Refuse a checkpoint that `nas importance` has not sorted.
         num_workers: Processes that prepare batches.
         resume: Go on from the newest checkpoint in `out_dir`.
-        overwrite: Replace an earlier run in `out_dir`.
+        overwrite: Replace an earlier run in `out_dir`, which is removed when the training starts.
         seed: Of everything random.
     """
     from whittle_nas.cli.common import seed_everything

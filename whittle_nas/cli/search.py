@@ -77,7 +77,7 @@ def search(
         dtype: Number format of the weights.
         seed: Seed of the proposals.
         resume: Go on with an interrupted search in `out_dir`, or extend a finished one.
-        overwrite: Replace an earlier search in `out_dir`.
+        overwrite: Replace an earlier search in `out_dir`, which is removed before the first trial.
     """
     from whittle_nas.cli.common import resolve_device, resolve_dtype, seed_everything
     from whittle_nas.cli.search_report import listening, report
