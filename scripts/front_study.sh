@@ -9,8 +9,8 @@
 # the best sub-network under 40, 50, ... 90 % of the parameters. Its rivals, at the same sizes:
 #   sorted      the same without training           magnitude   sorted by |w|, without training
 #   focused     half of the steps on the whole space; a search; the other half on its six choices
-#   alone       the super-network's own choices, cut from the sorted model and fine-tuned one by one;
-#               all six together take as many forward and backward passes as the super-network
+#   alone       the super-network's own choices, cut from the sorted model and fine-tuned one by one,
+#               each with a sixth of the super-network's forward and backward passes
 #   shared_N    the choice at 60 % alone, with the share it would have if N networks were wanted
 #   scratch     the same shapes from random weights, on as many tokens as the super-network has seen
 #   depth       whole layers only, by block importance, as they are and fine-tuned like `alone`
@@ -53,7 +53,7 @@ score() { # directory, checkpoint, options...: held-out text and the model's tas
 }
 
 search() { # name, checkpoint: the best under every budget, on validation text
-  stage "$dir/$1/search" nas search --checkpoint_dir "$2" --num_trials 100 --seed "$seed" \
+  stage "$dir/$1/search" nas search --checkpoint_dir "$2" --num_trials 80 --seed "$seed" \
     --data.files "$valid" --data.block_size 256 --data.num_blocks 64 --search_space aligned
   [ -f "$dir/$1/picks.yaml" ] && return
   python scripts/front_study.py pick "$dir/$1/search/front.json" "$plain" "${budgets[@]}" \
@@ -95,7 +95,7 @@ one_seed() { # everything of one model and seed; uses the model's variables
   score "$dir/focused/scores" "$dir/focused/trained" --subnetworks "$dir/half/picks.yaml" \
     --include_full true
   choices=$dir/supernet/picks.yaml
-  for at in "${budgets[@]}"; do
+  for at in 40 60 80 90; do
     one_alone "$dir/alone/$at" "$choices" "p$at" "$dir/by_importance" $((passes / 6)) "$lr"
   done
   for number in 3 12 48; do
@@ -152,7 +152,7 @@ valid=$shared/tinystories/valid.jsonl
 text=(--data.files "$shared/tinystories/train.jsonl" --data.block_size 256 --valid.files "$valid")
 test=(
   --data.files "$shared/tinystories/test.jsonl" --data.num_blocks 128 --data.block_size 256
-  --tasks local_story_next --limit 600 --include_path "$shared/lm_eval_tasks"
+  --tasks local_story_next --limit 400 --include_path "$shared/lm_eval_tasks"
 )
 plain=$shared/checkpoints/stories260K rivals=all
 study stories260K
