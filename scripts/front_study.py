@@ -172,7 +172,10 @@ def statement(found: dict[str, Curve], whole: list[Score]) -> str:
         faster = shown((s["latency_ms"] / w["latency_ms"] for s, w in pairs), 2)
         cells = []
         for name in names:
-            chosen = found[name][place]
+            chosen = found[name].get(place)
+            if chosen is None:
+                cells.append("")
+                continue
             cell = f"loss {shown(s['nats_per_token'] for s in chosen)}"
             if "acc" in chosen[0]:
                 cell += f", accuracy {shown(s['acc'] for s in chosen)}"
