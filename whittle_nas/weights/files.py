@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -206,7 +207,11 @@ def contents(out_dir: Path) -> list[str]:
 
 def _check_no_file(target: Path, out_dir: Path) -> None:
     for path in (target, *target.parents):
-        if os.path.exists(path) and not os.path.isdir(path):
+        try:
+            mode = path.stat().st_mode  # asked once: another run may remove it between two questions
+        except OSError:
+            continue
+        if not stat.S_ISDIR(mode):
             what = "is a file" if path == target else f"lies inside the file {path}"
             raise ConfigError(f"--out_dir {out_dir} {what}; give a directory")
 
