@@ -208,7 +208,7 @@ def contents(out_dir: Path) -> list[str]:
 def _check_no_file(target: Path, out_dir: Path) -> None:
     for path in (target, *target.parents):
         try:
-            mode = path.stat().st_mode  # asked once: another run may remove it between two questions
+            mode = path.stat().st_mode  # once: another run may remove it meanwhile
         except OSError:
             continue
         if not stat.S_ISDIR(mode):
