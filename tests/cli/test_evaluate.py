@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.test_main import nas
 from tests.evaluate.conftest import task_folder  # noqa: F401 - a fixture
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, FrontEntry
+from whittle_nas.space.samplers import Grid, GridMember
 from whittle_nas.weights.checkpoint import open_checkpoint
 
 
@@ -79,7 +81,7 @@ def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys):
     assert "finished already" not in capsys.readouterr().err
 
 
-def test_ways_to_choose(common, front_file, tmp_path):
+def test_ways_to_choose(common, front_file, checkpoint_dir, tmp_path):
     def labels(*options: object) -> set[str]:
         assert nas("evaluate", *common, "--tasks", "tiny_choice", *options) == 0
         return {row["subnetwork"] for row in rows(tmp_path / "out")}
@@ -91,7 +93,9 @@ def test_ways_to_choose(common, front_file, tmp_path):
     subnetworks = tmp_path / "some.yaml"
     subnetworks.write_text("[{name: short, n_layer: 1}, {n_embd: 32}]")
     assert labels("--subnetworks", subnetworks) == {"short", "sub-1"}
-    subnetworks.write_text("members:\n- null\n- {n_layer: 1}\n")  # the grid of a training
+    full = SubNetwork.from_config(open_checkpoint(checkpoint_dir).config)
+    grid = Grid((GridMember(full, cost=7.0, score=0.5),))
+    subnetworks.write_text(yaml.safe_dump(grid.to_dict()))
     assert labels("--subnetworks", subnetworks) == {"sub-0"}
 
 
@@ -252,6 +256,11 @@ def test_every_config_is_understood(path):
     options = parser.instantiate_classes(parse(parser, ["--config", str(path)]))
     assert options.checkpoint_dir
     assert options.tasks
+    search = path.with_name("search.yaml")
+    if options.front is not None and search.is_file():  # chained by their directories
+        searched = yaml.safe_load(search.read_text())
+        assert str(options.checkpoint_dir) == searched["checkpoint_dir"]
+        assert str(options.front.parent) == searched["out_dir"]
 
 
 def test_config_of_the_bundled_checkpoint_runs(tmp_path, monkeypatch):

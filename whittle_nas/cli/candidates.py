@@ -129,6 +129,8 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
             raise ConfigError(f"--subnetworks {path}: entry {number} is {row!r}, not sizes")
         sizes = dict(row.get("subnetwork", row))
         label = str(sizes.pop("name", row.get("name", f"sub-{number}")))
+        for note in ("cost", "score"):  # what grid.yaml says beside the sizes
+            sizes.pop(note, None)
         try:
             sub = Sizes(**sizes).resolve(checkpoint.config, checkpoint.info.head_channels)
         except (TypeError, ConfigError) as error:
@@ -149,8 +151,8 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
 def _read_rows(path: Path) -> list[Any]:
     read = read_json if path.suffix == ".json" else read_yaml
     content = read(path, label=f"--subnetworks {path}")
-    if isinstance(content, dict):  # the grid of a training holds None for an empty bin
+    if isinstance(content, dict):  # profile.json and grid.yaml
         content = content.get("subnetworks") or content.get("members")
     if not isinstance(content, list) or not any(content):
         raise ConfigError(f"--subnetworks {path} holds no list of sizes, such as [{{n_layer: 2}}]")
-    return [row for row in content if row is not None]
+    return content
