@@ -9,7 +9,7 @@ import torch
 from litgpt import Config
 from litgpt.tokenizer import Tokenizer
 
-from whittle_nas.data import MixSource, Part, TextData, batches, load_blocks
+from whittle_nas.data import MixSource, Part, TextData, load_blocks
 from whittle_nas.errors import ConfigError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "über", "zwölf"]
@@ -189,15 +189,6 @@ def test_a_data_set_through_datasets(
         TextData(files=stories[0], block_size=8), checkpoint_dir, config=config
     )
     assert (first.num_blocks < all_blocks.num_blocks) is (num_documents is not None)
-
-
-def test_batches_cover_all_blocks_once():
-    tokens = torch.arange(10).unsqueeze(1)
-    assert [len(b) for b in batches(tokens, 4)] == [4, 4, 2]
-    shuffled = torch.cat(list(batches(tokens, 3, seed=5)))
-    assert sorted(shuffled.flatten().tolist()) == list(range(10))
-    assert torch.equal(shuffled, torch.cat(list(batches(tokens, 3, seed=5))))
-    assert not torch.equal(shuffled, tokens)
 
 
 MISTAKES = {

@@ -9,7 +9,6 @@ from whittle_nas.space.front import (
     Front,
     FrontEntry,
     parse_constraints,
-    pick,
     pick_entry,
     read_front,
 )
@@ -61,10 +60,10 @@ def test_limits_at_equality(relation, value, held):
 
 
 def test_pick_takes_the_best_under_the_limits():
-    assert pick(FRONT, "num_params <= 250").index == 1
-    assert pick(FRONT, "num_params <= 350, latency_ms >= 7").index == 1
+    assert pick_entry(FRONT, pick="num_params <= 250").index == 1
+    assert pick_entry(FRONT, pick="num_params <= 350, latency_ms >= 7").index == 1
     # A limit on quality: the cheapest that is good enough.
-    assert pick(FRONT, "val_loss <= 3").index == 1
+    assert pick_entry(FRONT, pick="val_loss <= 3").index == 1
     assert pick_entry(FRONT, index=3).subnetwork.n_embd == 32
 
 

@@ -1,6 +1,6 @@
 """Text in, packed blocks of tokens out. Light: torch, litgpt and datasets load when used."""
 
-from whittle_nas.data.blocks import TokenBlocks, batches, load_blocks, load_tokenizer
+from whittle_nas.data.blocks import TokenBlocks, load_blocks, load_tokenizer
 from whittle_nas.data.options import MixSource, Part, TextData, TextSource
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "TextData",
     "TextSource",
     "TokenBlocks",
-    "batches",
     "load_blocks",
     "load_tokenizer",
 ]

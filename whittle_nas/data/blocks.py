@@ -144,19 +144,6 @@ def load_blocks(
     return blocks
 
 
-def batches(
-    tokens: "torch.Tensor", batch_size: int, *, seed: int | None = None
-) -> Iterator["torch.Tensor"]:
-    """Cut blocks (N, T + 1) into batches (B, T + 1), in order or shuffled; the last is the rest."""
-    import torch
-
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} must be at least 1")
-    if seed is not None:
-        tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))]
-    yield from tokens.split(batch_size)
-
-
 def _pooled(found: Sequence[Sequence[Reader]], data: TextData) -> Iterator[Document]:
     """All documents of all sources, mixed with each other where `shuffle` asks for it."""
     readers = [reader for docs in found for reader in docs]

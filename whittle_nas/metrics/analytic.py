@@ -40,12 +40,6 @@ def flops(config: Any, tokens: int) -> int:
     return 2 * _matmul_weights(config) * tokens + 4 * config.n_head * config.head_size * attended
 
 
-def flops_per_token(config: Any, context: int) -> int:
-    """Operations of decoding one token that attends to `context` tokens, itself included."""
-    seen = sum(min(context, _window(config, layer)) for layer in range(config.n_layer))
-    return 2 * _matmul_weights(config) + 4 * config.n_head * config.head_size * seen
-
-
 def weight_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of all parameters in a number format."""
     return num_params(config) * dtype.itemsize

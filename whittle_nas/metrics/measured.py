@@ -17,12 +17,10 @@ class Timing:
 
     Attributes:
         median_ms: the figure to report.
-        spread_ms: distance between the quartiles; a larger difference is real.
         repeats: number of timed runs.
     """
 
     median_ms: float
-    spread_ms: float
     repeats: int
 
 
@@ -44,8 +42,7 @@ def time_runs(run: Callable[[], Any], device: torch.device, *, warmup: int, repe
         run()
         _synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
-    quartiles = statistics.quantiles(times, n=4) if repeats > 1 else [times[0]] * 3
-    return Timing(statistics.median(times), quartiles[2] - quartiles[0], repeats)
+    return Timing(statistics.median(times), repeats)
 
 
 @torch.inference_mode()

@@ -199,11 +199,6 @@ def _text(value: Any) -> str:
     return value
 
 
-def pick(front: Front, constraints: str) -> FrontEntry:
-    """The best sub-network of a front under limits; `pick_entry` without an index."""
-    return pick_entry(front, pick=constraints)
-
-
 def _best_under(front: Front, constraints: str) -> FrontEntry:
     limits = parse_constraints(constraints, option="--pick")
     if not limits:

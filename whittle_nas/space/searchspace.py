@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -236,9 +235,3 @@ def load_space(
         if broken := violations(probe, config, head_channels):
             raise ConfigError(f"search space does not fit {config.name!r}: " + "; ".join(broken))
     return space
-
-
-def parse_space_size(space: SearchSpace) -> str:
-    """Number of members for people: exact when small, a power of ten when large."""
-    count = space.num_members()
-    return str(count) if count < 100_000 else f"about 10^{math.log10(count):.1f}"

@@ -56,19 +56,6 @@ class Orders:
         )
 
 
-def identity_orders(config: Any) -> Orders:
-    """The orders that change nothing."""
-    groups, per_group = config.n_query_groups, config.n_head // config.n_query_groups
-    layer = LayerOrder(
-        neurons=range(config.intermediate_size),
-        groups=range(groups),
-        heads=[range(per_group)] * groups,
-        qk_channels=[range(config.head_size)] * groups,
-        value_channels=[range(config.head_size)] * groups,
-    )
-    return Orders(embd=range(config.n_embd), layers=[layer] * config.n_layer)
-
-
 def permute(name: str, tensor: torch.Tensor, orders: Orders, config: Any) -> torch.Tensor:
     """A parameter with its entries in the new order; the model's outputs stay the same.
 
