@@ -20,7 +20,7 @@ class TaskChoice:
     metric: str | None = None
 
 
-# methods.md section 8
+# The papers' lists, with their shots and metrics (README.md, Sources).
 PRESETS = {
     "v1": (
         TaskChoice("winogrande", 0, "acc"),

@@ -78,7 +78,7 @@ def check(
 
 
 def _head_size_violations(head_size: int, config: Any, channels: HeadChannels) -> list[str]:
-    """RoPE's own limits: methods.md section 1, frequencies base^(-2j/n) of n rotary channels."""
+    """RoPE's own limits: frequencies base^(-2j/n) of n rotary channels."""
     n, kept = config.rope_n_elem, rope_n_elem(config, head_size)
     if n == 0:
         return []

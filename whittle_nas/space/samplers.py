@@ -1,4 +1,4 @@
-"""Which sub-networks take part in a training step: methods.md section 3.
+"""Which sub-networks take part in a training step.
 
 Pure Python: what a sub-network costs and how good it is come as callables.
 """

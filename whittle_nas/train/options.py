@@ -20,7 +20,7 @@ class Strategy(str, Enum):
 
 
 class Distillation(str, Enum):
-    """What a sub-network learns from the logits of the full network; methods.md section 4."""
+    """What a sub-network learns from the logits of the full network."""
 
     none = "none"
     forward_kl = "forward_kl"
@@ -178,7 +178,7 @@ class OptimizerOptions:
 
 
 class SamplerKind(str, Enum):
-    """Where the sampled sub-networks come from; methods.md section 3."""
+    """Where the sampled sub-networks come from."""
 
     random = "random"
     grid_params = "grid_params"

@@ -205,7 +205,7 @@ def prefix_selection(
 ) -> Selection:
     """What a sub-network keeps: the first entries of everything.
 
-    Smaller heads keep every s-th rotary pair (methods.md section 1: base^(-2(js)/n) =
+    Smaller heads keep every s-th rotary pair (base^(-2(js)/n) =
     base^(-2j/n') with s = n / n'), or their first channels with `HeadChannels.first`.
     """
     qk = qk_channels(sub.head_size, config, head_channels)

@@ -1,4 +1,4 @@
-"""The search spaces that ship with the package, one YAML file each (methods.md section 1)."""
+"""The search spaces that ship with the package: `aligned`, and those of the papers (v1, v3)."""
 
 from __future__ import annotations
 
