@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import calibration_networks
 from whittle_nas.search import settings
 from whittle_nas.search.constraints import check_attainable, excess_function
-from whittle_nas.search.evaluation import EvaluationSpec, Evaluator, Job
+from whittle_nas.search.evaluation import Job
 from whittle_nas.search.loop import Schedule, Search
 from whittle_nas.search.objectives import QUALITY
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import front_of
 from whittle_nas.search.searchers import Problem, make_searcher
 from whittle_nas.search.trials import FILE_NAME, Trial, TrialLog, read_trials
-from whittle_nas.search.workers import InlinePool, Pool
+from whittle_nas.search.workers import Pool, make_pool
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights.files import atomic_write_text, remove_run
 
@@ -196,31 +193,7 @@ class Session:
         )
 
     def _pool(self) -> Pool:
-        request = self.request
-        spec = EvaluationSpec(
-            checkpoint_dir=request.checkpoint.path.absolute(),
-            metrics=request.quality_metrics,
-            num_blocks=request.search_blocks,
-            first_blocks=request.halving.first_blocks,
-            batch_size=request.batch_size,
-            device=str(request.device),
-            dtype=request.dtype,
-            tasks=request.tasks,
-        )
-        if request.workers == 1 and request.cluster is None:
-            return InlinePool(Evaluator(spec, request.tokens))
-        from whittle_nas.search.ray_pool import RayPool
-
-        threads = max(1, (os.cpu_count() or 1) // request.workers)
-        if request.device.type == "cpu":
-            spec = replace(spec, threads=min(threads, torch.get_num_threads()))
-        return RayPool(
-            spec,
-            request.tokens,
-            workers=request.workers,
-            address=request.cluster,
-            warn=self._listener.warn,
-        )
+        return make_pool(self.request, self._listener.warn)
 
     def _front(self, pool: Pool, trials: Sequence[Trial]) -> Front:
         """The front of the trials, evaluated again on all blocks and timed whole."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
-from whittle_nas.search.evaluation import Evaluation, Evaluator, Job
+import torch
+
+from whittle_nas.search.evaluation import Evaluation, EvaluationSpec, Evaluator, Job
+from whittle_nas.search.request import Request
 
 
 class Pool(Protocol):
@@ -45,3 +51,35 @@ class InlinePool:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
+    """What a search asks for: this process, or Ray's workers.
+
+    Args:
+        request: the search.
+        warn: takes sentences for the user.
+
+    Raises:
+        ConfigError: if the checkpoint, a task or the workers can't be used.
+    """
+    spec = EvaluationSpec(
+        checkpoint_dir=request.checkpoint.path.absolute(),
+        metrics=request.quality_metrics,
+        num_blocks=request.search_blocks,
+        first_blocks=request.halving.first_blocks,
+        batch_size=request.batch_size,
+        device=str(request.device),
+        dtype=request.dtype,
+        tasks=request.tasks,
+    )
+    if request.workers == 1 and request.cluster is None:
+        return InlinePool(Evaluator(spec, request.tokens))
+    from whittle_nas.search.ray_pool import RayPool
+
+    if request.device.type == "cpu":
+        threads = max(1, (os.cpu_count() or 1) // request.workers)
+        spec = replace(spec, threads=min(threads, torch.get_num_threads()))
+    return RayPool(
+        spec, request.tokens, workers=request.workers, address=request.cluster, warn=warn
+    )
