@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,12 @@ def progress_bar(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
 
     # disable=None: silent where stderr is not a terminal
     return tqdm(items, desc=label, total=total, file=sys.stderr, leave=False, disable=None)
+
+
+def command_line(*words: object) -> str:
+    """A command to copy; what the user has to fill in comes as `<word>` and stays unquoted."""
+    texts = map(str, words)
+    return " ".join(text if text.startswith("<") else shlex.quote(text) for text in texts)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:

@@ -19,8 +19,8 @@ def evaluate(
     checkpoint_dir: Path,
     out_dir: Path,
     tasks: list[str] | str | None = None,
-    data: TextData | None = None,
-    subnetwork: Sizes | None = None,
+    data: TextData = TextData(),
+    subnetwork: Sizes = Sizes(),
     front: Path | None = None,
     index: list[int] | int | None = None,
     subnetworks: Path | None = None,
@@ -61,7 +61,8 @@ def evaluate(
         subnetwork: Sizes of one sub-network; those that are not given are the whole model's.
         front: `front.json` of a search: all its sub-networks, or those that `index` names.
         index: Entries of the front.
-        subnetworks: YAML or JSON file with a list of sizes, each with a `name` if wanted.
+        subnetworks: YAML or JSON file with a list of sizes, each with a `name` if wanted, or the
+            `grid.yaml` of a training.
         include_full: Evaluate the whole model, too.
         num_fewshot: Examples before each question, in place of what tasks and presets say.
         limit: Questions per task: a count, or a share below 1.
@@ -78,7 +79,7 @@ def evaluate(
         max_length: Use no more of the model's context than this many tokens.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         devices: Share the work between this many processes, each on a device of its own.
-        dtype: Number format of the weights.
+        dtype: Number format of the weights; `stored` is that of the checkpoint.
         seed: Of few-shot examples and sampled answers.
         overwrite: Compute finished pairs again.
     """
@@ -98,7 +99,8 @@ def evaluate(
     from whittle_nas.weights.checkpoint import open_checkpoint
 
     names = _names(tasks)
-    _check(names, data, {"--batch_size": batch_size, "--devices": devices})
+    text = None if data == TextData() else data
+    _check(names, text, {"--batch_size": batch_size, "--devices": devices})
     check_directory(out_dir)
     _hush()
     checkpoint = open_checkpoint(checkpoint_dir)
@@ -123,7 +125,7 @@ def evaluate(
         checkpoint,
         out_dir,
         load_tasks(choose_tasks(names, num_fewshot), options, include_path=include_path),
-        read_text(data, checkpoint),
+        read_text(text, checkpoint),
         options,
         RunOptions(bootstrap_iters, log_samples, confirm_run_unsafe_code),
         ModelOptions(resolve_dtype(dtype), max_length, batch_size, sys.stderr.isatty()),

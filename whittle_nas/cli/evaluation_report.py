@@ -12,6 +12,7 @@ from whittle_nas.evaluate.presets import headline
 from whittle_nas.evaluate.report import Score, dump, dump_samples, merge, scores
 from whittle_nas.evaluate.session import Session
 from whittle_nas.evaluate.store import Pair, Result
+from whittle_nas.space import SubNetwork
 
 COLUMNS = (
     "subnetwork", "n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size",
@@ -60,6 +61,20 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
     _draw(session.out_dir, evaluated, shown)
     _print(evaluated, shown)
     print(f"tables, pictures and report.html: {session.out_dir}")
+    _print_export(session, evaluated)
+
+
+def _print_export(session: Session, evaluated: Sequence[Evaluated]) -> None:
+    """How the first one that is smaller than the whole model becomes a checkpoint."""
+    from whittle_nas.cli.common import command_line
+    from whittle_nas.page import size_options
+
+    source = session.checkpoint
+    subs = (one.pairs[0].subnetwork for one in evaluated)
+    if small := next((sub for sub in subs if sub != SubNetwork.from_config(source.config)), None):
+        choice = ("--checkpoint_dir", source.path, *size_options(small.to_dict()))
+        line = command_line("nas", "export", *choice, "--out_dir", "<dir>")
+        print(f"export one with: {line}")
 
 
 def headline_of(session: Session, task: str, result: Result) -> Score | None:

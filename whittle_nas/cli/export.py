@@ -52,8 +52,8 @@ def export(
         pick: Best entry of the front under budgets, as in "num_params <= 6e9, latency_ms <= 40".
         extreme: Export the smallest or the largest member of the search space.
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
-        format: `litgpt` or `hf`.
-        dtype: Number format of the weights.
+        format: `litgpt`, or `hf` for transformers.
+        dtype: Number format of the weights; `stored` is that of the checkpoint.
         overwrite: Replace what is in `out_dir`.
     """
     from whittle_nas.cli.common import progress_bar, resolve_dtype

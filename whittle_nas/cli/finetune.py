@@ -56,14 +56,16 @@ def finetune(
 
     Args:
         checkpoint_dir: A litgpt checkpoint, best sorted by `nas importance` before.
-        out_dir: Directory to write; it must be new or empty.
+        out_dir: Directory to write; it must be new or empty, but for `resume` and `overwrite`.
         data: Text, or instruction data such as `data.module: Alpaca`.
-        valid: Validation data; by default a share of `data` is held out.
+        valid: Validation data, with the options of `data`; by default what `data.valid_fraction`
+            holds out, or the module's own split.
         search_space: A preset, or a YAML file.
         sampler: Which sub-networks are trained.
         sandwich: Which networks run in a step.
         loss: Cross entropy and distillation from the full network.
-        lora: Adapters; `null` trains all weights.
+        lora: Adapters: their rank `r`, scale `alpha / r`, dropout, and which weights have one, for
+            instance `--lora.r 8`; `null` trains all weights.
         optimizer: AdamW and its schedule.
         trainer: Devices, lengths, precision, loggers.
         validation: The networks whose loss is logged.
@@ -76,7 +78,7 @@ def finetune(
         overwrite: Replace an earlier run in `out_dir`, which is removed when the training starts.
         seed: Of everything random.
     """
-    from whittle_nas.cli.common import seed_everything
+    from whittle_nas.cli.common import command_line, seed_everything
     from whittle_nas.space import load_space
     from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint, num_steps
     from whittle_nas.train.module import SupernetTraining
@@ -171,6 +173,8 @@ def finetune(
     )
     _report(module.history, module.valid_networks, parameter_counter(found.config))
     print(f"trained super-network: {out_dir}")
+    search = ("nas", "search", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
+    print(f"search it with: {command_line(*search, '--data.files', '<validation text>')}")
 
 
 def _show_memory(

@@ -27,7 +27,8 @@ class ReportOptions:
     Args:
         num_subnetworks: Random sub-networks to measure; 0 skips the report.
         space: Search space to draw them from: a preset or a YAML file.
-        data: Text to measure on; by default what `data.valid_fraction` holds out.
+        data: Text to measure on, with the options of `data`; by default what `data.valid_fraction`
+            holds out.
         num_blocks: Use at most this many blocks of it.
     """
 
@@ -70,14 +71,16 @@ def importance(
         data: Calibration text.
         criterion: Rank channels, heads and neurons by what they do on the text, or by the size of
             their weights, a baseline.
-        aggregation: How activations become scores: the batch by the first word, the sequence by the
-            second.
+        aggregation: How activations become scores: the first word reduces the sequences of a
+            batch, the second the tokens of a sequence.
         scope: Order each layer for itself, or all layers alike (as the published code does).
         neuron_activation: Measure neurons at the input of the MLP's output projection, or after its
             first linear layer (as the published code does).
         head_activation: Measure heads by what they add to the residual stream, or by their output
             alone (as the published code does).
-        layer_order: How layers are ordered.
+        layer_order: How layers are ordered: `greedy` drops the layer whose loss hurts least, again
+            and again; `block_drop` ranks by the loss without one layer; `block_importance` by how
+            much a layer turns the residual stream.
         layer_width: Width of the network, sorted, in which layers are dropped for `greedy` and
             `block_drop`: 1 is the whole model.
         layer_blocks: Blocks of calibration text for `greedy` and `block_drop`.
@@ -85,7 +88,8 @@ def importance(
         micro_batch_size: Sequences per forward pass, where a batch does not fit into memory.
         report: Measure random sub-networks before and after.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        dtype: Number format of the forward passes; the sorted weights keep theirs.
+        dtype: Number format of the forward passes, `stored` that of the checkpoint; the sorted
+            weights keep theirs.
         seed: Seed of the sub-networks of the report.
         overwrite: Replace what is in `out_dir`.
     """
@@ -162,9 +166,14 @@ def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed:
 
 
 def _summary(found: Any, out_dir: Path) -> None:
+    from whittle_nas.cli.common import command_line
+
     order = ", ".join(map(str, found.layer_order))
     print(f"layers, most important first: {order}")
     print(f"sorted checkpoint, scores and pictures: {out_dir}")
+    finetune = ("nas", "finetune", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
+    data = ("--data.files", "<text>", "--data.valid_fraction", 0.1)
+    print(f"train its sub-networks with: {command_line(*finetune, *data)}")
 
 
 def _warn_if_sorted(checkpoint: Any) -> None:

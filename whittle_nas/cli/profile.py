@@ -8,6 +8,15 @@ from typing import Any
 from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.errors import ConfigError
 
+_SMALLEST = "smallest"  # the sub-network that is shown where none is named
+# For people; profile.json has the names and units of `nas search`.
+_SHOWN = {
+    "flops": ("GFLOPs per sequence", 1e9),
+    "weight_bytes": ("weight MB", 1e6),
+    "kv_cache_bytes": ("cache MB", 1e6),
+    "activation_bytes": ("activation MB", 1e6),
+}
+
 
 def profile(
     *,
@@ -22,7 +31,7 @@ def profile(
     table: Path | None = None,
     table_networks: int = 30,
     batch: int = 1,
-    tokens: int = 512,
+    tokens: int | None = None,
     repeats: int = 10,
     device: str = "auto",
     dtype: DType = DType.stored,
@@ -41,7 +50,7 @@ def profile(
         checkpoint_dir: The super-network.
         model_name: Instead of a checkpoint, a model of litgpt's list with random weights.
         subnetwork: Sizes; those that are not given are the whole model's.
-        front: `front.json` of a search; all its entries are shown, or one:
+        front: `front.json` of a search; all its entries are shown, or the one of `index` or `pick`.
         index: Which entry of the front.
         pick: Best entry of the front under budgets, as in "num_params <= 6e9".
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
@@ -50,19 +59,21 @@ def profile(
             to this file.
         table_networks: Random sub-networks that are timed in parts and whole for it.
         batch: Sequences that are run at once.
-        tokens: Tokens per sequence: length of the prefill, and of the cache while decoding.
+        tokens: Tokens per sequence: length of the prefill, and of the cache while decoding; by
+            default the model's context, at most 512.
         repeats: Timed runs.
-        device: auto, cpu, cuda, cuda:1, ...
-        dtype: Number format of the weights; random weights are float32 by default.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        dtype: Number format of the weights; `stored` is that of the checkpoint, and float32 without
+            one.
         seed: Seed of the random tokens and weights.
         out_dir: Where to write `profile.json`; nothing is written without it.
         overwrite: Replace what is in `out_dir`.
     """
-    from whittle_nas.cli.common import print_table, resolve_device, resolve_dtype, seed_everything
+    from whittle_nas.cli.common import resolve_device, resolve_dtype, seed_everything
     from whittle_nas.weights.files import check_free
 
     for option, value in (("batch", batch), ("tokens", tokens), ("repeats", repeats)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"--{option} {value} must be at least 1")
     if out_dir is not None:
         check_free(out_dir, overwrite=overwrite)
@@ -70,7 +81,7 @@ def profile(
     seed_everything(seed)
     source = _source(checkpoint_dir, model_name)
     number = resolve_dtype(dtype) or _stored_dtype(source)
-    _check_length(source.config, tokens)
+    tokens = _length(source.config, tokens)
     if table is not None:
         load = (batch, tokens, place, number)
         _write_table(table, source, search_space, load, table_networks, seed)
@@ -83,14 +94,11 @@ def profile(
         if supernet is not None:
             costs |= _measured(supernet, sub, batch, tokens, repeats)
         rows.append({"name": name, "subnetwork": sub.to_dict(), **costs})
-    columns = [key for key in rows[0] if key != "subnetwork"]
-    cells = [[row[key] for key in columns] for row in rows]
-    print_table(columns, cells, title=f"batch {batch} x {tokens} tokens on {place}")
-    if len(subs) <= 3:  # the entries of a front are in front.json
-        for name, sub in subs:
-            print(f"{name}: {sub}")
+    _print(rows, f"batch {batch} x {tokens} tokens on {place}")
     if out_dir is not None:
         _write(out_dir, rows, {"batch": batch, "tokens": tokens, "device": str(place)}, overwrite)
+    if checkpoint_dir is not None:
+        _print_next(checkpoint_dir, None if subs[-1][0] == _SMALLEST else subs[-1][1])
 
 
 def _write_table(
@@ -142,11 +150,15 @@ def _stored_dtype(source: Any) -> Any:
     return source.state_dict()["lm_head.weight"].dtype
 
 
-def _check_length(config: Any, tokens: int) -> None:
+def _length(config: Any, tokens: int | None) -> int:
+    """Tokens per sequence; the default is that of `nas search`."""
+    if tokens is None:
+        return min(config.block_size, 512)
     if tokens > config.block_size:
         raise ConfigError(
             f"--tokens {tokens} is longer than the model's context of {config.block_size}"
         )
+    return tokens
 
 
 def _entries(front: Path | None, index: int | None, pick: str | None) -> list[Any]:
@@ -176,7 +188,7 @@ def _chosen(
         return whole + subs
     if sizes.given():
         return [*whole, ("chosen", sizes.resolve(config, channels))]
-    return [*whole, ("smallest", space_of(source, search_space).smallest)]
+    return [*whole, (_SMALLEST, space_of(source, search_space).smallest)]
 
 
 def _load(source: Any, device: Any, dtype: Any) -> Any:
@@ -205,9 +217,9 @@ def _analytic(source: Any, sub: Any, batch: int, tokens: int, dtype: Any) -> dic
     return {
         "num_params": analytic.num_params(config),
         "num_params_non_embedding": analytic.num_params_non_embedding(config),
-        "gflops": batch * analytic.flops(config, tokens) / 1e9,
-        "weight_mb": analytic.weight_bytes(config, dtype) / 1e6,
-        "kv_cache_mb": cache / 1e6,
+        "flops": analytic.flops(config, tokens),
+        "weight_bytes": analytic.weight_bytes(config, dtype),
+        "kv_cache_bytes": cache,
     }
 
 
@@ -229,8 +241,25 @@ def _measured(supernet: Any, sub: Any, batch: int, tokens: int, repeats: int) ->
         "latency_ms": prefill.median_ms,
         "decode_ms_per_token": decode.median_ms,
         "decode_tokens_per_s": batch * 1e3 / decode.median_ms,
-        "activation_mb": peak / 1e6,
+        "activation_bytes": peak,
     }
+
+
+def _print(rows: list[dict[str, Any]], title: str) -> None:
+    """The costs as a table, and the sizes below it."""
+    from whittle_nas.cli.common import print_table
+    from whittle_nas.space import SubNetwork
+
+    columns = [key for key in rows[0] if key != "subnetwork"]
+    names = [_SHOWN[key][0] if key in _SHOWN else key for key in columns]
+    cells = [
+        [row[key] if key not in _SHOWN else row[key] / _SHOWN[key][1] for key in columns]
+        for row in rows
+    ]
+    print_table(names, cells, title=title)
+    if len(rows) <= 3:  # the entries of a front are in front.json
+        for row in rows:
+            print(f"{row['name']}: {SubNetwork.from_dict(row['subnetwork'])}")
 
 
 def _write(out_dir: Path, rows: list[Any], settings: dict[str, Any], overwrite: bool) -> None:
@@ -242,3 +271,17 @@ def _write(out_dir: Path, rows: list[Any], settings: dict[str, Any], overwrite: 
         text = json.dumps({"format": 1, **settings, "subnetworks": rows}, indent=2)
         (partial / "profile.json").write_text(text + "\n", encoding="utf-8")
     print(f"wrote {out_dir / 'profile.json'}")
+
+
+def _print_next(checkpoint_dir: Path, sub: Any) -> None:
+    """How the last sub-network of the table is exported; without a choice, how one is found."""
+    from whittle_nas.cli.common import command_line
+    from whittle_nas.page import size_options
+
+    source, target = ("--checkpoint_dir", checkpoint_dir), ("--out_dir", "<dir>")
+    if sub is not None:
+        choice = size_options(sub.to_dict())
+        print(f"export it with: {command_line('nas', 'export', *source, *choice, *target)}")
+    else:
+        line = command_line("nas", "search", *source, *target, "--data.files", "<validation text>")
+        print(f"find better ones with: {line}")

@@ -52,13 +52,16 @@ def search(
 
     Args:
         checkpoint_dir: The super-network: a litgpt checkpoint, sorted and trained or not.
-        out_dir: Directory to write; it must be new or empty.
+        out_dir: Directory to write; it must be new or empty, but for `resume` and `overwrite`.
         data: Validation text.
         objectives: What is minimised, two or more of val_loss, perplexity, num_params,
             num_params_non_embedding, flops, weight_bytes, memory_bytes, latency_ms,
             decode_ms_per_token and "1 - <lm-eval task>.<metric>". The first one measures quality.
         constraints: Limits on any of these, for instance "num_params <= 6e9, latency_ms <= 40".
-        method: Who proposes the next sub-network.
+        method: Who proposes the next sub-network: `surrogate` models the loss and takes what should
+            add most to the front; `stratified` is random, evenly over the cost; `local_search`
+            changes members of the front; `nsga2` and `evolution` breed; `scalarization` weights the
+            objectives at random.
         num_trials: Sub-networks to evaluate.
         search_space: A preset or a YAML file; by default the space that was trained, else
             `aligned`.
@@ -74,7 +77,7 @@ def search(
         cluster: Address of a running Ray cluster to take the workers from, `auto` for this
             machine's.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        dtype: Number format of the weights.
+        dtype: Number format of the weights; `stored` is that of the checkpoint.
         seed: Seed of the proposals.
         resume: Go on with an interrupted search in `out_dir`, or extend a finished one.
         overwrite: Replace an earlier search in `out_dir`, which is removed before the first trial.

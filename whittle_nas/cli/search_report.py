@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from whittle_nas.cli.common import print_table
+from whittle_nas.cli.common import command_line, print_table
 from whittle_nas.plots import plot_front
 from whittle_nas.search import html
 from whittle_nas.search.request import Request
@@ -78,7 +78,13 @@ def report(request: Request, outcome: Outcome) -> None:
     if outcome.recovered is not None:
         _print_recovered(outcome.recovered)
     print(f"trials, front and pictures: {request.out_dir}")
-    print(_export_line(request, outcome))
+    source = ("--checkpoint_dir", request.checkpoint.path)
+    evaluate = ("nas", "evaluate", *source, "--front", path, "--tasks", "<tasks>")
+    print(f"evaluate all with: {command_line(*evaluate, '--out_dir', '<dir>')}")
+    choice = _export_choice(request, outcome)
+    print(
+        f"export one with: {command_line('nas', 'export', *source, *choice, '--out_dir', '<dir>')}"
+    )
 
 
 def _draw(request: Request, outcome: Outcome, growth: Sequence[float]) -> None:
@@ -114,13 +120,11 @@ def _print_recovered(recovered: Front) -> None:
     print_table(["index", *columns], rows, title)
 
 
-def _export_line(request: Request, outcome: Outcome) -> str:
-    """A command for the best after recovery, else for a budget in the middle of the front."""
-    export = f"export one with: nas export --checkpoint_dir {request.checkpoint.path}"
+def _export_choice(request: Request, outcome: Outcome) -> list[object]:
+    """Options for the best after recovery, else for a budget in the middle of the front."""
     if outcome.recovered is not None:
-        return f"{export} --front {request.out_dir / 'recovery.json'} --index 0 --out_dir <dir>"
+        return ["--front", request.out_dir / "recovery.json", "--index", 0]
     cost = request.objectives[-1]
     values = sorted(entry.metrics[cost] for entry in outcome.front.entries)
     budget = values[len(values) // 2]
-    front = request.out_dir / "front.json"
-    return f'{export} --front {front} --pick "{cost} <= {budget:.6g}" --out_dir <dir>'
+    return ["--front", request.out_dir / "front.json", "--pick", f"{cost} <= {budget:.6g}"]

@@ -117,7 +117,7 @@ class RecoveryOptions:
     Args:
         budget: Limits such as "num_params <= 6e9"; without, no recovery.
         candidates: How many sub-networks are trained, those of lowest loss under the budget.
-        data: Training text.
+        data: Training text, with the options of `data`.
         steps: Training steps of each, with adapters and taught by the whole model.
         batch_size: Blocks per step.
         r: Rank of the adapters.

@@ -44,13 +44,13 @@ class LossOptions:
     """Loss of a sub-network: `ce_weight * CE + kd_weight * KD`.
 
     Args:
-        distillation: what is learnt from the full network's logits of the same step.
+        distillation: What is learnt from the full network's logits of the same step.
         weighting: `balanced` first scales KD to the size of CE.
-        ce_weight: weight of the cross entropy (alpha).
-        kd_weight: weight of the distillation loss (beta).
-        temperature: softens both distributions; the KL family and cosine use it, L1 and L2 do not.
-        forward_share: share of the forward KL in `symmetric_kl` (lambda), 0 to 1.
-        chunk_elements: largest number of logits that exist at a time; 2^24 float32 are 64 MiB, and
+        ce_weight: Weight of the cross entropy (alpha).
+        kd_weight: Weight of the distillation loss (beta).
+        temperature: Softens both distributions; the KL family and cosine use it, L1 and L2 do not.
+        forward_share: Share of the forward KL in `symmetric_kl` (lambda), 0 to 1.
+        chunk_elements: Largest number of logits that exist at a time; 2^24 float32 are 64 MiB, and
             with the vocabulary of Llama 3 the 128 positions that litgpt takes at a time.
             Smaller saves memory; where all weights are trained, each chunk costs one pass over the
             head's gradient.
@@ -79,16 +79,16 @@ class LoraOptions:
     """Low-rank adapters; the other weights stay frozen.
 
     Args:
-        r: rank of the adapters.
-        alpha: the update is scaled by alpha / r.
-        dropout: dropout on the input of an adapter (not of the embedding's, which reads token ids).
-        query: adapt the query rows of the attention input projection.
-        key: adapt its key rows.
-        value: adapt its value rows.
-        projection: adapt the attention output projection.
-        mlp: adapt the linear layers of the MLP.
-        head: adapt the output head.
-        embedding: adapt the token embedding.
+        r: Rank of the adapters.
+        alpha: The update is scaled by alpha / r.
+        dropout: Dropout on the input of an adapter (not of the embedding's, which reads token ids).
+        query: Adapt the query rows of the attention input projection.
+        key: Adapt its key rows.
+        value: Adapt its value rows.
+        projection: Adapt the attention output projection.
+        mlp: Adapt the linear layers of the MLP.
+        head: Adapt the output head.
+        embedding: Adapt the token embedding.
     """
 
     r: int = 32
@@ -124,10 +124,10 @@ class SandwichOptions:
             smallest; `random` one sampled sub-network; `standard` the full network only;
             `random_linear` the full network or, with a probability that rises from 0 to 1 during
             the training, one sampled sub-network.
-        num_random: sampled sub-networks per sandwich step.
-        train_smallest: whether the smallest sub-network is in every sandwich step.
-        full_weight: weight of the full network's loss in a sandwich step.
-        mean: divide the sum of the losses by the number of networks (the published code).
+        num_random: Sampled sub-networks per sandwich step.
+        train_smallest: Whether the smallest sub-network is in every sandwich step.
+        full_weight: Weight of the full network's loss in a sandwich step.
+        mean: Divide the sum of the losses by the number of networks (the published code).
     """
 
     strategy: Strategy = Strategy.sandwich
@@ -146,12 +146,12 @@ class OptimizerOptions:
     """AdamW with a linear warm-up and a cosine that ends at `min_lr`.
 
     Args:
-        lr: highest learning rate; by default 2e-4 with adapters and 2e-5 for all weights.
-        min_lr: learning rate of the last step.
-        warmup_steps: optimiser steps until `lr` is reached.
-        weight_decay: decoupled weight decay.
-        beta1: decay of AdamW's mean of the gradients.
-        beta2: decay of AdamW's mean of their squares.
+        lr: Highest learning rate; by default 2e-4 with adapters and 2e-5 for all weights.
+        min_lr: Learning rate of the last step.
+        warmup_steps: Optimiser steps until `lr` is reached.
+        weight_decay: Decoupled weight decay.
+        beta1: Decay of AdamW's mean of the gradients.
+        beta2: Decay of AdamW's mean of their squares.
     """
 
     lr: float | None = None
@@ -196,11 +196,11 @@ class SamplerOptions:
             of `num_bins` equal bins of the number of parameters; `calibrate_mag` and
             `calibrate_ppl`: the candidate of each bin with the largest sum of |w|, or the lowest
             perplexity on calibration text; `fixed`: those in `file`.
-        num_bins: bins of the grid.
-        trials_per_bin: random members that a bin sees before it is given up as empty.
-        candidates_per_bin: how many compete for a bin in the `calibrate` kinds.
-        calibration_samples: training samples on which `calibrate_ppl` scores.
-        file: a `grid.yaml` of an earlier run, a `front.json`, or a YAML list of sizes.
+        num_bins: Bins of the grid.
+        trials_per_bin: Random members that a bin sees before it is given up as empty.
+        candidates_per_bin: How many compete for a bin in the `calibrate` kinds.
+        calibration_samples: Training samples on which `calibrate_ppl` scores.
+        file: A `grid.yaml` of an earlier run, a `front.json`, or a YAML list of sizes.
     """
 
     kind: SamplerKind = SamplerKind.grid_params
@@ -225,10 +225,10 @@ class ValidationOptions:
     """The fixed set of networks whose loss is logged.
 
     Args:
-        num_networks: bins of a grid over the number of parameters; one member of each is validated,
+        num_networks: Bins of a grid over the number of parameters; one member of each is validated,
             beside the full and the smallest network.
-        every_n_steps: optimiser steps between two validations; by default a tenth of the training.
-        num_samples: validation samples that are used, the first ones; null takes all.
+        every_n_steps: Optimiser steps between two validations; by default a tenth of the training.
+        num_samples: Validation samples that are used, the first ones; null takes all.
     """
 
     num_networks: int = 5
@@ -246,24 +246,24 @@ class TrainerOptions:
     """Passed to `lightning.Trainer`, with lengths in optimiser steps.
 
     Args:
-        max_epochs: passes over the training data, unless `max_steps` is given.
-        max_steps: optimiser steps.
+        max_epochs: Passes over the training data, unless `max_steps` is given.
+        max_steps: Optimiser steps.
         accelerator: `auto`, `cpu`, `cuda`, ...
-        devices: number of devices per machine, a list such as `0,1`, or `auto`.
-        num_nodes: machines.
+        devices: Number of devices per machine, a list such as `0,1`, or `auto`.
+        num_nodes: Machines.
         strategy: `auto` or `ddp`; every process holds the whole model, and gradients are summed
             once per step.
         precision: `32-true`; `bf16-mixed`: trained weights in float32, frozen ones as stored,
             arithmetic in bfloat16; or `bf16-true`.
-        accumulate_grad_batches: micro-batches per optimiser step.
-        gradient_clip_val: largest norm of the gradient; null does not clip.
-        log_every_n_steps: optimiser steps between two rows of the logs.
-        checkpoint_every_n_steps: optimiser steps between two checkpoints to resume from; by
+        accumulate_grad_batches: Micro-batches per optimiser step.
+        gradient_clip_val: Largest norm of the gradient; null does not clip.
+        log_every_n_steps: Optimiser steps between two rows of the logs.
+        checkpoint_every_n_steps: Optimiser steps between two checkpoints to resume from; by
             default a tenth of the training.
-        fast_dev_run: print the memory that the run needs, do one step and one validation batch,
+        fast_dev_run: Print the memory that the run needs, do one step and one validation batch,
             and write nothing.
-        enable_progress_bar: show a progress bar.
-        logger: loggers as `{class_path, init_args}`; by default CSV and TensorBoard, an empty list
+        enable_progress_bar: Show a progress bar.
+        logger: Loggers as `{class_path, init_args}`; by default CSV and TensorBoard, an empty list
             logs nothing. E.g. `[{class_path: lightning.pytorch.loggers.WandbLogger}]`.
         callbacks: Lightning callbacks as `{class_path, init_args}`.
     """
