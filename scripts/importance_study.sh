@@ -38,7 +38,7 @@ variants=(
   "aggregation variance_mean"
   "aggregation variance_norm"
   "aggregation variance_variance"
-  "report.space aligned"
+  "report.search_space aligned"
 )
 
 run() { # model, variant, seed; uses the model's variables
@@ -54,7 +54,7 @@ run() { # model, variant, seed; uses the model's variables
   {
     nas importance --checkpoint_dir "$checkpoint" --out_dir "$dir" --overwrite true \
       --data.files "$calibration" --data.valid_fraction 0 --seed "$3" --data.seed "$3" \
-      --report.num_subnetworks "$count" --report.space "$out/$1.space.yaml" \
+      --report.num_subnetworks "$count" --report.search_space "$out/$1.space.yaml" \
       --report.data.files "$heldout" --report.data.block_size 256 --report.num_blocks 16 \
       "${options[@]}" > "$dir.log" 2>&1 || { cat "$dir.log" >&2; exit 1; }
     rm -f "$dir"/lit_model.pth

@@ -56,7 +56,8 @@ SPACE = {
     "search": "--search_space space.yaml",
     "export": "--extreme smallest --search_space space.yaml",
     "profile": "--search_space space.yaml",
-    "importance": "--report.num_subnetworks 2 --report.space space.yaml --data.valid_fraction 0.1",
+    "importance": "--report.num_subnetworks 2 --report.search_space space.yaml "
+    "--data.valid_fraction 0.1",
 }
 
 

@@ -136,7 +136,14 @@ MISTAKES = {
         "--report.data.files",
     ),
     "report space": (
-        ["--data.files", "text.txt", "--report.num_subnetworks", "2", "--report.space", "no.yaml"],
+        [
+            "--data.files",
+            "text.txt",
+            "--report.num_subnetworks",
+            "2",
+            "--report.search_space",
+            "no.yaml",
+        ],
         "no.yaml",
     ),
     "device": (["--data.files", "text.txt", "--device", "cuda:99"], "cuda:99"),

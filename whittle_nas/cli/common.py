@@ -52,6 +52,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def check_least(least: int, **options: int | None) -> None:
+    """Refuse numbers that are too small; None is an option that was not given.
+
+    Raises:
+        ConfigError: naming the option and its value.
+    """
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value} must be at least {least}")
+
+
 def progress_bar(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
     """A progress bar on stderr, with the time left; it disappears when it is full."""
     from tqdm import tqdm

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def evaluate(
         overwrite: Compute finished pairs again.
     """
     from whittle_nas.cli.candidates import choose_candidates
-    from whittle_nas.cli.common import resolve_device, resolve_dtype
+    from whittle_nas.cli.common import check_least, resolve_device, resolve_dtype
     from whittle_nas.cli.evaluation import (
         check_directory,
         compute,
@@ -100,7 +99,9 @@ def evaluate(
 
     names = _names(tasks)
     text = None if data == TextData() else data
-    _check(names, text, {"--batch_size": batch_size, "--devices": devices})
+    if not names and text is None:
+        raise ConfigError("give --tasks, such as v1 or arc_easy,piqa, or --data.files, or both")
+    check_least(1, batch_size=batch_size, devices=devices)
     check_directory(out_dir)
     _hush()
     checkpoint = open_checkpoint(checkpoint_dir)
@@ -138,14 +139,6 @@ def evaluate(
 def _names(tasks: list[str] | str | None) -> list[str]:
     listed = tasks if isinstance(tasks, list) else [tasks or ""]
     return [name.strip() for part in listed for name in part.split(",") if name.strip()]
-
-
-def _check(names: Sequence[str], data: TextData | None, counts: dict[str, int | None]) -> None:
-    if not names and data is None:
-        raise ConfigError("give --tasks, such as v1 or arc_easy,piqa, or --data.files, or both")
-    for option, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"{option} {count} must be at least 1")
 
 
 def _hush() -> None:

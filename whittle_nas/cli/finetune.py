@@ -78,7 +78,7 @@ def finetune(
         overwrite: Replace an earlier run in `out_dir`, which is removed when the training starts.
         seed: Of everything random.
     """
-    from whittle_nas.cli.common import command_line, seed_everything
+    from whittle_nas.cli.common import check_least, command_line, seed_everything
     from whittle_nas.space import load_space
     from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint, num_steps
     from whittle_nas.train.module import SupernetTraining
@@ -91,9 +91,8 @@ def finetune(
     from whittle_nas.weights.counting import parameter_counter
     from whittle_nas.weights.files import check_free
 
-    for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < least:
-            raise ConfigError(f"--{option} {value} must be at least {least}")
+    check_least(1, batch_size=batch_size)
+    check_least(0, num_workers=num_workers)
     first = _is_first_process()
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
     found = None if dry else open_checkpoint(checkpoint_dir)

@@ -26,14 +26,14 @@ class ReportOptions:
 
     Args:
         num_subnetworks: Random sub-networks to measure; 0 skips the report.
-        space: Search space to draw them from: a preset or a YAML file.
+        search_space: Search space to draw them from: a preset or a YAML file.
         data: Text to measure on, with the options of `data`; by default what `data.valid_fraction`
             holds out.
         num_blocks: Use at most this many blocks of it.
     """
 
     num_subnetworks: int = 0
-    space: str = "aligned"
+    search_space: str = "aligned"
     data: TextData | None = None
     num_blocks: int = 32
 
@@ -94,6 +94,7 @@ def importance(
         overwrite: Replace what is in `out_dir`.
     """
     from whittle_nas.cli.common import (
+        check_least,
         progress_bar,
         resolve_device,
         resolve_dtype,
@@ -105,6 +106,8 @@ def importance(
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
     from whittle_nas.weights.files import atomic_directory, check_free
 
+    counts = {"layer_blocks": layer_blocks, "batch_size": batch_size}
+    check_least(1, **counts, micro_batch_size=micro_batch_size)
     check_free(out_dir, overwrite=overwrite)
     options = MeasureOptions(
         criterion=criterion,
@@ -114,11 +117,9 @@ def importance(
         head_activation=head_activation,
         layer_order=layer_order,
         layer_width=_share("layer_width", layer_width),
-        layer_blocks=_at_least_one("layer_blocks", layer_blocks),
-        batch_size=_at_least_one("batch_size", batch_size),
-        micro_batch_size=None
-        if micro_batch_size is None
-        else _at_least_one("micro_batch_size", micro_batch_size),
+        layer_blocks=layer_blocks,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
     )
     checkpoint = open_checkpoint(checkpoint_dir)
     _warn_if_sorted(checkpoint)
@@ -145,6 +146,9 @@ def importance(
 
 def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed: int) -> Any:
     """What the report will measure; None without a report."""
+    from whittle_nas.cli.common import check_least
+
+    check_least(0, **{"report.num_subnetworks": report.num_subnetworks})
     if report.num_subnetworks == 0:
         return None
     from whittle_nas.cli.importance_report import plan_trial
@@ -157,8 +161,8 @@ def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed:
         )
     return plan_trial(
         checkpoint,
-        space=report.space,
-        count=_at_least_one("report.num_subnetworks", report.num_subnetworks),
+        space=report.search_space,
+        count=report.num_subnetworks,
         text=replace(report.data or data, num_blocks=report.num_blocks),
         part=Part.ALL if report.data else Part.VALID,
         seed=seed,
@@ -190,12 +194,6 @@ def _warn_if_sorted(checkpoint: Any) -> None:
         f"{ids}",
         file=sys.stderr,
     )
-
-
-def _at_least_one(option: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"--{option} {value} must be at least 1")
-    return value
 
 
 def _share(option: str, value: float) -> float:

@@ -74,7 +74,7 @@ def plan_trial(
     blocks = load_blocks(text, checkpoint.path, config=config, part=part)
     found = load_space(space, config, head_channels=checkpoint.info.head_channels)
     drawn = draw_subnetworks(found, count, seed=seed)
-    conditions = {"space": found.to_dict(), "seed": seed, "data": describe(text, blocks)}
+    conditions = {"search_space": found.to_dict(), "seed": seed, "data": describe(text, blocks)}
     return Trial([SubNetwork.from_config(config), *drawn], blocks.tokens, config, conditions)
 
 

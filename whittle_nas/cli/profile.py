@@ -30,7 +30,7 @@ def profile(
     measure: bool = True,
     table: Path | None = None,
     table_networks: int = 30,
-    batch: int = 1,
+    batch: int = 2,
     tokens: int | None = None,
     repeats: int = 10,
     device: str = "auto",
@@ -69,12 +69,15 @@ def profile(
         out_dir: Where to write `profile.json`; nothing is written without it.
         overwrite: Replace what is in `out_dir`.
     """
-    from whittle_nas.cli.common import resolve_device, resolve_dtype, seed_everything
+    from whittle_nas.cli.common import (
+        check_least,
+        resolve_device,
+        resolve_dtype,
+        seed_everything,
+    )
     from whittle_nas.weights.files import check_free
 
-    for option, value in (("batch", batch), ("tokens", tokens), ("repeats", repeats)):
-        if value is not None and value < 1:
-            raise ConfigError(f"--{option} {value} must be at least 1")
+    check_least(1, batch=batch, tokens=tokens, repeats=repeats)
     if out_dir is not None:
         check_free(out_dir, overwrite=overwrite)
     place = resolve_device(device)
@@ -109,12 +112,12 @@ def _write_table(
     networks: int,
     seed: int,
 ) -> None:
+    from whittle_nas.cli.common import check_least
     from whittle_nas.cli.profile_table import measure_table
     from whittle_nas.cli.selection import space_of
     from whittle_nas.metrics.latency_parts import Load
 
-    if networks < 4:
-        raise ConfigError(f"--table_networks {networks} must be at least 4")
+    check_least(4, table_networks=networks)
     space = space_of(source, search_space)
     measure_table(path, source, space, Load(*load), networks=networks, seed=seed)
 

@@ -82,18 +82,18 @@ def search(
         resume: Go on with an interrupted search in `out_dir`, or extend a finished one.
         overwrite: Replace an earlier search in `out_dir`, which is removed before the first trial.
     """
-    from whittle_nas.cli.common import resolve_device, resolve_dtype, seed_everything
+    from whittle_nas.cli.common import (
+        check_least,
+        resolve_device,
+        resolve_dtype,
+        seed_everything,
+    )
     from whittle_nas.cli.search_report import listening, report
     from whittle_nas.search.request import Request
     from whittle_nas.search.session import Session
 
-    for option, value in (
-        ("num_trials", num_trials),
-        ("search_blocks", search_blocks),
-        ("batch_size", 1 if batch_size is None else batch_size),
-        ("workers", workers),
-    ):
-        _at_least_one(option, value)
+    counts = {"num_trials": num_trials, "search_blocks": search_blocks, "workers": workers}
+    check_least(1, **counts, batch_size=batch_size)
     _check_directory(out_dir, resume=resume, overwrite=overwrite)
     checkpoint, space = _open(checkpoint_dir, search_space)
     names, limits = _read(objectives, constraints)
@@ -194,8 +194,3 @@ def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _warn(sentence: str) -> None:
     print(f"nas: warning: {sentence}", file=sys.stderr)
-
-
-def _at_least_one(option: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"--{option} {value} must be at least 1")

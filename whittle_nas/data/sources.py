@@ -210,7 +210,7 @@ def _module_documents(
     max_tokens: int | None,
 ) -> list[Document]:
     """The token sequences of a litgpt data module, one at a time so that nothing is padded."""
-    module = _build_module(source)
+    module = build_module(source)
     module.connect(tokenizer, batch_size=1, max_seq_length=block_size)
     try:
         module.prepare_data()
@@ -233,7 +233,12 @@ def _module_documents(
     return found
 
 
-def _build_module(source: TextSource) -> Any:
+def build_module(source: TextSource) -> Any:
+    """The `litgpt.data` module that a source names.
+
+    Raises:
+        ConfigError: if there is none of that name, or its arguments are wrong.
+    """
     import litgpt.data
     from jsonargparse import ArgumentError, ArgumentParser
 

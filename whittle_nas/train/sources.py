@@ -11,7 +11,7 @@ from typing import Any
 from litgpt import Config
 
 from whittle_nas.data import Part, TextData, TextSource, load_blocks, load_tokenizer
-from whittle_nas.data.sources import _build_module
+from whittle_nas.data.sources import build_module
 from whittle_nas.errors import ConfigError
 from whittle_nas.train.batches import IGNORE, Sample, from_blocks, from_labelled, pack
 
@@ -113,7 +113,7 @@ def _module_items(
     source: TextSource, tokenizer: Any, part: Part, block_size: int
 ) -> Sequence[dict[str, Any]]:
     """`input_ids` and `labels` of the samples of one litgpt data module."""
-    module = _build_module(source)
+    module = build_module(source)
     module.connect(tokenizer, batch_size=1, max_seq_length=block_size)
     try:
         module.prepare_data()
