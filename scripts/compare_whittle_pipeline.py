@@ -63,6 +63,8 @@ class Pipeline:
         text = TextData(files=[self.source / "train.jsonl"], block_size=LENGTH)
         self.out.mkdir(exist_ok=True)
         torch.save(load_blocks(text, self.source, config=config).tokens, self.out / "train.pt")
+        optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": LR}}
+        (self.out / "optimizer.yaml").write_text(json.dumps({"optimizer": optimizer}))
         options = ["--sandwich.strategy", "standard", "--optimizer.lr", 3e-3]
         self._finetune(start, self.out / "pretrained", PRETRAIN_STEPS, 0, options)
         self.call_peer("adopt", str(self.out / "pretrained"), str(self.out / "pretrained_peer"))
@@ -100,7 +102,7 @@ class Pipeline:
             *("--train.max_tokens", STEPS * BATCH * LENGTH, "--train.global_batch_size", BATCH),
             *("--train.micro_batch_size", BATCH, "--train.max_norm", 1),
             *("--train.lr_warmup_steps", 20, "--train.save_interval", 100_000),
-            *("--optimizer.class_path", "torch.optim.AdamW", "--optimizer.init_args.lr", LR),
+            *("--config", self.out / "optimizer.yaml"),
             *("--eval.interval", 100_000, "--eval.max_iters", 1),
             *(*peer_data(self.commands.valid), "--data.train", self.out / "train.pt"),
         )

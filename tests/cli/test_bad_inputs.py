@@ -486,7 +486,7 @@ OPTIONS = [
     ),
     *options_of(
         "evaluate",
-        ("--data null", "--tasks"),
+        ("--data.files null", "data.files"),
         ("--limit 0", "--limit 0"),
         ("--limit nan", "limit"),
         ("--num_fewshot -1", "--num_fewshot -1"),
@@ -548,12 +548,12 @@ OPTIONS = [
 
 # These read lm-eval's index of all tasks first, which takes some seconds.
 TASKS = [
-    Case("evaluate", "--data null --tasks nonsense", {}, "'nonsense'", slow=True),
+    Case("evaluate", "--data.files null --tasks nonsense", {}, "'nonsense'", slow=True),
     Case("search", "--objectives '1 - nonsense.acc,flops'", {}, "'nonsense'", slow=True),
     *(
         Case(
             "evaluate",
-            "--data null --tasks evil --include_path tasks",
+            "--data.files null --tasks evil --include_path tasks",
             {"tasks/evil.yaml": content},
             "'evil'",
             slow=True,
