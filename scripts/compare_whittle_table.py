@@ -30,7 +30,7 @@ def _rows(name: str, part: dict[str, Any]) -> list[str]:
     if "unseen" in part:
         unseen = _row(f"{name}, sizes not seen before", part["unseen"])
         return [unseen, _row(f"{name}, seen before", part["again"])]
-    return [_row(name, part)] if "peer" in part else []
+    return [_row(name, part)] if "wall_ms" in part.get("peer", {}) else []
 
 
 def _row(name: str, part: dict[str, Any]) -> str:
@@ -106,15 +106,16 @@ def _pipeline(part: dict[str, Any]) -> list[str]:
     heads = " | ".join(f"loss, <= {float(share):.0%} of the parameters" for share in shares)
     lines = [
         "",
-        f"{part['steps']} sandwich steps and {part['seconds_of_a_search']} s of search, each in "
-        "its own way, from the same pretrained model; values per seed.",
+        f"Training for about the same time and {part['seconds_of_a_search']} s of search, from the "
+        "same pretrained model; values per seed.",
         "",
-        f"| tool | training, s | hypervolume | {heads} |",
-        "|---" * (3 + len(shares)) + "|",
+        f"| tool | sandwich steps | training, s | hypervolume | {heads} |",
+        "|---" * (4 + len(shares)) + "|",
     ]
     for side in ("ours", "peer"):
         run = part[side]
         cells = [
+            str(part["steps"][side]),
             ", ".join(f"{value:.0f}" for value in run["training_s"]),
             ", ".join(f"{value:.1f}" for value in run["hypervolume_percent"]),
             *(", ".join(f"{v:.3f}" for v in run["loss_below"][share]) for share in shares),

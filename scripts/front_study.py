@@ -92,8 +92,7 @@ def full_size(checkpoint_dir: str) -> int:
 
 def report(out_dir: str) -> None:
     """Write a picture per model and print all tables."""
-    for model in sorted({path.parent for path in Path(out_dir).glob("*/*/supernet")}, key=str):
-        model = model.parent
+    for model in sorted({path.parent.parent for path in Path(out_dir).glob("*/*/supernet")}):
         found = {name: read_curve(model, where) for name, where in CURVES.items()}
         found = {name: curve for name, curve in found.items() if curve}
         whole = found["sorted only"][100.0]  # sorting leaves it as it is
@@ -209,30 +208,34 @@ def sharing(model: Path, found: dict[str, Curve], place: float = 60.0) -> str:
 
 def panels(found: dict[str, Curve], whole: list[Score]) -> list[Panel]:
     """Every metric against parameters and against measured latency."""
-    ends = {name: {**curve, 100.0: whole} for name, curve in found.items()}
-    latency = {
-        place: [s["latency_ms"] for s in scores] for place, scores in ends["super-network"].items()
+    curves = {**found, "the whole model": {100.0: whole}}
+    # Networks that were trained alone have the shapes of others, which were timed.
+    timed = {
+        place: mean_spread(score["latency_ms"] for score in scores)[0]
+        for name in ("super-network", "depth only", "the whole model")
+        for place, scores in curves.get(name, {}).items()
+    }
+
+    def latency(place: float, scores: list[Score]) -> float:
+        own = [score["latency_ms"] for score in scores if "latency_ms" in score]
+        return mean_spread(own)[0] if own else timed[place]
+
+    costs: dict[str, Callable[[float, list[Score]], float]] = {
+        "% of the parameters": lambda place, _: place,
+        "prefill of 2 x 512 tokens, ms": latency,
     }
     made = []
     for metric in ("nats_per_token", "acc"):
-        if metric not in whole[0]:
-            continue
-        costs: dict[str, Callable[[float, list[Score]], float]] = {
-            "% of the parameters": lambda place, _: place,
-            "prefill of 2 x 512 tokens, ms": lambda place, scores: mean_spread(
-                [s["latency_ms"] for s in scores] if "latency_ms" in scores[0] else latency[place]
-            )[0],
-        }
-        for xlabel, cost in costs.items():
-            curves = {
-                name: [
-                    (cost(place, scores), *mean_spread(s[metric] for s in scores))
-                    for place, scores in curve.items()
-                    if "latency_ms" in scores[0] or place in latency
-                ]
-                for name, curve in ends.items()
-            }
-            made.append(Panel("", xlabel, METRICS[metric], curves))
+        if metric in whole[0]:
+            for xlabel, cost in costs.items():
+                points = {
+                    name: [
+                        (cost(place, scores), *mean_spread(s[metric] for s in scores))
+                        for place, scores in curve.items()
+                    ]
+                    for name, curve in curves.items()
+                }
+                made.append(Panel("", xlabel, METRICS[metric], points))
     return made
 
 
