@@ -168,7 +168,7 @@ def main() -> None:
         found = (1, len(moments), bool(wrong))
         counts[name] = [old + new for old, new in zip(counts[name], found, strict=True)]
         print(
-            f"{name}: killed at {', '.join(moments) or 'its end'} s: {wrong or 'equal'}", flush=True
+            f"{name}: killed at {', '.join(moments) or '(never)'} s: {wrong or 'equal'}", flush=True
         )
     for name, (runs, kills, differing) in counts.items():
         print(f"{name:<12} {runs} runs, {kills} kills, {differing} differ")
