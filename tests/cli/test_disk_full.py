@@ -76,14 +76,6 @@ def disk(tmp_path) -> Iterator[Disk]:
     subprocess.run(["umount", "--lazy", made.path], check=True)
 
 
-@pytest.fixture
-def text(tmp_path) -> Path:
-    path = tmp_path / "text.jsonl"
-    lines = [f"{i} is a number, and so is {i * i}, its square. " * 3 for i in range(60)]
-    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    return path
-
-
 def run(name: str, checkpoint_dir: Path, text: Path, out_dir: Path, *options: object) -> int:
     given = [str(option).format(text=text) for option in COMMANDS[name]]
     command = name.partition("_")[0]
