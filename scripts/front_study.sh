@@ -42,7 +42,7 @@ tune() { # directory, checkpoint, steps, learning rate, options...: fine-tune; k
   local result=$1 checkpoint=$2 count=$3 lr=$4
   shift 4
   stage "$result" nas finetune --checkpoint_dir "$checkpoint" "${text[@]}" "${recipe[@]}" \
-    --optimizer.lr "$lr" --trainer.max_steps "$count" --seed "$seed" "$@"
+    --optimizer.lr "$lr" --trainer.max_steps "$count" --search_space "$space" --seed "$seed" "$@"
   rm -rf "$result/checkpoints" "$result"/lit_model.pth.lora
 }
 
@@ -54,7 +54,7 @@ score() { # directory, checkpoint, options...: held-out text and the model's tas
 
 search() { # name, checkpoint: the best under every budget, on validation text
   stage "$dir/$1/search" nas search --checkpoint_dir "$2" --num_trials 80 --seed "$seed" \
-    --data.files "$valid" --data.block_size 256 --data.num_blocks 64 --search_space aligned
+    --data.files "$valid" --data.block_size 256 --data.num_blocks 64 --search_space "$space"
   [ -f "$dir/$1/picks.yaml" ] && return
   python scripts/front_study.py pick "$dir/$1/search/front.json" "$plain" "${budgets[@]}" \
     > "$dir/$1/picks.tmp"
@@ -98,7 +98,7 @@ one_seed() { # everything of one model and seed; uses the model's variables
   for at in 40 60 80 90; do
     one_alone "$dir/alone/$at" "$choices" "p$at" "$dir/by_importance" $((passes / 6)) "$lr"
   done
-  for number in 3 12 48; do
+  for number in 12 48; do
     one_alone "$dir/shared_$number/60" "$choices" p60 "$dir/by_importance" \
       $((passes / number)) "$lr"
   done
@@ -145,7 +145,7 @@ focus=(
   --sampler.kind fixed --sandwich.num_random 3 --sandwich.train_smallest false
   --sandwich.full_weight 1 --loss.distillation forward_kl
 )
-lr=2e-3 scratch_lr=4e-3
+lr=2e-3 scratch_lr=4e-3 space=aligned
 
 calibration=(--data.files "$shared/tinystories/train.jsonl" --data.num_blocks 64)
 valid=$shared/tinystories/valid.jsonl
@@ -156,9 +156,13 @@ test=(
 )
 plain=$shared/checkpoints/stories260K rivals=all
 study stories260K
-# At the rate above the whole of the larger model loses more in a short training than its parts win.
-steps=$((steps * 4 / 5)) lr=5e-4
-sandwich=(--sampler.kind random --sandwich.full_weight 32 --loss.distillation forward_kl)
+# A better pretrained model: at the rate above its whole loses more in a short training than the parts
+# win. The sorted model's own front never narrows the embedding, so that is not trained either.
+mkdir -p "$out"
+space=$out/full-width.yaml
+sed 's/^n_embd: .*/n_embd: full/' whittle_nas/space/presets/aligned.yaml > "$space"
+steps=$((steps * 4 / 5)) lr=2e-4
+sandwich=(--sampler.kind random --sandwich.full_weight 8 --loss.distillation forward_kl)
 plain=$shared/checkpoints/babyllama-char361 rivals=none
 study babyllama-char361
 
@@ -166,6 +170,7 @@ calibration=(--data.files "$bundled/calibration.jsonl" --data.num_blocks 64)
 valid=$bundled/valid.jsonl
 text=(--data.files "$bundled/train.jsonl" --data.block_size 256 --valid.files "$valid")
 test=(--data.files "$bundled/test.jsonl" --data.num_blocks 128 --data.block_size 256)
+space=aligned lr=5e-4
 plain=$bundled rivals=none
 study pydoc-1m
 while (($(jobs -rp | wc -l))); do wait -n; done
