@@ -150,6 +150,10 @@ def not_finite(state: dict[str, torch.Tensor]) -> None:
         tensor.fill_(float("nan"))
 
 
+def too_large_for_float16(state: dict[str, torch.Tensor]) -> None:
+    state["lm_head.weight"][0, 0] = 1e6
+
+
 def front_with(*, entry: dict | None = None, **changes: object) -> Callable[[Path], object]:
     """The right front with changes to it, or to its first entry."""
 
@@ -233,7 +237,26 @@ CHECKPOINTS = [
         },
         "importance.safetensors",
     ),
-    Case("importance", "", {WEIGHTS: tensors(not_finite)}, "finite"),
+    *every(
+        {**dict.fromkeys(ALL, ""), "export": "--extreme largest"},
+        {WEIGHTS: tensors(not_finite)},
+        "finite",
+    ),
+    *every(
+        {
+            "evaluate": "--dtype float16",
+            "export": "--extreme largest --dtype float16",
+            "profile": "--dtype float16",
+        },
+        {WEIGHTS: tensors(too_large_for_float16)},
+        "not finite in float16",
+    ),
+    Case(
+        "export",
+        "--extreme largest --format hf --dtype float16",
+        {WEIGHTS: tensors(too_large_for_float16)},
+        "not finite in float16",
+    ),
 ]
 
 TEXT = "text.jsonl"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_main import nas
+from whittle_nas.cli.common import is_first_process
 from whittle_nas.errors import ConfigError
 from whittle_nas.weights.files import hold_directory
 
@@ -136,3 +137,24 @@ def test_one_at_a_time(tmp_path):
     assert [run.returncode for run in runs] == [0, 0, 0]
     # of runs that met, each may take the empty parents for the other's
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, True),
+        ({"LOCAL_RANK": "1"}, False),  # Lightning's second process of a machine
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),  # the first one of the second machine
+        ({"RANK": "3", "LOCAL_RANK": "0"}, False),  # the same under torchrun
+        ({"SLURM_PROCID": "2"}, False),
+    ],
+)
+def test_one_process_of_all_machines_holds_the_directory(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first

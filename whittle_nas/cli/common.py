@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shlex
 import sys
@@ -13,6 +14,15 @@ from whittle_nas.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a run that holds and writes `out_dir`.
+
+    Lightning, torchrun and Slurm start the others with the same command line.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -87,7 +87,7 @@ def evaluate(
     from whittle_nas.cli.evaluation import (
         check_directory,
         compute,
-        prepare_directory,
+        forget_pairs,
         read_text,
         report,
     )
@@ -131,7 +131,8 @@ def evaluate(
         RunOptions(bootstrap_iters, log_samples, confirm_run_unsafe_code),
         ModelOptions(resolve_dtype(dtype), max_length, batch_size, sys.stderr.isatty()),
     )
-    prepare_directory(out_dir, overwrite=overwrite)
+    if overwrite:
+        forget_pairs(out_dir)
     if compute(session, candidates, where, devices):
         report(session, candidates, where if latency else None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.candidates import Candidate
+from whittle_nas.cli.common import is_first_process
 from whittle_nas.cli.evaluation_report import Evaluated, headline_of, write_report
 from whittle_nas.data import Part, TextData, load_blocks
 from whittle_nas.errors import ConfigError
@@ -18,10 +18,6 @@ from whittle_nas.evaluate.store import PAIRS, Pair, Result
 from whittle_nas.metrics.analytic import num_params
 from whittle_nas.weights.files import check_free, remove_run
 from whittle_nas.weights.slicing import plan_slices
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def check_directory(out_dir: Path) -> None:
@@ -33,11 +29,10 @@ def check_directory(out_dir: Path) -> None:
     check_free(out_dir, overwrite=(out_dir / PAIRS).is_dir())
 
 
-def prepare_directory(out_dir: Path, *, overwrite: bool) -> None:
-    """Make `out_dir`, without finished pairs if those are not wanted."""
-    if overwrite and _is_first_process():
+def forget_pairs(out_dir: Path) -> None:
+    """Remove finished pairs; the first new one makes the directory again."""
+    if is_first_process():
         remove_run(out_dir, [PAIRS])
-    (out_dir / PAIRS).mkdir(parents=True, exist_ok=True)
 
 
 def read_text(data: TextData | None, checkpoint: Any) -> Text | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from whittle_nas.cli.options import DType, Sizes
 
@@ -76,22 +78,20 @@ def export(
     planned = plan_export(checkpoint, sub, to_hf=format is Format.hf)
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         write_export(partial, planned, dtype=resolve_dtype(dtype), progress=progress_bar)
-    _report(planned, out_dir, format)
+    _report(planned.slices, planned.notes, out_dir, format)
 
 
-def _report(planned: object, out_dir: Path, format: Format) -> None:
-    from whittle_nas.export.checkpoint import ExportPlan
+def _report(slices: Any, notes: Sequence[str], out_dir: Path, format: Format) -> None:
     from whittle_nas.metrics.analytic import num_params
 
-    assert isinstance(planned, ExportPlan)
-    config, full = planned.slices.config, planned.slices.full_config
+    config, full = slices.config, slices.full_config
     share = 100 * num_params(config) / num_params(full)
-    print(f"exported {planned.slices.sub}")
+    print(f"exported {slices.sub}")
     print(
         f"{num_params(config):,} of {num_params(full):,} parameters ({share:.1f} %), layers "
-        f"{', '.join(map(str, planned.slices.layers))}"
+        f"{', '.join(map(str, slices.layers))}"
     )
-    print("".join(f"note: {note}\n" for note in planned.notes), end="")
+    print("".join(f"note: {note}\n" for note in notes), end="")
     if format is Format.hf:
         print(f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}")')
     else:

@@ -78,7 +78,12 @@ def finetune(
         overwrite: Replace an earlier run in `out_dir`, which is removed when the training starts.
         seed: Of everything random.
     """
-    from whittle_nas.cli.common import check_least, command_line, seed_everything
+    from whittle_nas.cli.common import (
+        check_least,
+        command_line,
+        is_first_process,
+        seed_everything,
+    )
     from whittle_nas.space import load_space
     from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint, num_steps
     from whittle_nas.train.module import SupernetTraining
@@ -93,7 +98,7 @@ def finetune(
 
     check_least(1, batch_size=batch_size)
     check_least(0, num_workers=num_workers)
-    first = _is_first_process()
+    first = is_first_process()
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
     found = None if dry else open_checkpoint(checkpoint_dir)
     if first:
@@ -231,13 +236,6 @@ def _print_data(train: Any, held_out: Any, grid: Any) -> None:
     if grid is not None and grid.empty_bins:
         bins = ", ".join(map(str, grid.empty_bins))
         print(f"grid: no sub-network was found in bins {bins} (of {len(grid.edges) - 1})")
-
-
-def _is_first_process() -> bool:
-    """Whether this process writes; Lightning starts the others with the same command line."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _prepare_directory(out_dir: Path, *, resume: bool) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from whittle_nas import __version__
+from whittle_nas.cli.common import is_first_process
 from whittle_nas.errors import AGAIN, ConfigError, Terminated, disk_errors
 from whittle_nas.reading import read_yaml
 from whittle_nas.weights.files import RUN_FILE, hold_directory
@@ -50,15 +51,9 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
 
 
 def _held(out_dir: Path | None, record: str) -> AbstractContextManager[None]:
-    if out_dir is None or _is_helper():
+    if out_dir is None or not is_first_process():
         return nullcontext()
     return hold_directory(out_dir, note=record)
-
-
-def _is_helper() -> bool:
-    """Whether this is one of several processes of a run, of which the first holds `out_dir`."""
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return any(os.environ.get(rank, "0") != "0" for rank in ranks)
 
 
 def make_parser(name: str, command: Callable[..., None]) -> ArgumentParser:

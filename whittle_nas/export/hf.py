@@ -16,7 +16,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf_config import HFTarget, hf_target
 from whittle_nas.export.hf_names import to_hf
 from whittle_nas.progress import Progress, no_progress
-from whittle_nas.weights.checkpoint import copy_companions
+from whittle_nas.weights.checkpoint import check_finite, copy_companions
 
 SHARD_BYTES = 5 * 10**9
 # Which transformers the layout was checked with. Without it, a tokenizer beside a `mistral` config
@@ -198,6 +198,7 @@ def _write_safetensors(
         for expected in layout:
             name, tensor = next(tensors)
             assert (name, tensor.shape) == (expected, layout[name].shape)
+            check_finite(name, tensor)
             raw = tensor.detach().cpu().contiguous().view(torch.uint8)
             file.write(raw.numpy().data)  # not tofile, which hides that a disk is full
 

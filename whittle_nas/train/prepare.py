@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whittle_nas.train import lora
 from whittle_nas.train.options import LoraOptions
-from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.checkpoint import Checkpoint, check_finite
 from whittle_nas.weights.supernet import SuperNetwork
 
 ADAPTERS = "lit_model.pth.lora"
@@ -27,6 +27,9 @@ def load_trainable(
         options: adapters; None trains all weights.
         precision: `32-true` and `bf16-true` convert everything; with `bf16-mixed` what is trained
             is float32 and what is frozen stays as stored.
+
+    Raises:
+        ConfigError: for everything that can be wrong with the weights.
     """
     config = found.config if options is None else lora.lora_config(found.config, options)
     with torch.device("meta"):
@@ -40,6 +43,8 @@ def load_trainable(
     cos, sin = model.rope_cache()  # type: ignore[operator]
     model.cos, model.sin = cos, sin
     _convert(model, precision)
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter)
     model.requires_grad_(True)
     if options is not None:
         lora.freeze_base(model)

@@ -89,16 +89,33 @@ def load_supernet(
         dtype: of the parameters; default: as stored.
 
     Raises:
-        ConfigError: for everything that can be wrong with the directory.
+        ConfigError: for everything that can be wrong with the directory, and for weights that are
+            not finite.
     """
     found = open_checkpoint(path)
     with torch.device("meta"):
         model = GPT(found.config)
     model.load_state_dict(found.state_dict(), strict=True, assign=True)
     model.cos, model.sin = model.rope_cache()
-    return SuperNetwork(
-        model.to(device=device, dtype=dtype).requires_grad_(False).eval(), found.info
-    )
+    model = model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter)
+    return SuperNetwork(model, found.info)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse NaN and infinity, which come out as accuracies at chance and not as an error.
+
+    Raises:
+        ConfigError: naming the parameter and its number format.
+    """
+    # A sum is not finite if one value isn't, and needs no second tensor of that size.
+    if not tensor.sum(dtype=torch.float32).isfinite():
+        number_format = str(tensor.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"parameter {name!r} of the checkpoint has values that are not finite "
+            f"in {number_format}"
+        )
 
 
 def write_checkpoint(
@@ -154,13 +171,18 @@ def licences(source: Path) -> list[Path]:
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], progress: Progress = no_progress
 ) -> None:
-    """Write a file that `torch.load(mmap=True, weights_only=True)` reads, tensor by tensor."""
+    """Write a file that `torch.load(mmap=True, weights_only=True)` reads, tensor by tensor.
+
+    Raises:
+        ConfigError: if a value is not finite.
+    """
     from litgpt.utils import incremental_save
 
     tables: list[tuple[torch.Tensor, Any]] = []  # held, so that no address is given out twice
     with incremental_save(path) as writer:
         proxies = {}
         for name, tensor in progress(tensors.items(), "writing weights", len(tensors)):
+            check_finite(name, tensor)
             tied = [proxy for table, proxy in tables if _same_memory(table, tensor)]
             proxies[name] = tied[0] if tied else writer.store_early(_compact(tensor.detach()))
             if name in ("lm_head.weight", "transformer.wte.weight"):
