@@ -501,7 +501,7 @@ OPTIONS = [
         ("--halving.first_blocks 1 --halving.keep 2", "--halving.keep 2"),
         ("--recovery.budget 'num_params <= 1e9'", "--recovery.data.files"),
         ("--recovery.budget 'num_params' --recovery.data.files text.jsonl", "num_params"),
-        ("--workers 0", "--workers 0"),
+        ("--devices 0", "--devices 0"),
         ("--device warp", "--device warp"),
         ("--dtype int3", "int3"),
         (f"--seed {10**30}", "seed"),

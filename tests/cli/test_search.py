@@ -102,7 +102,7 @@ def test_three_objectives_and_constraints(common, tmp_path, capsys):
         (["--costs.tokens", "4000"], "--costs.tokens 4000"),
         (["--halving.first_blocks", "2"], "--halving.first_blocks 2"),
         (["--data.files", "missing.txt"], "missing.txt"),
-        (["--workers", "0"], "--workers 0"),
+        (["--devices", "0"], "--devices 0"),
         (["--costs.batch", "0"], "--costs.batch 0"),
         (["--recovery.budget", "num_params <= 1e6"], "--recovery.data.files"),
     ],

@@ -37,7 +37,7 @@ def search(
     halving: HalvingOptions = HalvingOptions(),
     tasks: TaskOptions = TaskOptions(),
     recovery: RecoveryOptions = RecoveryOptions(),
-    workers: int = 1,
+    devices: int = 1,
     cluster: str | None = None,
     device: str = "auto",
     dtype: DType = DType.stored,
@@ -72,9 +72,9 @@ def search(
         halving: Stop bad trials early.
         tasks: How lm-eval tasks among the objectives are asked.
         recovery: Rank the best of a budget again after a short training.
-        workers: Processes that evaluate at the same time, each on a GPU of its own, or on the CPU;
-            more than one needs Ray.
-        cluster: Address of a running Ray cluster to take the workers from, `auto` for this
+        devices: Share the trials between this many processes, each on a GPU of its own, or all on
+            the CPU; more than one needs Ray.
+        cluster: Address of a running Ray cluster to take the devices from, `auto` for this
             machine's.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
@@ -92,7 +92,7 @@ def search(
     from whittle_nas.search.request import Request
     from whittle_nas.search.session import Session
 
-    counts = {"num_trials": num_trials, "search_blocks": search_blocks, "workers": workers}
+    counts = {"num_trials": num_trials, "search_blocks": search_blocks, "devices": devices}
     check_least(1, **counts, batch_size=batch_size)
     _check_directory(out_dir, resume=resume, overwrite=overwrite)
     checkpoint, space = _open(checkpoint_dir, search_space)
@@ -116,7 +116,7 @@ def search(
         tasks=tasks,
         recovery=recovery,
         training=_load_training(recovery, checkpoint),
-        workers=workers,
+        workers=devices,
         cluster=cluster,
         device=resolve_device(device),
         dtype=resolve_dtype(dtype),

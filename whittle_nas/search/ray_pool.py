@@ -68,7 +68,7 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             self.close()
             raise ConfigError(
-                f"--workers {workers}: a worker could not start: {_reason(error)}"
+                f"--devices {workers}: a worker could not start: {_reason(error)}"
             ) from None
         except ConfigError:
             self.close()
@@ -108,7 +108,7 @@ class RayPool:
         self.actors.remove(worker)
         if not self.actors:
             raise ConfigError(
-                f"--workers: the last worker died and can't restart: {_reason(error)}"
+                f"--devices: the last worker died and can't restart: {_reason(error)}"
             )
         self._warn(f"a worker died and can't restart, {len(self.actors)} go on: {_reason(error)}")
         self._queue.appendleft(job)
@@ -131,7 +131,7 @@ class RayPool:
         kind = "GPU" if on_gpu else "CPU"
         there = int(self._ray.cluster_resources().get(kind, 0))
         if there < workers:
-            raise ConfigError(f"--workers {workers} exceeds the {there} {kind}s that Ray has")
+            raise ConfigError(f"--devices {workers} exceeds the {there} {kind}s that Ray has")
 
 
 def _bound(spec: EvaluationSpec, tokens: torch.Tensor) -> type:
@@ -156,7 +156,7 @@ def _import_ray() -> Any:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
-            "--workers needs Ray: pip install 'whittle-nas[ray]', or leave the option out"
+            "--devices needs Ray: pip install 'whittle-nas[ray]', or leave the option out"
         ) from None
     return ray
 
