@@ -92,7 +92,7 @@ def test_no_text_is_in_two_splits(texts):
 
 
 @torch.no_grad()
-def test_has_learnt(tokenizer, texts):
+def test_the_bundled_model_is_far_better_than_unigrams(tokenizer, texts):
     model = load_model()
     ids = stream(tokenizer, texts["valid"])
     blocks = ids.unfold(0, model.max_seq_length + 1, model.max_seq_length)

@@ -234,7 +234,7 @@ def test_the_temporary_directory_is_not_needed(disk, checkpoint_dir, text, tmp_p
 
 
 @pytest.mark.slow
-def test_nowhere_to_print():
+def test_a_full_device_as_stdout_is_one_sentence():
     command = ["profile", "--model_name", "pythia-14m", "--tokens", "8", "--repeats", "1"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(

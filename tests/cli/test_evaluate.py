@@ -81,7 +81,7 @@ def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys):
     assert "finished already" not in capsys.readouterr().err
 
 
-def test_ways_to_choose(common, front_file, checkpoint_dir, tmp_path):
+def test_every_way_to_choose_has_its_labels(common, front_file, checkpoint_dir, tmp_path):
     def labels(*options: object) -> set[str]:
         assert nas("evaluate", *common, "--tasks", "tiny_choice", *options) == 0
         return {row["subnetwork"] for row in rows(tmp_path / "out")}
@@ -144,7 +144,7 @@ def test_bad_input_is_one_sentence(common, capsys, options, message):
     assert message in fails(capsys, *common, *options)
 
 
-def test_bad_front(common, front_file, tmp_path, capsys):
+def test_a_front_of_other_weights_is_refused(common, front_file, tmp_path, capsys):
     options = [*common, "--tasks", "tiny_choice", "--front", front_file]
     assert "--index 7" in fails(capsys, *options, "--index", 7)
     both = [*options, "--subnetwork.n_layer", 1]

@@ -49,7 +49,7 @@ def test_hf_export_loads_in_transformers(checkpoint_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("format", "library"), [("litgpt", "litgpt"), ("hf", "transformers")])
-def test_model_card(checkpoint_dir, tmp_path, format, library):
+def test_model_card_and_licence_go_along(checkpoint_dir, tmp_path, format, library):
     out_dir = tmp_path / "out"
     config = yaml.safe_load((checkpoint_dir / "model_config.yaml").read_text())
     (checkpoint_dir / "LICENSE.txt").write_text("terms")
@@ -71,7 +71,7 @@ def test_model_card(checkpoint_dir, tmp_path, format, library):
 
 
 @pytest.mark.parametrize("extreme", ["smallest", "largest"])
-def test_ends_of_a_space(checkpoint_dir, tmp_path, extreme):
+def test_the_smallest_and_the_largest_of_a_space_are_exported(checkpoint_dir, tmp_path, extreme):
     from whittle_nas.space import load_space
 
     out_dir = tmp_path / "out"
@@ -102,7 +102,7 @@ def front_file(path: Path) -> Path:
     ("choice", "layers"),
     [(["--index", 1], 2), (["--pick", "num_params <= 2500"], 2), (["--pick", "val_loss <= 9"], 1)],
 )
-def test_front(checkpoint_dir, tmp_path, choice, layers):
+def test_an_entry_of_a_front_is_exported(checkpoint_dir, tmp_path, choice, layers):
     front = front_file(tmp_path / "front.json")
     out_dir = tmp_path / "out"
     arguments = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, "--front", front]

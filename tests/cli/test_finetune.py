@@ -111,7 +111,7 @@ def test_instructions_with_masked_prompts(tmp_path, checkpoint_dir, instructions
 
 
 @pytest.mark.parametrize("kind", ["random", "calibrate_mag", "calibrate_ppl"])
-def test_samplers(tmp_path, checkpoint_dir, text, kind):
+def test_every_sampler_trains_and_its_grid_trains_again(tmp_path, checkpoint_dir, text, kind):
     out_dir = tmp_path / "out"
     options = ["--sampler.kind", kind, "--sampler.num_bins", 3, "--sampler.candidates_per_bin", 2]
     common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]

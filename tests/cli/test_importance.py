@@ -151,7 +151,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes(checkpoint_dir, tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_input_is_one_sentence(
+    checkpoint_dir, tmp_path, monkeypatch, capsys, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("")
     Path("short.txt").write_text("one two three")
@@ -171,9 +173,9 @@ def test_out_dir_is_never_the_source(checkpoint_dir, text, capsys):
     assert "is the --checkpoint_dir" in capsys.readouterr().err
 
 
-def test_not_a_number_names_the_layer(checkpoint_dir, text, tmp_path, capsys):
+def test_an_overflow_names_the_layer(checkpoint_dir, text, tmp_path, capsys):
     tensors = torch.load(checkpoint_dir / "lit_model.pth", weights_only=True)
-    tensors["transformer.h.1.attn.qkv.weight"][5] = float("nan")
+    tensors["transformer.h.1.attn.qkv.weight"].fill_(1e30)
     torch.save(tensors, checkpoint_dir / "lit_model.pth")
     assert run(checkpoint_dir, tmp_path / "out", text) == 2
     error = capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_parents_stay_with_what_was_written(tmp_path):
     assert [path.name for path in (tmp_path / "not" / "there").iterdir()] == ["out"]
 
 
-def test_one_at_a_time(tmp_path):
+def test_three_runs_take_a_directory_one_at_a_time(tmp_path):
     out_dir, witness = tmp_path / "not" / "there" / "out", tmp_path / "witness"
     runs = [start(RACE, out_dir, witness) for _ in range(3)]
     for run in runs:

@@ -175,14 +175,14 @@ def check_task(name: str, limit: int, stories: Path, stories_hf: Path, shared_da
 
 @pytest.mark.usefixtures("_at_root")
 @pytest.mark.parametrize("name", ["local_story_next", "local_arc_easy"])
-def test_stories(name, stories, stories_hf, shared_data):
+def test_12_items_of_stories_have_hflms_scores(name, stories, stories_hf, shared_data):
     check_task(name, 12, stories, stories_hf, shared_data)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_at_root")
 @pytest.mark.parametrize("name", ["local_story_next", "local_arc_easy"])
-def test_stories_300_items(name, stories, stories_hf, shared_data):
+def test_300_items_of_stories_have_hflms_scores(name, stories, stories_hf, shared_data):
     check_task(name, 300, stories, stories_hf, shared_data)
 
 

@@ -98,7 +98,7 @@ def test_a_token_sees_its_own_past_and_nothing_else():
         ([1], [2, 3, 4, 5, 6, 7], Query((3, 4, 5, 6), (4, 5, 6, 7))),  # longer than the context
     ],
 )
-def test_truncation(context, continuation, expected):
+def test_what_exceeds_the_context_is_cut_from_the_left(context, continuation, expected):
     assert Query.of(context, continuation, 4) == expected
 
 

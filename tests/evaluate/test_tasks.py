@@ -48,7 +48,7 @@ def test_presets_name_tasks_and_metrics_that_lm_eval_has():
         ([], None, None),
     ],
 )  # fmt: skip
-def test_headline(metrics, wanted, expected):
+def test_headline_is_the_wanted_metric_or_the_usual_one(metrics, wanted, expected):
     assert headline(metrics, wanted) == expected
 
 
@@ -114,11 +114,11 @@ def test_missing_local_file(task_folder):
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_bad_limit(task_folder, limit):
+def test_limit_out_of_range_is_refused(task_folder, limit):
     with pytest.raises(ConfigError, match="--limit"):
         load(task_folder, "tiny_choice", limit=limit)
 
 
-def test_bad_folder(tmp_path):
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--include_path"):
         load(tmp_path / "none", "tiny_choice")

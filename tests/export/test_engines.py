@@ -24,7 +24,7 @@ def notes(name, *, tied=True, **sizes):
         ("pythia-14m", {}),
     ],
 )
-def test_nothing_to_say(name, sizes):
+def test_no_note_where_every_engine_reads_it(name, sizes):
     assert not notes(name, **sizes)
 
 
@@ -38,6 +38,6 @@ def test_nothing_to_say(name, sizes):
         ("Gemma-2-2b", {"tied": False}, ["llama.cpp and vLLM", "head"]),
     ],
 )
-def test_what_does_not_work(name, sizes, words):
+def test_a_note_names_the_engine_and_what_it_lacks(name, sizes, words):
     said = notes(name, **sizes)
     assert all(word in said for word in words), said

@@ -109,7 +109,7 @@ def test_equal_tables_are_stored_once(name, tmp_path):
     assert torch.equal(back["lm_head.weight"], model.lm_head.weight)
 
 
-def test_shards(tmp_path):
+def test_shards_and_their_index_hold_every_tensor_once(tmp_path):
     model = tiny("pythia-14m")
     exported(model, tmp_path, shard_bytes=60_000)
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -126,7 +126,7 @@ def test_shards(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dtype(dtype, tmp_path):
+def test_weights_and_config_have_the_asked_dtype(dtype, tmp_path):
     model = part(tiny("Llama-2-7b-hf"), head_size=8, n_embd=50)
     target = write_hf(tmp_path, model.config, model.state_dict(), dtype=dtype)
     expected = dict(

@@ -84,7 +84,7 @@ def test_estimates_measure_little_and_agree_with_what_is_known(tmp_path, counted
 
 
 @pytest.mark.usefixtures("counted")
-def test_calibration(tmp_path):
+def test_calibration_mends_what_sums_get_wrong(tmp_path):
     latency = table(tmp_path / "t.json")
     assert latency.accuracy() is None
     space = load_space("aligned", tiny_config("Llama-3.1-8B"))
@@ -124,7 +124,7 @@ def test_a_table_for_something_else_is_refused(tmp_path):
         table(tmp_path / "t.json")
 
 
-def test_real_times(tmp_path):
+def test_times_of_a_real_model_are_kept_and_positive(tmp_path):
     config = Config(
         n_layer=2, n_head=2, n_embd=32, padded_vocab_size=64, block_size=32, intermediate_size=64
     )

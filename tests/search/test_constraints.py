@@ -16,7 +16,7 @@ def cost(sub, name):
     return toy_cost(sub) if name == "num_params" else float(sub.n_layer)
 
 
-def test_objectives():
+def test_objectives_are_brought_to_one_spelling():
     assert parse_objectives("val_loss, num_params") == ("val_loss", "num_params")
     assert parse_objectives(["1-arc_easy.acc", "flops"]) == ("1 - arc_easy.acc", "flops")
 
@@ -48,7 +48,7 @@ def test_excess_is_relative_and_leaves_out_quality(space):
     assert excess_function(read_constraints(f"num_params <= {exactly}"), cost)(space.smallest) == 0
 
 
-def test_attainable(space):
+def test_attainable_limits_pass(space):
     check_attainable(space, read_constraints("num_params <= 20000, num_params >= 19000"), cost)
     check_attainable(space, read_constraints("val_loss <= -1"), cost)
 

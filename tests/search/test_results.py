@@ -44,7 +44,7 @@ def test_hypervolume_rises_to_the_dominated_share():
     assert found[-1] == pytest.approx(40 / 90 * 2 / 3)
 
 
-def test_best_per_budget():
+def test_best_under_each_share_of_the_parameters():
     best = best_per_budget(TRIALS, OBJECTIVES, ())
     assert [(share, t.number) for share, t in best] == [(0.25, 1), (0.5, 1), (0.75, 2), (1.0, 0)]
 

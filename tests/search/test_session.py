@@ -162,7 +162,7 @@ def test_parallel_runs_repeat_whoever_is_first(request_, tmp_path, monkeypatch):
     assert trials_of(single) == first
 
 
-def test_schedule():
+def test_what_a_proposal_knows_depends_on_its_number_alone():
     assert [Schedule(9).known_before(n) for n in range(4)] == [0, 1, 2, 3]
     assert [Schedule(9, ahead=3).known_before(n) for n in range(5)] == [0, 0, 0, 1, 2]
     groups = Schedule(9, ahead=3, in_groups=True)
@@ -170,10 +170,12 @@ def test_schedule():
 
 
 def spoil_last_layer(checkpoint_dir):
-    """Sub-networks with all layers give NaN."""
+    """Sub-networks with all layers overflow and give NaN."""
     path = checkpoint_dir / "lit_model.pth"
     tensors = torch.load(path)
-    tensors["transformer.h.2.mlp.proj.weight"].fill_(torch.nan)
+    for name, tensor in tensors.items():
+        if name.startswith("transformer.h.2.mlp."):
+            tensor.fill_(1e30)
     torch.save(tensors, path)
 
 

@@ -25,7 +25,7 @@ ENTRIES = tuple(
 FRONT = Front(("val_loss", "num_params"), ENTRIES, "checkpoints/x", {"seed": 1})
 
 
-def test_round_trip(tmp_path):
+def test_a_written_front_reads_back_the_same(tmp_path):
     path = tmp_path / "front.json"
     path.write_text(FRONT.dump())
     found = read_front(path)
@@ -34,7 +34,7 @@ def test_round_trip(tmp_path):
     assert found.checkpoint_dir == "checkpoints/x"
 
 
-def test_constraints():
+def test_constraints_are_read_from_text_and_lists():
     assert parse_constraints("num_params <= 6e9, latency_ms<40") == (
         Constraint("num_params", "<=", 6e9),
         Constraint("latency_ms", "<", 40.0),
@@ -91,7 +91,7 @@ def test_files_that_are_no_front(tmp_path, text):
         read_front(tmp_path / "front.json")
 
 
-def test_missing_and_empty(tmp_path):
+def test_a_missing_or_empty_front_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="can't be read"):
         read_front(tmp_path / "none.json")
     spec = json.loads(FRONT.dump()) | {"front": []}

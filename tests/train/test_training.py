@@ -202,7 +202,7 @@ def test_clipping_bounds_the_gradient(tmp_path):
     assert max(norms) <= 0.01 * 1.001
 
 
-def test_learning_rate():
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
     options = OptimizerOptions(lr=1.0, min_lr=0.1, warmup_steps=4)
     rates = [learning_rate(step, options, 24) for step in range(25)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]

@@ -23,7 +23,7 @@ from whittle_nas.weights.files import atomic_directory, atomic_write_text
 from whittle_nas.weights.info import SupernetInfo
 
 
-def test_round_trip(checkpoint_dir, tmp_path):
+def test_a_written_checkpoint_reads_back_the_same(checkpoint_dir, tmp_path):
     first = load_supernet(checkpoint_dir)
     info = SupernetInfo(
         layer_order=(2, 0, 1), head_channels=HeadChannels.first, importance={"aggregation": "x"}
@@ -173,7 +173,7 @@ def _wrong_shape(path: Path) -> None:
         (_wrong_shape, r"transformer.ln_f.weight has shape \(47,\)"),
     ],
 )
-def test_bad_weights(checkpoint_dir, spoil, message):
+def test_corrupt_or_hostile_weights_are_refused(checkpoint_dir, spoil, message):
     spoil(checkpoint_dir / "lit_model.pth")
     with pytest.raises(ConfigError, match=message):
         load_supernet(checkpoint_dir)
