@@ -159,28 +159,26 @@ def table(found: dict[str, Curve], whole: list[Score], metric: str, label: str) 
 
 
 def statement(found: dict[str, Curve], whole: list[Score]) -> str:
-    """What a user gets at every budget."""
+    """What a user gets at every budget; networks tuned alone are as fast as the super-network's."""
     names = [name for name in ("super-network", "focused", "tuned alone") if name in found]
-    lines = [
-        "| fewer parameters | prefill latency | " + " | ".join(names) + " |",
-        "|---" * (2 + len(names)) + "|",
-    ]
-    for place, scores in found["super-network"].items():
-        pairs = list(zip(scores, whole, strict=True))
-        fewer = shown((100 * (1 - s["num_params"] / w["num_params"]) for s, w in pairs), 1)
-        faster = shown((s["latency_ms"] / w["latency_ms"] for s, w in pairs), 2)
-        cells = []
-        for name in names:
-            chosen = found[name].get(place)
-            if chosen is None:
-                cells.append("")
-                continue
-            cell = f"loss {shown(s['nats_per_token'] for s in chosen)}"
-            if "acc" in chosen[0]:
-                cell += f", accuracy {shown(s['acc'] for s in chosen)}"
-            cells.append(cell)
-        lines.append(f"| {fewer} % | {faster} x | " + " | ".join(cells) + " |")
+    lines = ["| budget | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for place in found["super-network"]:
+        cells = [gain(found[name][place], whole) if place in found[name] else "" for name in names]
+        lines.append(f"| {place:.0f} % | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def gain(chosen: list[Score], whole: list[Score]) -> str:
+    """Networks of one budget, one per seed, against the whole model."""
+    pairs = list(zip(chosen, whole, strict=True))
+    fewer = shown((100 * (1 - s["num_params"] / w["num_params"]) for s, w in pairs), 1)
+    words = [f"{fewer} % fewer parameters", f"loss {shown(s['nats_per_token'] for s in chosen)}"]
+    if "acc" in chosen[0]:
+        words.append(f"accuracy {shown(s['acc'] for s in chosen)}")
+    if "latency_ms" in chosen[0]:
+        faster = shown((s["latency_ms"] / w["latency_ms"] for s, w in pairs), 2)
+        words.append(f"prefill {faster} x")
+    return ", ".join(words)
 
 
 def sharing(model: Path, found: dict[str, Curve], place: float = 60.0) -> str:
@@ -222,7 +220,7 @@ def panels(found: dict[str, Curve], whole: list[Score]) -> list[Panel]:
 
     costs: dict[str, Callable[[float, list[Score]], float]] = {
         "% of the parameters": lambda place, _: place,
-        "prefill of 2 x 512 tokens, ms": latency,
+        "prefill of 2 x 512 tokens (or contexts), ms": latency,
     }
     made = []
     for metric in ("nats_per_token", "acc"):

@@ -73,7 +73,8 @@ def evaluate(
         bootstrap_iters: Resamplings for standard errors that have no formula; 0: none.
         log_samples: Write the answer to every question to `<sub-network>/samples_<task>.jsonl`.
         confirm_run_unsafe_code: Let tasks run the code that the model writes.
-        latency: Time the forward pass of 2 x 512 tokens, too, and draw accuracy against it.
+        latency: Time the forward pass of 2 x 512 tokens (or contexts, where shorter), too, and draw
+            accuracy against it.
         batch_size: Sequences of full length per batch; by default chosen for the device.
         max_length: Use no more of the model's context than this many tokens.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
