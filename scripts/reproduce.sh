@@ -25,6 +25,6 @@ part() { # name, command...: keep how long it took
 
 export SEEDS="${SEEDS:-1 2 3}" JOBS="${JOBS:-2}"
 SUBNETWORKS=20 ROWS=short part importance scripts/importance_study.sh
-STEPS=60 MODELS=stories260K PARTS=cross part ablation scripts/training_study.sh
+STEPS=40 MODELS=stories260K PARTS=cross part ablation scripts/training_study.sh
 part fronts scripts/front_study.sh
 .venv/bin/python scripts/reproduce_summary.py "$out"
