@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--distillation", type=Distillation, default=Distillation.none)
     parser.add_argument("--full", action="store_true", help="train all weights, no adapters")
-    parser.add_argument("--chunk_elements", type=int, default=LossOptions().chunk_elements)
+    parser.add_argument("--chunk_elements", type=int, default=None)
     options = parser.parse_args()
     loss = LossOptions(options.distillation, chunk_elements=options.chunk_elements)
     ours, alone = make_sides(loss, full=options.full)

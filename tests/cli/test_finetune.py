@@ -93,7 +93,7 @@ def test_merged_weights_have_the_loss_that_training_showed(tmp_path, checkpoint_
 
     networks = validation_networks(load_space("aligned", trained.config), trained, 2)
     batch = collate(held_out)
-    sums = loss_sums(trained, batch, networks.values(), chunk_elements=2**20)
+    sums = loss_sums(trained, batch, networks.values())
     shown = yaml.safe_load((out_dir / "losses.yaml").read_text())["nats_per_token"][3]
     for name, total in zip(networks, sums.tolist(), strict=True):
         assert total / len(labels_of(batch)) == pytest.approx(shown[name], rel=1e-5)

@@ -10,9 +10,6 @@ from whittle_nas.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# float32 logits at one time: 64 Mi entries are 256 MiB, 512 positions at a vocabulary of 128k
-MAX_LOGITS = 2**26
-
 # what torch says about a CPU's memory, and CUDA's libraries about a GPU's
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 

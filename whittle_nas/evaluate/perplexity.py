@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from whittle_nas.data import TokenBlocks
 from whittle_nas.errors import ConfigError
-from whittle_nas.evaluate.batching import MAX_LOGITS, attempt, column_budget, halved
+from whittle_nas.evaluate.batching import attempt, column_budget, halved
 from whittle_nas.evaluate.forward import head, hidden_states
+from whittle_nas.weights.supernet import positions_per_chunk
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _nats(model: Any, batch: torch.Tensor) -> torch.Tensor:
     device = model.transformer.wte.weight.device
     inputs, targets = batch[:, :-1].to(device), batch[:, 1:].to(device)
     hidden = hidden_states(model, inputs)  # (B, T, D)
-    chunk = max(1, MAX_LOGITS // model.lm_head.weight.shape[0])
+    chunk = positions_per_chunk(model.lm_head.weight.shape[0])
     pairs = zip(hidden.flatten(0, 1).split(chunk), targets.flatten().split(chunk), strict=True)
     losses = [F.cross_entropy(head(model, h).float(), t, reduction="none") for h, t in pairs]
     return torch.cat(losses).view(targets.shape).double().sum(1).cpu()

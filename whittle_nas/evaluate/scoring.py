@@ -6,9 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from whittle_nas.evaluate.batching import MAX_LOGITS, attempt, column_budget, halved
+from whittle_nas.evaluate.batching import attempt, column_budget, halved
 from whittle_nas.evaluate.forward import attention_over, causal, head, hidden_states
 from whittle_nas.evaluate.packing import Batch, Cost, Query, build_batch, cut, pack
+from whittle_nas.weights.supernet import positions_per_chunk
 
 Score = tuple[float, bool]
 
@@ -60,7 +61,7 @@ def _score_batch(model: Any, batch: Batch) -> list[Score]:
     hidden = _run(model, batch)  # (B, P + Q, D)
     hidden = hidden[batch.rows.to(device), batch.columns.to(device)]  # (N, D)
     targets = batch.targets.to(device)
-    chunk = max(1, MAX_LOGITS // model.lm_head.weight.shape[0])
+    chunk = positions_per_chunk(model.lm_head.weight.shape[0])
     parts = [
         _log_probs(head(model, h), t)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whittle_nas.train.options import Distillation, LossOptions, Weighting
+from whittle_nas.weights.supernet import positions_per_chunk
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def backward(
 ) -> LossSums:
     """Add the gradient of `weight` * the *sum* of the token losses to every parameter.
 
-    The head runs on `chunk_elements / V` tokens at a time, forward and backward, so that logits
+    The head runs on a few tokens at a time, forward and backward, so that logits
     and their gradient never exist for all tokens; the body's backward pass then runs once.
 
     Args:
@@ -126,7 +127,7 @@ def backward(
     Returns:
         The sums of cross entropy and (unscaled) distillation loss, and the logits if kept.
     """
-    size = max(1, options.chunk_elements // vocabulary)
+    size = positions_per_chunk(vocabulary, options.chunk_elements)
     leaf = hidden.detach().requires_grad_(hidden.requires_grad)
     chunks = [slice(start, start + size) for start in range(0, len(labels), size)]
     ce_weight, kd_weight = options.ce_weight, options.kd_weight

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from whittle_nas.train import lora
 from whittle_nas.train.options import Distillation, LoraOptions, LossOptions
+from whittle_nas.weights.supernet import positions_per_chunk
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _logit_bytes(config: Any, loss: LossOptions, tokens: int, dtype: torch.dtype) -> int:
     """Logits, their log-probabilities and gradient for one chunk; a teacher's for all tokens."""
     vocabulary = config.padded_vocab_size
-    chunk = min(tokens, max(1, loss.chunk_elements // vocabulary)) * vocabulary
+    chunk = min(tokens, positions_per_chunk(vocabulary, loss.chunk_elements)) * vocabulary
     if loss.distillation is Distillation.none:
         return chunk * 4 * 3
     return chunk * 4 * 6 + tokens * vocabulary * dtype.itemsize

@@ -50,10 +50,9 @@ class LossOptions:
         kd_weight: Weight of the distillation loss (beta).
         temperature: Softens both distributions; the KL family and cosine use it, L1 and L2 do not.
         forward_share: Share of the forward KL in `symmetric_kl` (lambda), 0 to 1.
-        chunk_elements: Largest number of logits that exist at a time; 2^24 float32 are 64 MiB, and
-            with the vocabulary of Llama 3 the 128 positions that litgpt takes at a time.
-            Smaller saves memory; where all weights are trained, each chunk costs one pass over the
-            head's gradient.
+        chunk_elements: Largest number of logits that exist at a time; by default those of the 128
+            positions that litgpt takes, or 2^22 if that is more. Smaller saves memory; where all
+            weights are trained, each chunk costs one pass over the head's gradient.
     """
 
     distillation: Distillation = Distillation.none
@@ -62,12 +61,13 @@ class LossOptions:
     kd_weight: float = 1.0
     temperature: float = 1.0
     forward_share: float = 0.5
-    chunk_elements: int = 2**24
+    chunk_elements: int | None = None
 
     def __post_init__(self) -> None:
         _at_least("loss.ce_weight", self.ce_weight, 0)
         _at_least("loss.kd_weight", self.kd_weight, 0)
-        _at_least("loss.chunk_elements", self.chunk_elements, 1)
+        if self.chunk_elements is not None:
+            _at_least("loss.chunk_elements", self.chunk_elements, 1)
         if self.temperature <= 0:
             raise ConfigError(f"loss.temperature={self.temperature} must be above 0")
         if not 0 <= self.forward_share <= 1:

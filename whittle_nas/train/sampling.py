@@ -115,7 +115,7 @@ def mean_loss(supernet: SuperNetwork, sub: SubNetwork, samples: Sequence[Sample]
     total, count = torch.zeros(1), 0
     for start in range(0, len(samples), CALIBRATION_BATCH):
         batch = collate(samples[start : start + CALIBRATION_BATCH])
-        total += loss_sums(supernet, batch, [sub], chunk_elements=2**24)
+        total += loss_sums(supernet, batch, [sub])
         count += len(labels_of(batch))
     supernet.model.train(was_training)
     return float(total) / max(count, 1)

@@ -20,7 +20,7 @@ from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train import losses
 from whittle_nas.train.batches import IGNORE, Sample, attention_mask, positions
 from whittle_nas.train.options import Distillation, LossOptions, SandwichOptions, Strategy
-from whittle_nas.weights.supernet import SuperNetwork
+from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
 
 
 class Role(str, Enum):
@@ -167,17 +167,21 @@ def accumulate(
 def full_logits(supernet: SuperNetwork, batch: Sample, options: LossOptions) -> Tensor:
     """Logits of the full network at the positions that have a label, (N, V)."""
     hidden = labelled_hidden(supernet, supernet.full, batch)
-    size = max(1, options.chunk_elements // supernet.config.padded_vocab_size)
+    size = positions_per_chunk(supernet.config.padded_vocab_size, options.chunk_elements)
     return losses.in_chunks(hidden, supernet.head(supernet.full), size)
 
 
 @torch.no_grad()
 def loss_sums(
-    supernet: SuperNetwork, batch: Sample, subs: Iterable[SubNetwork], *, chunk_elements: int
+    supernet: SuperNetwork,
+    batch: Sample,
+    subs: Iterable[SubNetwork],
+    *,
+    chunk_elements: int | None = None,
 ) -> Tensor:
     """Sums over tokens of the cross entropy in nats of several sub-networks, (subs,)."""
     labels = labels_of(batch)
-    size = max(1, chunk_elements // supernet.config.padded_vocab_size)
+    size = positions_per_chunk(supernet.config.padded_vocab_size, chunk_elements)
     return torch.stack(
         [
             losses.cross_entropy_sum(
