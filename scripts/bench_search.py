@@ -14,6 +14,7 @@ import random
 import signal
 import statistics
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -210,11 +211,14 @@ def main() -> None:
     """Read the options and run the parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     known = ["proposing", "evaluating", "latency", "workers"]
-    parser.add_argument("--parts", nargs="+", choices=known, default=known)
+    parser.add_argument("--parts", nargs="+", choices=known, default=list(known))
     parser.add_argument("--checkpoint_dir", type=Path, default=bundled_checkpoint())
     parser.add_argument("--text", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("bench_search.json"))
     options = parser.parse_args()
+    if "workers" in options.parts and find_spec("ray") is None:
+        print("workers: left out, because Ray is not installed (pip install '.[ray]')")
+        options.parts.remove("workers")
     torch.set_num_threads(1)
     text = options.text or bundled_checkpoint() / "valid.jsonl"
     runs = {
