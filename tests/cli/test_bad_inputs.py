@@ -326,6 +326,8 @@ FRONTS = [
     *every(FRONT, {"front.json": front_with(how_measured=[[]])}, "how_measured"),
     Case("export", "--front front.json --index 9", {}, "--index 9"),
     Case("export", "--front front.json", {}, "--index or --pick"),
+    Case("export", "--extreme largest --pick 'num_params <= 1e9'", {}, "--pick num_params <= 1e9"),
+    Case("export", "--extreme largest --index 0", {}, "--index 0"),
     Case("export", "--front front.json --pick 'num_params'", {}, "'num_params' must be a metric"),
     Case("export", "--front front.json --pick 'num_params <= lots'", {}, "'num_params <= lots'"),
     Case("export", "--front front.json --pick 'speed <= 1'", {}, "'speed'"),

@@ -57,6 +57,9 @@ def choose_subnetwork(
         entries = read_front(front)
         entry = pick_entry(entries, index=index, pick=pick)
         return check(entry.subnetwork, config, info.head_channels)
+    for option, given in (("--index", index), ("--pick", pick)):
+        if given is not None:
+            raise ConfigError(f"{option} {given} chooses an entry of --front, which is not given")
     if sizes is not None and sizes.given():
         return sizes.resolve(config, info.head_channels)
     space = space_of(checkpoint, search_space)

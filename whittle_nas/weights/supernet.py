@@ -32,9 +32,9 @@ MAX_SKELETONS = 128  # a random sampler meets new shapes at every step of a long
 def positions_per_chunk(vocabulary: int, elements: int | None = None) -> int:
     """Positions at which the last layer runs at a time, so that few logits exist.
 
-    By default 16 MiB of float32 logits, which malloc keeps and a CPU's cache holds: with 64 MiB a
-    step takes 1.2 times as long. But at least the 128 positions of litgpt, because every chunk
-    reads the whole matrix, and writes its gradient where it is trained.
+    By default 16 MiB of float32 logits: with 64 MiB a step on a CPU took up to 1.3 times as long.
+    But at least the 128 positions of litgpt, because every chunk reads the whole matrix, and
+    writes its gradient where it is trained.
 
     Args:
         vocabulary: V.
