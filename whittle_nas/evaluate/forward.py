@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from litgpt.model import KVCache, do_softcapping
 
+from whittle_nas.calibration import embed, rotary
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -68,21 +70,14 @@ def _run(
     masks: dict[bool, torch.Tensor | None],
 ) -> torch.Tensor:
     """The lines of `GPT.forward` around the blocks; masks of global and of windowed layers."""
-    config = model.config
     if positions is None:
         cos, sin = model.cos[None, : tokens.shape[1]], model.sin[None, : tokens.shape[1]]
     else:
         cos, sin = model.cos[positions], model.sin[positions]  # (B, T, rotary)
-    x = model.transformer.wte(tokens)  # (B, T, D)
-    if config.scale_embeddings:
-        x = x * torch.tensor(config.n_embd**0.5, dtype=x.dtype)
+    x = embed(model, tokens)  # (B, T, D)
     for index, block in enumerate(model.transformer.h):
         mask = masks[block.attn.apply_sliding_window_attention]
-        if config.rope_indices is None:
-            x = block(x, cos, sin, mask, positions)
-        else:
-            own = config.rope_indices[index]
-            x = block(x, cos[..., own], sin[..., own], mask, positions)
+        x = block(x, *rotary(model, index, cos, sin), mask, positions)
     return model.transformer.ln_f(x)
 
 

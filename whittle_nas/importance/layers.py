@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whittle_nas.calibration import embed, run_block
 from whittle_nas.progress import Progress, no_progress
 
 # Logits that exist at a time, in elements; 2^24 float32 are 64 MiB.
@@ -40,13 +41,13 @@ def losses_without_each(
     with torch.inference_mode():
         for batch in tokens.split(batch_size):
             ids = batch.to(device)
-            x, targets = _embed(model, ids[:, :-1]), ids[:, 1:]
+            x, targets = embed(model, ids[:, :-1]), ids[:, 1:]
             for at, layer in enumerate(kept):
                 rest = x
                 for later in kept[at + 1 :]:
-                    rest = _block(model, rest, later)
+                    rest = run_block(model, rest, later)
                 totals[at] += _loss(model, rest, targets)
-                x = _block(model, x, layer)
+                x = run_block(model, x, layer)
     return (totals / tokens[:, 1:].numel()).tolist()
 
 
@@ -72,22 +73,6 @@ def greedy_order(
 def falling_order(values: Sequence[float]) -> list[int]:
     """Layer ids by falling value; equal values keep their order."""
     return sorted(range(len(values)), key=lambda layer: -values[layer])
-
-
-def _embed(model: Any, ids: Tensor) -> Tensor:
-    x = model.transformer.wte(ids)  # (B, T, D)
-    if model.config.scale_embeddings:
-        x = x * torch.tensor(model.config.n_embd**0.5, dtype=x.dtype)
-    return x
-
-
-def _block(model: Any, x: Tensor, layer: int) -> Tensor:
-    """One layer on (B, T, D), with its own rotary table where layers differ (Gemma 3)."""
-    cos, sin = model.cos[: x.shape[1]].unsqueeze(0), model.sin[: x.shape[1]].unsqueeze(0)
-    if model.config.rope_indices is not None:
-        own = model.config.rope_indices[layer]
-        cos, sin = cos[..., own], sin[..., own]
-    return model.transformer.h[layer](x, cos, sin)
 
 
 def _loss(model: Any, x: Tensor, targets: Tensor) -> float:

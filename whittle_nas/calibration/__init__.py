@@ -1,0 +1,20 @@
+"""One pass over calibration text, block by block: what pruning, repair and candidates share."""
+
+from whittle_nas.calibration.blocks import embed, fetch_block, rotary, run_block
+from whittle_nas.calibration.statistics import Gram, Moments, SquareSums, Statistic, Sums
+from whittle_nas.calibration.stream import Stream
+from whittle_nas.calibration.walk import walk
+
+__all__ = [
+    "Gram",
+    "Moments",
+    "SquareSums",
+    "Statistic",
+    "Stream",
+    "Sums",
+    "embed",
+    "fetch_block",
+    "rotary",
+    "run_block",
+    "walk",
+]

@@ -1,0 +1,59 @@
+"""Change a model block by block, each on statistics of what reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from whittle_nas.calibration.blocks import fetch_block
+from whittle_nas.calibration.stream import Stream, Watch
+from whittle_nas.progress import Progress, no_progress
+
+# (layer, a copy of its block, statistics of its modules' inputs) -> what takes the block's place:
+# the same one with other weights, or anything that is called in the same way
+Change = Callable[[int, Any, Watch], nn.Module]
+
+
+def walk(
+    model: Any,
+    stream: Stream,
+    change: Change,
+    *,
+    watch: Callable[[Any], Watch],
+    sequential: bool = True,
+    finished: Callable[[int, Any], nn.Module | None] = lambda _layer, _block: None,
+    progress: Progress = no_progress,
+    label: str = "compressing blocks",
+) -> None:
+    """Give every block to `change`, in order; the statistics of one block exist at a time.
+
+    Args:
+        model: `litgpt.GPT`, which stays as it is: `change` keeps or writes what it makes.
+        stream: the text at the first block; at the end it is what leaves the last one.
+        change: makes the new block from a copy of the old one, which it may write into.
+        watch: statistics to fill for a block.
+        sequential: let a block see what the changed blocks before it give; else what the
+            unchanged ones do.
+        finished: the changed block of a layer that an earlier run got done, made of a copy of the
+            old one; None if it did not.
+        progress: shows the blocks.
+        label: what it says.
+
+    Raises:
+        ConfigError: if a statistic is not finite, naming the module.
+    """
+    count = model.config.n_layer
+    for layer in progress(range(count), label, count):
+        block = fetch_block(model, layer, stream.device, stream.dtype)
+        known = finished(layer, block)
+        if known is not None:  # made of `block`, which need not be the old one any more
+            old = known if sequential else fetch_block(model, layer, stream.device, stream.dtype)
+            stream.run(old, layer)
+            continue
+        statistics = watch(block)
+        stream.run(block, layer, watch=statistics, advance=not sequential)
+        changed = change(layer, block, statistics)
+        if sequential:
+            stream.run(changed, layer)
