@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from whittle_nas.cli.options import DType
 from whittle_nas.errors import ConfigError
+from whittle_nas.progress import bar
 
 if TYPE_CHECKING:
     import torch
@@ -74,11 +74,11 @@ def check_least(least: int, **options: int | None) -> None:
 
 
 def progress_bar(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
-    """A progress bar on stderr, with the time left; it disappears when it is full."""
-    from tqdm import tqdm
-
-    # disable=None: silent where stderr is not a terminal
-    return tqdm(items, desc=label, total=total, file=sys.stderr, leave=False, disable=None)
+    """Show how far a loop is and the time left, on stderr; see `whittle_nas.progress`."""
+    with bar(label, total) as shown:
+        for item in items:
+            yield item
+            shown.update(1)
 
 
 def command_line(*words: object) -> str:

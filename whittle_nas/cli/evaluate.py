@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def evaluate(
         read_text(text, checkpoint),
         options,
         RunOptions(bootstrap_iters, log_samples, confirm_run_unsafe_code),
-        ModelOptions(resolve_dtype(dtype), max_length, batch_size, sys.stderr.isatty()),
+        ModelOptions(resolve_dtype(dtype), max_length, batch_size, True),
     )
     if overwrite:
         forget_pairs(out_dir)

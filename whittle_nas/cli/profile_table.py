@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from whittle_nas.cli.common import print_table
 from whittle_nas.metrics.latency_parts import Load, Phase
 from whittle_nas.metrics.latency_table import LatencyTable, calibration_networks
+from whittle_nas.progress import bar
 from whittle_nas.space import SearchSpace
 
 
@@ -33,11 +31,8 @@ def measure_table(
     subs = calibration_networks(space, networks, seed)
     rows = []
     for phase in Phase:
-        # disable=None: silent where stderr is not a terminal
-        with tqdm(
-            total=networks, desc=phase.value, file=sys.stderr, leave=False, disable=None
-        ) as bar:
-            found = table.calibrate(subs, phase, on_progress=bar.update)
+        with bar(phase.value, networks) as shown:
+            found = table.calibrate(subs, phase, on_progress=shown.update)
         rows.append(
             [
                 phase.value,

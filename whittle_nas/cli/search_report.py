@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
+from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
 from whittle_nas.plots import plot_front
 from whittle_nas.search import html
@@ -28,11 +26,8 @@ from whittle_nas.weights.files import atomic_write_text
 def listening(request: Request, warn: Callable[[str], None]) -> Iterator[Listener]:
     """A bar with the time left and the best trial under some budgets."""
     quality = request.objectives[0]
-    # The delay keeps the bar away from what is wrong with the options, which is found at once;
-    # without a terminal (disable=None) there is none: a log would hold hundreds of them.
-    with tqdm(
-        total=request.num_trials, desc="trials", file=sys.stderr, leave=False, delay=2, disable=None
-    ) as bar:
+    # The delay keeps the bar away from what is wrong with the options, which is found at once.
+    with progress.bar("trials", request.num_trials, delay=2) as bar:
 
         def show(trials: Sequence[Trial]) -> None:
             bar.update(len(trials) - bar.n)

@@ -1,6 +1,7 @@
 """A litgpt model as a model of the LM Evaluation Harness."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,6 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.batching import attempt, column_budget, halved
@@ -21,6 +21,7 @@ from whittle_nas.evaluate.encoding import TextEncoder
 from whittle_nas.evaluate.generation import Decoding, generate
 from whittle_nas.evaluate.packing import Query
 from whittle_nas.evaluate.scoring import score
+from whittle_nas.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class LitGPTHarness(TemplateLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of continuations, and whether greedy decoding gives them."""
-        return super().loglikelihood(requests, disable_tqdm or not self.show_progress)
+        on_terminal = self.show_progress and sys.stderr.isatty()  # its bar would fill a log file
+        return super().loglikelihood(requests, disable_tqdm or not on_terminal)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -163,14 +165,14 @@ class LitGPTHarness(TemplateLM):
     def _score(
         self, queries: Sequence[Query], what: str, disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        with self._bar(len(queries), what, disable_tqdm) as bar:
-            return score(self.model, queries, batch_size=self.batch_size, on_progress=bar.update)
+        with self._bar(len(queries), what, disable_tqdm) as shown:
+            return score(self.model, queries, batch_size=self.batch_size, on_progress=shown.update)
 
-    def _bar(self, total: int, what: str, disable: bool) -> tqdm:
-        return tqdm(total=total, desc=what, disable=disable or not self.show_progress, leave=False)
+    def _bar(self, total: int, what: str, disable: bool) -> Any:
+        return bar(what, total, show=self.show_progress and not disable)
 
     def _generate(
-        self, contexts: Sequence[str], options: dict[str, Any], bar: tqdm, task: str | None
+        self, contexts: Sequence[str], options: dict[str, Any], bar: Any, task: str | None
     ) -> list[str]:
         """Texts of one set of generation options, longest prompts first."""
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(options, default_max_gen_toks=256))

@@ -1,0 +1,35 @@
+"""Lines of progress where stderr is no terminal."""
+
+import io
+import threading
+
+from whittle_nas.progress import Lines, bar
+
+
+class Heard(io.StringIO):
+    """A file that says when a whole line was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = threading.Event()
+
+    def flush(self) -> None:
+        self.line.set()
+
+
+def test_a_line_comes_while_an_item_takes_long(monkeypatch):
+    heard = Heard()
+    monkeypatch.setattr("sys.stderr", heard)
+    with Lines("scoring", 8, seconds=0.01) as lines:
+        lines.update(2)
+        assert heard.line.wait(60)  # inside the third item
+    assert heard.getvalue().splitlines()[0].startswith("scoring: 2/8 (00:00, ")
+
+
+def test_a_log_file_gets_lines_and_quick_work_leaves_none(monkeypatch):
+    heard = Heard()
+    monkeypatch.setattr("sys.stderr", heard)
+    with bar("trials", 3) as shown:
+        assert isinstance(shown, Lines)
+        shown.update(3)
+    assert heard.getvalue() == ""
