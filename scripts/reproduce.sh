@@ -6,7 +6,7 @@
 # Needs the folder ../shared/data (or DATA=...) with the checkpoints stories260K and
 # babyllama-char361 in litgpt's format and TinyStories as JSON lines; without it only the bundled
 # model is studied. Ends with summary.md and its pictures in out_dir. Every stage can be interrupted:
-# the same command goes on. Speed is measured elsewhere: scripts/bench_*.py.
+# the same command goes on. Speed is measured elsewhere: scripts/bench/bench_*.py.
 set -euo pipefail
 here=$(pwd)
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ part() { # name, command...: keep how long it took
 }
 
 export SEEDS="${SEEDS:-1 2 3}" JOBS="${JOBS:-2}"
-SUBNETWORKS=20 ROWS=short part importance scripts/importance_study.sh
-STEPS=40 MODELS=stories260K PARTS=cross part ablation scripts/training_study.sh
-part fronts scripts/front_study.sh
-.venv/bin/python scripts/reproduce_summary.py "$out"
+SUBNETWORKS=20 ROWS=short part importance scripts/studies/importance.sh
+STEPS=40 MODELS=stories260K PARTS=cross part ablation scripts/studies/training.sh
+part fronts scripts/studies/front.sh
+.venv/bin/python scripts/studies/summary.py "$out"

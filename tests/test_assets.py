@@ -108,7 +108,7 @@ def test_the_bundled_model_is_far_better_than_unigrams(tokenizer, texts):
 
 
 def stdlib_text():
-    path = Path(__file__).parents[1] / "scripts" / "stdlib_text.py"
+    path = Path(__file__).parents[1] / "scripts" / "bundled_model" / "stdlib_text.py"
     spec = importlib.util.spec_from_file_location("stdlib_text", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,0 +1,89 @@
+"""Peak memory and time of `nas export` on a large checkpoint with random weights.
+
+    python scripts/bench/bench_export.py [--gigabytes 2] [--out export.json]
+
+The checkpoint is made in a temporary directory (twice its size is needed on disk) and removed.
+Peak resident memory is the kernel's figure for the whole process: Python, torch, mapped pages.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from litgpt import Config
+
+from whittle_nas.assets import bundled_checkpoint
+from whittle_nas.weights import axes
+from whittle_nas.weights.checkpoint import write_checkpoint
+
+
+class RandomWeights(dict):
+    """A state dict that makes each tensor when it is asked for."""
+
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+
+    def items(self):
+        """Name and tensor, one at a time."""
+        for name in axes.parameter_names(self.config):
+            yield name, torch.randn(axes.shape(name, self.config)).to(self.dtype)
+
+
+def make_checkpoint(path: Path, gigabytes: float) -> None:
+    """A Llama-like checkpoint of about the given size in bfloat16."""
+    layer = Config.from_name("Llama-3.2-1B", n_layer=1, padded_vocab_size=32_000)
+    rest = Config.from_name("Llama-3.2-1B", n_layer=2, padded_vocab_size=32_000)
+    per_layer = axes.num_params(rest) - axes.num_params(layer)
+    fixed = axes.num_params(layer) - per_layer
+    n_layer = max(1, round((gigabytes * 1e9 / 2 - fixed) / per_layer))
+    config = Config.from_name("Llama-3.2-1B", n_layer=n_layer, padded_vocab_size=32_000)
+    path.mkdir()
+    weights = RandomWeights(config, torch.bfloat16)
+    write_checkpoint(path, weights, config=config, source=bundled_checkpoint())
+
+
+def run(*arguments: object) -> tuple[float, int]:
+    """Seconds and peak resident bytes of one `nas` process."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "whittle_nas", *map(str, arguments)]
+    process = os.posix_spawn(sys.executable, command, os.environ)
+    _, status, usage = os.wait4(process, 0)
+    assert status == 0, arguments
+    return time.perf_counter() - start, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    """Export the largest and a smaller sub-network in both formats."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--out", type=Path, default=Path("export.json"))
+    options = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        make_checkpoint(source, options.gigabytes)
+        size = (source / "lit_model.pth").stat().st_size
+        for extreme in ("largest", "smallest"):
+            for layout in ("litgpt", "hf"):
+                seconds, peak = run(
+                    "export", "--checkpoint_dir", source, "--extreme", extreme, "--format", layout,
+                    "--out_dir", Path(folder) / "out", "--overwrite", "true",
+                )  # fmt: skip
+                results[f"{extreme}_{layout}"] = {
+                    "seconds": seconds,
+                    "peak_over_input": peak / size,
+                }
+                print(
+                    f"{extreme} {layout}: {seconds:.1f} s, peak {peak / size:.2f} x {size:,} bytes"
+                )
+    options.out.write_text(json.dumps({"input_bytes": size, **results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What a sandwich step costs over litgpt's LoRA steps of the same four networks built alone.
+
+    python scripts/bench/bench_training.py [--out training.json] [--rounds 9]
+        [--distillation forward_kl] [--full]
+
+A step is forward, backward and AdamW on the same batch, for the full network, the smallest and two
+members of a grid. litgpt's steps are those of its own `finetune lora`: the head in chunks of 128
+positions, `chunked_cross_entropy`. Both sides run in turn in one process; ratios are medians of
+the ratios of neighbouring runs. The instruction batches come from ../shared/data.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")
+
+import torch
+from litgpt import GPT, lora
+from litgpt.utils import chunked_cross_entropy
+
+from whittle_nas.metrics.measured import peak_memory_bytes
+from whittle_nas.space import load_space
+from whittle_nas.space.samplers import build_grid
+from whittle_nas.train.batches import IGNORE, Sample, collate, from_labelled
+from whittle_nas.train.options import Distillation, LossOptions
+from whittle_nas.train.step import Network, Role, accumulate, finish_gradients, labels_of
+from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.supernet import SuperNetwork
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+CONFIG = lora.Config(
+    name="bench", n_layer=8, n_head=8, n_query_groups=4, n_embd=256, head_size=32,
+    intermediate_size=688, vocab_size=50277, padded_vocab_size=50432, block_size=1024,
+    mlp_class_name="LLaMAMLP", norm_class_name="RMSNorm", bias=False, parallel_residual=False,
+    rotary_percentage=1.0, lora_r=8, lora_alpha=16, lora_query=True, lora_key=True,
+    lora_value=True, lora_projection=True, lora_mlp=True, lora_head=True,
+)  # fmt: skip
+
+
+class Sandwich:
+    """Our step: all networks inside one super-network."""
+
+    def __init__(self, networks: list[Network], supernet: SuperNetwork, loss: LossOptions) -> None:
+        self.networks, self.supernet, self.loss = networks, supernet, loss
+        self.trained = [p for p in supernet.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
+
+    def step(self, batch: Sample) -> None:
+        """One optimiser step."""
+        accumulate(self.supernet, batch, self.networks, self.loss)
+        finish_gradients(self.trained, len(labels_of(batch)))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Alone:
+    """litgpt's own step of one network."""
+
+    def __init__(self, network: Network, supernet: SuperNetwork) -> None:
+        self.model = type(supernet.model)(supernet.plan(network.sub).config)
+        self.model.load_state_dict({n: t.clone() for n, t in supernet.slices(network.sub).items()})
+        if isinstance(self.model, lora.GPT):
+            lora.mark_only_lora_as_trainable(self.model)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def step(self, batch: Sample) -> None:
+        """One optimiser step; `labels` belong to the positions before, as ours do."""
+        logits = self.model(batch.input_ids, lm_head_chunk_size=128)
+        chunked_cross_entropy(logits, batch.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def make_sides(loss: LossOptions, *, full: bool) -> tuple[Sandwich, list[Alone]]:
+    """Both sides with equal weights."""
+    torch.manual_seed(0)
+    model = GPT(CONFIG) if full else lora.GPT(CONFIG)
+    if not full:
+        lora.mark_only_lora_as_trainable(model)
+    supernet = SuperNetwork(model)
+    space = load_space("aligned", CONFIG)
+    grid = build_grid(space, parameter_counter(CONFIG), seed=0, num_bins=4).subs
+    networks = [Network(supernet.full, Role.full)]
+    networks += [Network(sub, Role.sampled) for sub in grid[1:3]]
+    networks.append(Network(space.smallest, Role.smallest))
+    return Sandwich(networks, supernet, loss), [Alone(n, supernet) for n in networks]
+
+
+def random_batches(count: int) -> list[tuple[Sample, Sample]]:
+    """4 x 256 random tokens, every one a label; the same for both sides."""
+    batches = []
+    for _ in range(count):
+        tokens = torch.randint(CONFIG.vocab_size, (4, 257))
+        batch = Sample(tokens[:, :-1], tokens[:, 1:])
+        batches.append((batch, batch))
+    return batches
+
+
+def instruction_batches(name: str, count: int) -> list[tuple[Sample, Sample]]:
+    """Batches of 4 with masked prompts, in our form and in litgpt's collated form."""
+    from litgpt.data import JSON, get_sft_collate_fn
+    from litgpt.tokenizer import Tokenizer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = JSON(DATA / "instruct" / name, mask_prompt=True, val_split_fraction=0.05)
+    tokenizer = Tokenizer(DATA / "tokenizers" / "neox20b")
+    tokenizer.eos_id = 0  # <|endoftext|>; the folder holds the vocabulary only
+    module.connect(tokenizer, batch_size=4, max_seq_length=512)
+    module.setup()
+    together = get_sft_collate_fn(max_seq_length=512, ignore_index=IGNORE)
+    assert module.train_dataset is not None
+    rows = [module.train_dataset[i] for i in range(4 * count)]
+    batches = []
+    for at in range(0, len(rows), 4):
+        ours = collate([from_labelled(r["input_ids"], r["labels"]) for r in rows[at : at + 4]])
+        theirs = together(rows[at : at + 4])
+        labels = torch.full_like(theirs["labels"], IGNORE)
+        labels[:, :-1] = theirs["labels"][:, 1:]  # their loss leaves the last position out
+        batches.append((ours, Sample(theirs["input_ids"], labels)))
+    return batches
+
+
+def clock(run, *arguments) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    run(*arguments)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(ours: Sandwich, alone: list[Alone], batches: list[tuple[Sample, Sample]]) -> dict:
+    """Times of both sides on every batch, their ratio, and the peak memory of a step."""
+    ours.step(batches[0][0])
+    for one in alone:
+        one.step(batches[0][1])
+    pairs = []
+    for turn, (batch, theirs) in enumerate(batches):
+        times = {}
+        for side in ("ours", "alone") if turn % 2 else ("alone", "ours"):
+            models, rows = ([ours], batch) if side == "ours" else (alone, theirs)
+            times[side] = sum(clock(model.step, rows) for model in models)
+        pairs.append((times["ours"], times["alone"]))
+    cpu = torch.device("cpu")
+    largest = max(batches, key=lambda pair: pair[1].input_ids.numel())
+    peak = peak_memory_bytes(lambda: ours.step(largest[0]), cpu)
+    peak_alone = peak_memory_bytes(lambda: alone[0].step(largest[1]), cpu)
+    labels = sum(int((b.labels != IGNORE).sum()) for _, b in batches)
+    return {
+        "sandwich_ms": statistics.median(a for a, _ in pairs),
+        "four_alone_ms": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(a / b for a, b in pairs),
+        "labelled_share": labels / sum(b.labels.numel() for _, b in batches),
+        "peak_mb": peak / 2**20,
+        "peak_mb_full_alone": peak_alone / 2**20,
+        "peak_ratio": peak / peak_alone,
+    }
+
+
+def main() -> None:
+    """Run everything, print it and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("training.json"))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--distillation", type=Distillation, default=Distillation.none)
+    parser.add_argument("--full", action="store_true", help="train all weights, no adapters")
+    parser.add_argument("--chunk_elements", type=int, default=None)
+    options = parser.parse_args()
+    loss = LossOptions(options.distillation, chunk_elements=options.chunk_elements)
+    ours, alone = make_sides(loss, full=options.full)
+    results: dict[str, object] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "distillation": options.distillation.value,
+        "trained": "all weights" if options.full else "adapters",
+        "networks": [asdict(network.sub) for network in ours.networks],
+    }
+    cases = {"random_4x256": random_batches(options.rounds)}
+    for name in ("alpaca_en_demo", "gsm_8k_train_alpaca_format", "gpteacher_roleplay"):
+        if (DATA / "instruct" / f"{name}.json").is_file():
+            cases[name] = instruction_batches(f"{name}.json", options.rounds)
+    for name, batches in cases.items():
+        results[name] = measured = measure(ours, alone, batches)
+        print(name, {key: round(value, 3) for key, value in measured.items()}, flush=True)
+    options.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
