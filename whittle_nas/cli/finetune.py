@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def finetune(
     packing: bool = False,
     checkpoint_blocks: bool = False,
     require_importance: bool = False,
+    untie_head: bool = False,
     num_workers: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -73,6 +74,8 @@ def finetune(
         packing: Join short instruction samples into full rows; each attends to itself only.
         checkpoint_blocks: Recompute activations in the backward pass: less memory, more time.
         require_importance: Refuse a checkpoint that `nas importance` has not sorted.
+        untie_head: Give a checkpoint whose head is its token table a head of its own, which is
+            trained, counted and stored apart; by default the two stay one table.
         num_workers: Processes that prepare batches.
         resume: Go on from the newest checkpoint in `out_dir`.
         overwrite: Replace an earlier run in `out_dir`, which is removed when the training starts.
@@ -92,7 +95,6 @@ def finetune(
     from whittle_nas.train.recipe import Recipe
     from whittle_nas.train.sampling import make_sampler, validation_networks
     from whittle_nas.train.sources import load_both
-    from whittle_nas.weights.checkpoint import open_checkpoint
     from whittle_nas.weights.counting import parameter_counter
     from whittle_nas.weights.files import check_free
 
@@ -100,9 +102,10 @@ def finetune(
     check_least(0, num_workers=num_workers)
     first = is_first_process()
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
-    found = None if dry else open_checkpoint(checkpoint_dir)
+    found = None if dry else _open(checkpoint_dir, untie_head=untie_head)
     if first:
-        estimate = partial(_show_memory, checkpoint_dir, data, lora, loss, trainer)
+        config = None if found is None else found.config
+        estimate = partial(_show_memory, checkpoint_dir, config, data, lora, loss, trainer)
         estimate(batch_size=batch_size, checkpoint_blocks=checkpoint_blocks)
     if found is None:
         print(f"{checkpoint_dir} has no lit_model.pth: nothing was run")
@@ -121,6 +124,7 @@ def finetune(
     drawn, grid = make_sampler(sampler, space, supernet, seed=seed, samples=train.samples)
     if first:
         _print_data(train, held_out, grid)
+        _print_tie(found.tied, untied=untie_head)
     run = make_trainer(trainer, out_dir)
     length = {"num_samples": len(train.samples), "batch_size": batch_size}
     total = num_steps(trainer, **length, world_size=run.world_size)
@@ -172,6 +176,7 @@ def finetune(
             "distillation": loss.distillation.value,
             "sampler": sampler.kind.value,
             "steps": total,
+            "head_untied": untie_head,
             "valid_nats_per_token": module.history[max(module.history)],
         },
     )
@@ -181,8 +186,24 @@ def finetune(
     print(f"search it with: {command_line(*search, '--data.files', '<validation text>')}")
 
 
+def _open(checkpoint_dir: Path, *, untie_head: bool) -> Any:
+    """The checkpoint to train, with a head of its own where that is asked for."""
+    from whittle_nas.weights.checkpoint import open_checkpoint
+    from whittle_nas.weights.tying import untied
+
+    found = open_checkpoint(checkpoint_dir)
+    if not untie_head:
+        return found
+    if not found.tied:
+        raise ConfigError(
+            f"--untie_head true: head and token table of {checkpoint_dir} are two tables already"
+        )
+    return replace(found, config=untied(found.config))
+
+
 def _show_memory(
     checkpoint_dir: Path,
+    config: Any,
     data: TextData,
     lora: LoraOptions | None,
     loss: LossOptions,
@@ -198,10 +219,11 @@ def _show_memory(
     from whittle_nas.train.memory import device_bytes, estimate_memory
     from whittle_nas.weights.checkpoint import read_model_config
 
-    if not (checkpoint_dir / "model_config.yaml").is_file():
-        return  # open_checkpoint says what is missing
-    config = read_model_config(checkpoint_dir / "model_config.yaml")
-    check_supported(config)
+    if config is None:
+        if not (checkpoint_dir / "model_config.yaml").is_file():
+            return  # open_checkpoint says what is missing
+        config = read_model_config(checkpoint_dir / "model_config.yaml")
+        check_supported(config)
     needed = estimate_memory(
         config,
         lora,
@@ -236,6 +258,13 @@ def _print_data(train: Any, held_out: Any, grid: Any) -> None:
     if grid is not None and grid.empty_bins:
         bins = ", ".join(map(str, grid.empty_bins))
         print(f"grid: no sub-network was found in bins {bins} (of {len(grid.edges) - 1})")
+
+
+def _print_tie(tied: bool, *, untied: bool) -> None:
+    if tied:
+        print("head: it is the token table and stays so; --untie_head true trains it apart")
+    if untied:
+        print("head: untied from the token table; the result stores and counts both")
 
 
 def _prepare_directory(out_dir: Path, *, resume: bool) -> None:

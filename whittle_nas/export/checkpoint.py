@@ -50,7 +50,7 @@ def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> 
     )
     if to_hf:
         target = hf_target(slices.config)
-        notes = engine_notes(target.model_type, slices.config, tied=_is_tied(source))
+        notes = engine_notes(target.model_type, slices.config, tied=source.tied)
         return ExportPlan(source, slices, True, target, (*target.notes, *notes))
     target = _described(slices)
     notes = () if target else ("there is no config.json, which `litgpt evaluate` asks for",)
@@ -64,11 +64,6 @@ def _described(slices: SlicePlan) -> HFTarget | None:
         return None  # litgpt needs no config.json, so sizes that transformers lacks may pass
     # With a folded query scale config.json would describe other weights than these.
     return target if target.query_scale == 1 else None
-
-
-def _is_tied(source: Checkpoint) -> bool:
-    tensors = source.state_dict()
-    return torch.equal(tensors["transformer.wte.weight"], tensors["lm_head.weight"])
 
 
 def write_export(

@@ -17,6 +17,7 @@ from whittle_nas.export.hf_config import HFTarget, hf_target
 from whittle_nas.export.hf_names import to_hf
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.weights.checkpoint import check_finite, copy_companions
+from whittle_nas.weights.tying import HEAD, TABLE, same_table
 
 SHARD_BYTES = 5 * 10**9
 # Which transformers the layout was checked with. Without it, a tokenizer beside a `mistral` config
@@ -109,11 +110,11 @@ def _config_json(
     source: Path | None,
     dtype: torch.dtype | None,
 ) -> dict[str, Any]:
-    embedding, head = tensors["transformer.wte.weight"], tensors["lm_head.weight"]
+    embedding, head = tensors[TABLE], tensors[HEAD]
     return {
         **target.config_json,
         **_special_ids(source, target.config_json["vocab_size"]),
-        "tie_word_embeddings": embedding.dtype == head.dtype and torch.equal(embedding, head),
+        "tie_word_embeddings": same_table(embedding, head),
         "torch_dtype": str(dtype or embedding.dtype).removeprefix("torch."),
         "transformers_version": TRANSFORMERS_VERSION,
     }

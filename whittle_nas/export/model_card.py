@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from whittle_nas.weights.axes import num_params
+from whittle_nas.weights.axes import is_tied, num_params
 from whittle_nas.weights.checkpoint import licences
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan
@@ -28,6 +28,9 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 ```
 """,
 }
+
+_UNCHANGED = "Its weights were not changed."
+_TIED = " The head is the token table, which counts once."
 
 
 def model_card(
@@ -57,7 +60,7 @@ def model_card(
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# A sub-network of {full.name}",
         f"{count:,} of the {whole:,} parameters of {origin}, as a dense model of a smaller shape, "
-        f"cut out by `nas export`. {_history(info)}",
+        f"cut out by `nas export`. {_history(info)}{_TIED if is_tied(full) else ''}",
         _table(slices),
         f"Layers kept: {', '.join(map(str, slices.layers))}.",
         "\n".join(f"- Note: {note}." for note in notes),
@@ -77,7 +80,9 @@ def _history(info: SupernetInfo) -> str:
     sorted_first = "sorted by importance" if info.importance else ""
     trained = "fine-tuned as a super-network" if info.training or info.search_space else ""
     done = " and ".join(filter(None, (sorted_first, trained)))
-    return f"Before the cut its weights were {done}." if done else "Its weights were not changed."
+    untied = (info.training or {}).get("head_untied")
+    head = " Its head, which was the token table, was trained apart from it." if untied else ""
+    return f"Before the cut its weights were {done}.{head}" if done else _UNCHANGED
 
 
 def _table(slices: SlicePlan) -> str:

@@ -16,14 +16,14 @@ _TABLES = ("transformer.wte.weight", "lm_head.weight", "lm_head.bias")
 
 
 def num_params(config: Any) -> int:
-    """All parameters as litgpt stores them: a tied head counts twice."""
+    """All parameters; a table that is also the head counts once."""
     return axes.num_params(config)
 
 
 def num_params_non_embedding(config: Any) -> int:
     """Parameters without the token table and the head, which belong to the vocabulary."""
-    names = set(axes.parameter_names(config)).intersection(_TABLES)
-    return num_params(config) - sum(math.prod(axes.shape(name, config)) for name in names)
+    names = [name for name in axes.stored_names(config) if name not in _TABLES]
+    return sum(math.prod(axes.shape(name, config)) for name in names)
 
 
 def flops(config: Any, tokens: int) -> int:

@@ -6,7 +6,9 @@ V vocabulary, D n_embd, r rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import litgpt.lora
 import torch
@@ -15,38 +17,39 @@ from litgpt.config import Config as BaseConfig
 from torch import Tensor, nn
 
 from whittle_nas.train.options import LoraOptions
+from whittle_nas.weights.axes import is_tied
+
+_ROWS = 4096  # of a weight that are merged at a time: their update is a second and third copy
 
 
 @dataclass
 class Config(litgpt.lora.Config):
-    """litgpt's LoRA configuration with one more switch."""
+    """litgpt's LoRA configuration with one more switch, and whether the head is the table."""
 
     lora_embedding: bool = False
+    tie_word_embeddings: bool = False
 
 
 class LoRAEmbedding(nn.Embedding):
-    """Token embedding with a frozen table (V, D) and the update `(B A)^T * alpha / r`.
+    """Token embedding with a frozen table (V, D) and the update `B A * alpha / r`.
 
+    A (r, D) and B (V, r) are those of a head of this table, so that a tied head can share them.
     `weight` keeps its name, so that an ordinary checkpoint loads. There is no dropout: its input
-    is token ids. A starts at zero and B at random, so that a step that only meets a few tokens
+    is token ids. B starts at zero and A at random, so that a step that only meets a few tokens
     moves the rows of these tokens first.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, r: int, alpha: int) -> None:
         super().__init__(num_embeddings, embedding_dim)
         self.scaling = alpha / r
-        self.lora_A = nn.Parameter(torch.empty(r, num_embeddings))
-        self.lora_B = nn.Parameter(torch.empty(embedding_dim, r))
+        self.lora_A = nn.Parameter(torch.empty(r, embedding_dim))
+        self.lora_B = nn.Parameter(torch.empty(num_embeddings, r))
         reset_adapter(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed token ids (B, T) -> (B, T, D)."""
-        low_rank = F.embedding(input, self.lora_A.T)  # (B, T, r)
-        return super().forward(input) + self.scaling * F.linear(low_rank, self.lora_B)
-
-    def delta(self) -> Tensor:
-        """What the adapter adds to the table, (V, D)."""
-        return self.scaling * (self.lora_B @ self.lora_A).T
+        low_rank = F.embedding(input, self.lora_B)  # (B, T, r)
+        return super().forward(input) + self.scaling * (low_rank @ self.lora_A)
 
 
 class GPT(litgpt.lora.GPT):
@@ -64,8 +67,8 @@ class GPT(litgpt.lora.GPT):
 def reset_adapter(module: nn.Module) -> None:
     """Draw an adapter anew; what it adds is zero."""
     if isinstance(module, LoRAEmbedding):
-        nn.init.zeros_(module.lora_A)
-        nn.init.kaiming_uniform_(module.lora_B, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(module.lora_A, a=math.sqrt(5))
+        nn.init.zeros_(module.lora_B)
     elif isinstance(module, litgpt.lora.LoRALinear):
         module.reset_parameters()
 
@@ -73,11 +76,15 @@ def reset_adapter(module: nn.Module) -> None:
 def lora_config(config: BaseConfig, options: LoraOptions) -> Config:
     """The configuration of the adapted model: `config` with the adapters of `options`.
 
+    One adapter serves both ends of a tied model, so there it is enough to ask for one end.
+
     Raises:
         ConfigError: if a number of the options is out of range.
     """
     options.check()
     base = {field.name: getattr(config, field.name) for field in fields(BaseConfig)}
+    tied = is_tied(config)
+    both = tied and (options.head or options.embedding)
     return Config(
         **base,
         lora_r=options.r,
@@ -88,8 +95,9 @@ def lora_config(config: BaseConfig, options: LoraOptions) -> Config:
         lora_value=options.value,
         lora_projection=options.projection,
         lora_mlp=options.mlp,
-        lora_head=options.head,
-        lora_embedding=options.embedding,
+        lora_head=options.head or both,
+        lora_embedding=options.embedding or both,
+        tie_word_embeddings=tied,
     )
 
 
@@ -104,26 +112,42 @@ def freeze_base(model: nn.Module) -> None:
         parameter.requires_grad = is_adapter(name)
 
 
-@torch.no_grad()
-def merged_state_dict(model: litgpt.lora.GPT) -> dict[str, Tensor]:
+class MergedTensors(Mapping[str, Tensor]):
     """State dict of the plain `litgpt.GPT` that computes the same as the adapted model.
 
-    Only weights that have an adapter are new tensors; the model itself is left as it is.
+    A weight that has an adapter is a new tensor, made when it is asked for and a few rows at a
+    time, so that whoever writes a file tensor by tensor holds one of them. The model is left as it
+    is; one without adapters passes through.
     """
-    deltas = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoRAEmbedding):
-            deltas[f"{name}.weight"] = module.delta()
-        elif isinstance(module, litgpt.lora.LoRALinear) and hasattr(module, "lora_A"):
-            deltas[f"{name}.linear.weight"] = module.get_lora_AB()
-    merged = {}
-    for name, tensor in model.state_dict().items():
-        if is_adapter(name):
-            continue
-        if name in deltas:
-            tensor = (tensor.float() + deltas[name].float()).to(tensor.dtype)
-        merged[name.replace(".linear.", ".")] = tensor
-    return merged
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a model, plain or adapted."""
+        self._modules = dict(model.named_modules())
+        self._tensors = {
+            name.replace(".linear.", "."): tensor
+            for name, tensor in model.state_dict().items()
+            if not is_adapter(name)
+        }
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        weight, (owner, _, kind) = self._tensors[name], name.rpartition(".")
+        module: Any = self._modules[owner]
+        if kind != "weight" or not hasattr(module, "lora_A"):
+            return weight
+        if isinstance(module, litgpt.lora.LoRAQKVLinear):
+            return (weight.float() + module.get_lora_AB().float()).to(weight.dtype)
+        merged = torch.empty_like(weight)
+        parts = zip(*(t.split(_ROWS) for t in (merged, weight, module.lora_B)), strict=True)
+        for part, rows, b in parts:
+            part.copy_(rows.float() + module.scaling * (b @ module.lora_A).float())
+        return merged
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from whittle_nas.train import lora
 from whittle_nas.train.options import Distillation, LoraOptions, LossOptions
 from whittle_nas.weights.supernet import positions_per_chunk
+from whittle_nas.weights.tying import tie_head
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ def device_bytes(device: torch.device) -> int:
 
 
 def _build(config: Any, options: LoraOptions | None) -> nn.Module:
-    if options is None:
-        return GPT(config)
-    model = lora.GPT(lora.lora_config(config, options))
-    lora.freeze_base(model)
+    model = GPT(config) if options is None else lora.GPT(lora.lora_config(config, options))
+    tie_head(model)
+    if options is not None:
+        lora.freeze_base(model)
     return model
 
 

@@ -18,7 +18,7 @@ from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.samplers import Grid
 from whittle_nas.train import lora
 from whittle_nas.train.fit import LOGS
-from whittle_nas.train.prepare import ADAPTERS, save_adapters, trained_state_dict
+from whittle_nas.train.prepare import ADAPTERS, TrainedTensors, save_adapters
 from whittle_nas.weights.checkpoint import WEIGHTS, Checkpoint, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.files import PARTIAL, atomic_write_text
@@ -59,7 +59,7 @@ def write_outputs(
     partial = Path(tempfile.mkdtemp(PARTIAL, ".final.", out_dir))
     try:
         info = replace(source.info, search_space=space.to_dict(), training=training)
-        tensors = trained_state_dict(supernet.model, source.state_dict())
+        tensors = TrainedTensors(supernet.model, source.state_dict())
         write_checkpoint(partial, tensors, config=source.config, source=source.path, info=info)
         if lora.adapter_state_dict(supernet.model):
             save_adapters(supernet.model, partial / ADAPTERS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from whittle_nas.train import lora
 from whittle_nas.train.options import LoraOptions
 from whittle_nas.weights.checkpoint import Checkpoint, check_finite
 from whittle_nas.weights.supernet import SuperNetwork
+from whittle_nas.weights.tying import tie_head
 
 ADAPTERS = "lit_model.pth.lora"
 
@@ -21,6 +22,8 @@ def load_trainable(
     found: Checkpoint, options: LoraOptions | None, *, precision: str = "32-true"
 ) -> SuperNetwork:
     """Load a checkpoint on the CPU with the parameters to train marked and in their format.
+
+    A tied head stays one parameter with the token table, unless `found` was `untied`.
 
     Args:
         found: the checkpoint.
@@ -40,6 +43,7 @@ def load_trainable(
         model.load_state_dict({n: t.clone() for n, t in model.state_dict().items()}, assign=True)
     else:
         _make_adapters(model)
+    tie_head(model)
     cos, sin = model.rope_cache()  # type: ignore[operator]
     model.cos, model.sin = cos, sin
     _convert(model, precision)
@@ -73,11 +77,21 @@ def _convert(model: nn.Module, precision: str) -> None:
             parameter.data = parameter.data.float()
 
 
-def trained_state_dict(model: nn.Module, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Plain litgpt state dict with the adapters merged, in the number format of `like`."""
-    has_adapters = any(lora.is_adapter(name) for name, _ in model.named_parameters())
-    merged = lora.merged_state_dict(model) if has_adapters else model.state_dict()  # type: ignore[arg-type]
-    return {name: merged[name].to(device="cpu", dtype=like[name].dtype) for name in like}
+class TrainedTensors(Mapping[str, Tensor]):
+    """Plain litgpt state dict of a trained model, adapters merged, made tensor by tensor."""
+
+    def __init__(self, model: nn.Module, like: Mapping[str, Tensor]) -> None:
+        """Wrap a model; `like` holds tensors in the number formats that are wanted."""
+        self._merged, self._like = lora.MergedTensors(model), like
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._merged[name].to(device="cpu", dtype=self._like[name].dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._like)
+
+    def __len__(self) -> int:
+        return len(self._like)
 
 
 def save_adapters(model: nn.Module, path: Path) -> None:

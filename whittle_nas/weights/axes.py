@@ -43,9 +43,6 @@ _MODEL: Mapping[str, Dims] = {
     "transformer.wte.weight": (_V, _D),
     "transformer.ln_f.weight": (_D,),
     "transformer.ln_f.bias": (_D,),
-    # An embedding is looked up by row, so its adapter's input is the vocabulary.
-    "transformer.wte.lora_A": (_R, _V),
-    "transformer.wte.lora_B": (_D, _R),
 }
 _BLOCK: Mapping[str, Dims] = {
     **{
@@ -195,9 +192,20 @@ def _norm_kinds(config: Any) -> list[str]:
     return [] if "OLMo" in config.name else ["weight", "bias"]
 
 
+def is_tied(config: Any) -> bool:
+    """Whether one table is the embedding and the head; litgpt's own `Config` has no such field."""
+    return getattr(config, "tie_word_embeddings", False)
+
+
+def stored_names(config: Any) -> list[str]:
+    """Names of all parameters, without the token table where the head is the same table."""
+    tied = is_tied(config)
+    return [n for n in parameter_names(config) if not (tied and n == "transformer.wte.weight")]
+
+
 def num_params(config: Any) -> int:
-    """Parameters of `litgpt.GPT(config)`; a tied head counts twice, as litgpt stores it."""
-    return sum(math.prod(shape(name, config)) for name in parameter_names(config))
+    """Parameters of `litgpt.GPT(config)`; a table that is also the head counts once."""
+    return sum(math.prod(shape(name, config)) for name in stored_names(config))
 
 
 def prefix_selection(

@@ -6,7 +6,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
 from whittle_nas.weights.supernet import SuperNetwork
+from whittle_nas.weights.tying import HEAD, TABLE, found_in, same_table, tie_head
 
 WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
@@ -39,11 +40,22 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory that was found valid; of its weights, names and shapes."""
+    """A checkpoint directory that was found valid; of its weights, names and shapes.
+
+    Attributes:
+        path: the directory.
+        config: of the model; a `TiedConfig` if its head is its token table.
+        info: content of `supernet.yaml`.
+    """
 
     path: Path
     config: Config
     info: SupernetInfo
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the token table: they share memory, or hold the same values."""
+        return axes.is_tied(self.config)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The weights, mapped from the file and not copied.
@@ -74,8 +86,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     config = read_model_config(path / MODEL_CONFIG)
     check_supported(config)
     found = Checkpoint(path, config, SupernetInfo.read(path, config))
-    found.state_dict()
-    return found
+    return replace(found, config=found_in(config, found.state_dict()))
 
 
 def load_supernet(
@@ -96,6 +107,7 @@ def load_supernet(
     with torch.device("meta"):
         model = GPT(found.config)
     model.load_state_dict(found.state_dict(), strict=True, assign=True)
+    tie_head(model)
     model.cos, model.sin = model.rope_cache()
     model = model.to(device=device, dtype=dtype).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
@@ -129,8 +141,8 @@ def write_checkpoint(
 ) -> None:
     """Fill an empty directory with a whole litgpt checkpoint.
 
-    Tensors are written one by one, so memory stays near one copy of the largest; a table that two
-    names share is stored once.
+    Tensors are written one by one, so memory stays near one copy of the largest; a token table
+    that is also the head is stored once.
 
     Args:
         out_dir: existing directory; make it with `files.atomic_directory`.
@@ -178,15 +190,16 @@ def save_tensors(
     """
     from litgpt.utils import incremental_save
 
-    tables: list[tuple[torch.Tensor, Any]] = []  # held, so that no address is given out twice
     with incremental_save(path) as writer:
-        proxies = {}
+        proxies, first = {}, None  # the head or the table, kept until the other one comes
         for name, tensor in progress(tensors.items(), "writing weights", len(tensors)):
             check_finite(name, tensor)
-            tied = [proxy for table, proxy in tables if _same_memory(table, tensor)]
-            proxies[name] = tied[0] if tied else writer.store_early(_compact(tensor.detach()))
-            if name in ("lm_head.weight", "transformer.wte.weight"):
-                tables.append((tensor, proxies[name]))
+            if name in (HEAD, TABLE):
+                if first is not None and same_table(first, tensor):
+                    proxies[name] = proxies[TABLE if name == HEAD else HEAD]
+                    continue
+                first = tensor if first is None else None
+            proxies[name] = writer.store_early(_compact(tensor.detach()))
         writer.save(proxies)
 
 
@@ -196,11 +209,6 @@ def _compact(tensor: torch.Tensor) -> torch.Tensor:
     if fills and tensor.is_contiguous():
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    same_place = one.data_ptr() == other.data_ptr() and one.dtype == other.dtype
-    return same_place and one.shape == other.shape and one.stride() == other.stride()
 
 
 def read_model_config(path: Path) -> Config:

@@ -13,7 +13,7 @@ from whittle_nas.weights.axes import Axis
 
 
 def parameter_counter(config: Any) -> Callable[[SubNetwork], int]:
-    """A function that counts the parameters of a sub-network as litgpt stores them.
+    """A function that counts the parameters of a sub-network.
 
     Equal to `axes.num_params` of the sub-network's config, in microseconds: rejection sampling
     asks for tens of thousands of counts.
@@ -38,7 +38,7 @@ def matmul_counter(config: Any) -> Callable[[SubNetwork], int]:
 def _counter(config: Any, counts: Callable[[str, axes.Dims], bool]) -> Callable[[SubNetwork], int]:
     """A function that adds the sizes of the parameters for which `counts` is true."""
     single = replace(config, n_layer=1, sliding_window_indices=None, rope_indices=None)
-    names = axes.parameter_names(single)
+    names = axes.stored_names(single)
     in_block: Counter[axes.Dims] = Counter()
     outside: Counter[axes.Dims] = Counter()
     for name in names:

@@ -53,7 +53,7 @@ class Magnitudes:
         mlp = torch.zeros(num_layers, len(self._mlp)).double()
         embd = torch.zeros(num_layers, len(self._embd)).double()
         shared = torch.zeros(len(self._embd)).double()
-        for name in axes.parameter_names(config):
+        for name in axes.stored_names(config):
             layer, _ = axes.split_layer(name)
             sums, kind = self._sums(name, tensors[name].detach())
             if layer is None:

@@ -80,6 +80,12 @@ class SuperNetwork:
         """The litgpt config of the whole model."""
         return self.model.config
 
+    @property
+    def tied(self) -> bool:
+        """Whether head and token table are one parameter."""
+        head = self.model.lm_head
+        return getattr(head, "linear", head).weight is self.model.transformer.wte.weight
+
     def plan(self, sub: SubNetwork) -> SlicePlan:
         """The sub-network's config, layers and slices.
 
