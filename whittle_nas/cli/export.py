@@ -36,6 +36,7 @@ def export(
     search_space: str | None = None,
     format: Format = Format.litgpt,
     dtype: DType = DType.stored,
+    push_to_hub: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write one sub-network as an ordinary checkpoint.
@@ -56,15 +57,20 @@ def export(
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
         format: `litgpt`, or `hf` for transformers.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
+        push_to_hub: Upload the result to this repository of the hub, such as me/my-model, which is
+            made if it is not there; with `--format hf`.
         overwrite: Replace what is in `out_dir`.
     """
     from whittle_nas.cli.common import progress_bar, resolve_dtype
     from whittle_nas.cli.selection import choose_subnetwork
     from whittle_nas.export.checkpoint import plan_export, write_export
+    from whittle_nas.export.hub import check_push, push
     from whittle_nas.weights.checkpoint import open_checkpoint
     from whittle_nas.weights.files import atomic_directory, check_free
 
     check_free(out_dir, overwrite=overwrite)
+    if push_to_hub is not None:
+        check_push(push_to_hub, is_hf=format is Format.hf)
     checkpoint = open_checkpoint(checkpoint_dir)
     sub = choose_subnetwork(
         checkpoint,
@@ -79,6 +85,8 @@ def export(
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         write_export(partial, planned, dtype=resolve_dtype(dtype), progress=progress_bar)
     _report(planned.slices, planned.notes, out_dir, format)
+    if push_to_hub is not None:
+        print(f"uploaded to {push(out_dir, push_to_hub)}")
 
 
 def _report(slices: Any, notes: Sequence[str], out_dir: Path, format: Format) -> None:

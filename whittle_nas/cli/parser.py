@@ -18,7 +18,7 @@ from whittle_nas import __version__
 from whittle_nas.cli.common import is_first_process
 from whittle_nas.errors import AGAIN, ConfigError, Terminated, disk_errors
 from whittle_nas.reading import read_yaml
-from whittle_nas.weights.files import RUN_FILE, hold_directory
+from whittle_nas.weights.files import RUN_FILE, WEIGHTS, hold_directory
 
 _REQUIRED = re.compile(r'Key "([\w.]+)" is required')
 
@@ -33,6 +33,7 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
     """
     parser = make_parser(name, command)
     options = parse(parser, arguments)
+    _make_litgpt(options)
     record = _record(name, parser, options)
     built = parser.instantiate_classes(options)
     given = options.get("out_dir")
@@ -122,6 +123,21 @@ def _check_directories(options: Namespace) -> None:
         raise ConfigError(
             f"--out_dir {out_dir} {what} the --checkpoint_dir that is read; give another one"
         )
+
+
+def _make_litgpt(options: Namespace) -> None:
+    """Every command reads litgpt's format, also of a Hugging Face directory or an id of the hub."""
+    given = options.get("checkpoint_dir")
+    if given is None or (Path(str(given)) / WEIGHTS).is_file():
+        return
+    from whittle_nas.export.hf_in import litgpt_directory
+
+    with disk_errors(None):
+        options["checkpoint_dir"] = litgpt_directory(Path(str(given)), _say)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def _record(name: str, parser: ArgumentParser, options: Namespace) -> str:

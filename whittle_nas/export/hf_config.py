@@ -63,7 +63,7 @@ def hf_target(config: Any) -> HFTarget:
     return HFTarget(
         architecture=ARCHITECTURES[chosen].class_name,
         model_type=chosen,
-        config_json=_config_json(chosen, config),
+        config_json=settings_of(chosen, config),
         query_scale=scale,
         notes=tuple(notes),
     )
@@ -116,7 +116,8 @@ def _size_problem(model_type: str, config: Any) -> str | None:
     return None
 
 
-def _config_json(model_type: str, config: Any) -> dict[str, Any]:
+def settings_of(model_type: str, config: Any) -> dict[str, Any]:
+    """`config.json` of a litgpt model, without what its weights and tokenizer say."""
     row = ARCHITECTURES[model_type]
     return {
         "architectures": [row.class_name],

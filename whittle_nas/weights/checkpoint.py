@@ -19,11 +19,11 @@ from whittle_nas.progress import Progress, no_progress
 from whittle_nas.reading import read_yaml
 from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
+from whittle_nas.weights.files import WEIGHTS
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import HEAD, TABLE, found_in, same_table, tie_head
 
-WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
 # Everything that litgpt and Hugging Face read beside the weights, copied as it is.
 COMPANIONS = (
@@ -77,8 +77,16 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_dir():
-        raise ConfigError(f"--checkpoint_dir {path} is not a directory")
+        raise ConfigError(
+            f"--checkpoint_dir {path} is not a directory; give a litgpt or Hugging Face directory, "
+            "or an id of the hub, such as EleutherAI/pythia-160m"
+        )
     missing = [name for name in (WEIGHTS, MODEL_CONFIG) if not (path / name).is_file()]
+    if missing and any(path.glob("checkpoints/*.ckpt")):
+        raise ConfigError(
+            f"--checkpoint_dir {path} is an unfinished training: finish it with the command that "
+            "began it and --resume true"
+        )
     if missing:
         raise ConfigError(
             f"--checkpoint_dir {path} is not a litgpt checkpoint: {' and '.join(missing)} missing"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from whittle_nas.errors import ConfigError, disk_errors
 
+WEIGHTS = "lit_model.pth"  # a directory with it is a litgpt checkpoint
 RUN_FILE = "run.yaml"  # how to repeat a run; a directory that holds it is finished
 _LOCK = ".lock"
 PARTIAL, _OLD = ".partial", ".old"  # ends of the names of what is not finished, or replaced
