@@ -9,7 +9,7 @@ import torch
 from litgpt import Config
 from litgpt.tokenizer import Tokenizer
 
-from whittle_nas.data import MixSource, Part, TextData, load_blocks
+from whittle_nas.data import MixSource, Part, TextData, load_blocks, load_tokenizer
 from whittle_nas.errors import ConfigError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "über", "zwölf"]
@@ -59,7 +59,7 @@ def ids_of(text: str) -> list[int]:
 
 def test_blocks_are_the_stream_of_documents_cut_without_padding(checkpoint_dir, config, stories):
     path, texts = stories
-    data = TextData(files=path, block_size=7, shuffle=False)
+    data = TextData(files=path, block_size=7, shuffle=False, block_bos=False)
     tokens = load_blocks(data, checkpoint_dir, config=config).tokens
     stream = [i for text in texts for i in [1, *ids_of(text), 2]]
     expected = [stream[i : i + 8] for i in range(0, len(stream) - 7, 7)]
@@ -75,11 +75,74 @@ def test_bytes_cover_the_text_of_whole_documents_exactly(checkpoint_dir, config,
     blocks = load_blocks(data, checkpoint_dir, config=config)
     assert blocks.num_bytes.tolist() == [len("über zwölfone twothree four".encode())]
     halves = load_blocks(
-        TextData(files=path, separator="|", block_size=3, shuffle=False),
+        TextData(files=path, separator="|", block_size=3, shuffle=False, block_bos=False),
         checkpoint_dir,
         config=config,
     )
     assert halves.num_bytes.tolist() == [12, 7, 5]  # targets 1-3, 4-6, 7-9 of 0-11
+
+
+def test_every_block_has_a_beginning(checkpoint_dir, config, stories):
+    """BOS is an input and no target; one that stands there already is not doubled."""
+    path, texts = stories
+    data = TextData(files=path, block_size=7, shuffle=False)
+    blocks = load_blocks(data, checkpoint_dir, config=config)
+    stream = [i for text in texts for i in [1, *ids_of(text), 2]]
+    expected, left = [], stream
+    while len(rest := left[1:] if left[:1] == [1] else left) >= 7:
+        expected.append([1, *rest[:7]])
+        left = rest[7:]
+    assert blocks.tokens.tolist() == expected
+    assert blocks.about["block_bos"] is True
+    assert "BOS before each" in str(blocks)
+    words = " ".join(WORDS[i - 3] for i in blocks.tokens[:, 1:].flatten().tolist() if i > 2)
+    assert " ".join(texts).startswith(words)
+    # whole documents but the last, of which the rest fills no block
+    whole, missing = sum(len(text.encode()) for text in texts), len(left)
+    assert whole - 12 * missing <= int(blocks.num_bytes.sum()) <= whole
+
+
+def test_whether_blocks_have_a_beginning_is_the_tokenizers_choice_and_the_users(tmp_path, config):
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven eight")
+    without = write_tokenizer(tmp_path / "without", bos=False)
+    with_bos = write_tokenizer(tmp_path / "with")
+
+    def first_column(folder, block_bos):
+        data = TextData(files=text, block_size=3, block_bos=block_bos)
+        return load_blocks(data, folder, config=config).tokens[:, 0].tolist()
+
+    assert first_column(with_bos, "auto") == [1, 1, 1]
+    assert first_column(with_bos, False) == [1, 5, 8]
+    assert first_column(without, "auto") == [3, 6]
+    assert first_column(without, True) == [1, 1, 1]
+    with pytest.raises(ConfigError, match="block_bos='yes' must be"):
+        first_column(without, "yes")
+    settings = json.loads((without / "tokenizer_config.json").read_text())
+    (without / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": None}))
+    with pytest.raises(ConfigError, match="names no BOS token"):
+        first_column(without, True)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_copy_is_read_like_its_source(tmp_path, config, begins):
+    """litgpt decides about BOS by the directory's name where tokenizer_config.json does not."""
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    found = []
+    for name in ("Llama-3-source", "copy"):
+        folder = write_tokenizer(tmp_path / name)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        del settings["add_bos_token"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        if begins:
+            processor = HFTokenizer.from_file(str(folder / "tokenizer.json"))
+            template = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+            processor.post_processor = template
+            processor.save(str(folder / "tokenizer.json"))
+        found.append(load_tokenizer(folder, config).encode("one two").tolist())
+    assert found == [[*([1] if begins else []), 3, 4]] * 2
 
 
 def test_a_token_that_both_starts_and_ends_stands_once_between_documents(tmp_path, config, stories):
@@ -117,14 +180,15 @@ def test_train_and_valid_are_disjoint_and_complete():
     rows = [{"text": str(i)} for i in range(40)]
     picked = {p: split_rows(rows, p, valid_fraction=0.25, seed=3, limit=None)[1] for p in Part}
     assert len(picked[Part.VALID]) == 10
-    assert picked[Part.TRAIN] + picked[Part.VALID] == picked[Part.ALL]
-    assert sorted(picked[Part.ALL]) == list(range(40))
+    assert sorted(picked[Part.TRAIN] + picked[Part.VALID]) == list(range(40))
+    whole = {p: split_rows(rows, p, valid_fraction=0, seed=3, limit=None)[1] for p in Part}
+    assert whole[Part.TRAIN] == whole[Part.VALID] == picked[Part.TRAIN] + picked[Part.VALID]
 
 
 def test_a_single_text_is_split_at_a_line_break(checkpoint_dir, config, tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("one two three four\n" * 20)
-    data = TextData(files=path, block_size=4, valid_fraction=0.2, shuffle=False)
+    data = TextData(files=path, block_size=4, valid_fraction=0.2, shuffle=False, block_bos=False)
     train, valid = (
         load_blocks(data, checkpoint_dir, config=config, part=part)
         for part in (Part.TRAIN, Part.VALID)
@@ -170,11 +234,39 @@ def test_any_litgpt_module_is_a_source(checkpoint_dir, config, tmp_path):
     path = tmp_path / "instruct.json"
     path.write_text(json.dumps([{"instruction": "one two", "input": "", "output": "six"}] * 20))
     arguments = {"json_path": str(path), "val_split_fraction": 0.1, "prompt_style": "falcon"}
-    data = TextData(module="JSON", module_args=arguments, block_size=8)
+    data = TextData(module="JSON", module_args=arguments, block_size=8, block_bos=False)
     train = load_blocks(data, checkpoint_dir, config=config)
     # falcon's style: the instruction, then "Assistant:" (two unknown words), then the answer
     assert train.tokens[0].tolist() == [1, 3, 4, 0, 0, 8, 2, 1, 3]
     assert load_blocks(data, checkpoint_dir, config=config, part=Part.VALID).num_blocks == 1
+
+
+def test_every_source_decides_what_is_scored(checkpoint_dir, config, tmp_path):
+    """A module its validation split, also in a mix; other text what is held out, or all of it."""
+    rows = [{"instruction": "one", "input": "", "output": "six"} for _ in range(20)]
+    rows[-2:] = [{**row, "output": "seven"} for row in rows[-2:]]
+    for name, part in (("train", rows[:-2]), ("val", rows[-2:])):
+        (tmp_path / "split").mkdir(exist_ok=True)
+        (tmp_path / "split" / f"{name}.json").write_text(json.dumps(part))
+    (tmp_path / "text.txt").write_text("two three\n" * 20)
+    arguments = {"json_path": str(tmp_path / "split"), "prompt_style": "falcon"}
+    module = MixSource(module="JSON", module_args=arguments)
+    text = MixSource(files=tmp_path / "text.txt")
+
+    def words(part, *sources, fraction=0.0):
+        data = TextData(sources=[*sources], block_size=8, valid_fraction=fraction)
+        blocks = load_blocks(data, checkpoint_dir, config=config, part=part)
+        return {WORDS[i - 3] for i in blocks.tokens.flatten().tolist() if i > 2}, blocks
+
+    assert words(Part.VALID, module)[0] == {"one", "seven"}
+    assert words(Part.TRAIN, module)[0] == {"one", "six"}
+    both, blocks = words(Part.VALID, module, text)
+    assert both == {"one", "seven", "two", "three"}
+    assert blocks.about["splits"] == ["validation split", "all of it"]
+    assert "(validation split)" in str(blocks)
+    held_out = words(Part.VALID, module, text, fraction=0.5)[1]
+    assert held_out.num_blocks < blocks.num_blocks
+    assert held_out.about["splits"] == ["validation split", "held-out 50 %"]
 
 
 @pytest.mark.parametrize("num_documents", [None, 12])
@@ -248,8 +340,3 @@ def test_a_missing_or_broken_tokenizer(tmp_path, config, stories):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match="can't be read"):
         load_blocks(TextData(files=stories[0]), tmp_path, config=config)
-
-
-def test_validation_needs_a_share(checkpoint_dir, config, stories):
-    with pytest.raises(ConfigError, match="valid_fraction=0 holds nothing out"):
-        load_blocks(TextData(files=stories[0]), checkpoint_dir, config=config, part=Part.VALID)

@@ -81,6 +81,23 @@ def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys):
     assert "finished already" not in capsys.readouterr().err
 
 
+def test_a_module_is_scored_on_its_validation_split(common, tmp_path, capsys):
+    rows = [{"instruction": f"Add {i}.", "output": f"Sum {i}"} for i in range(40)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    arguments = json.dumps({"json_path": str(tmp_path / "rows.json"), "val_split_fraction": 0.25})
+    source = f'[{{"module": "JSON", "module_args": {arguments}}}]'
+    for given in (["--data.module", "JSON", "--data.module_args", arguments],
+                  ["--data.sources", source]):  # fmt: skip
+        assert nas("evaluate", *common, *given, "--data.block_size", 64) == 0
+        assert "text is JSON (validation split)" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "full" / "results.json").read_text())
+    about = found["configs"]["text"]
+    assert about["splits"] == ["validation split"]
+    assert about["block_bos"] is True
+    whole = 40 * 60 // 64  # about 60 tokens each
+    assert about["num_blocks"] < whole / 2
+
+
 def test_every_way_to_choose_has_its_labels(common, front_file, checkpoint_dir, tmp_path):
     def labels(*options: object) -> set[str]:
         assert nas("evaluate", *common, "--tasks", "tiny_choice", *options) == 0

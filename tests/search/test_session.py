@@ -82,7 +82,8 @@ def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
     points = points_of(outcome.trials, request_.objectives)
     best = {t.sub for t, kept in zip(outcome.trials, is_on_front(points), strict=True) if kept}
     assert {entry.subnetwork for entry in front.entries} <= best
-    assert front.how_measured["text"] == {"blocks": 6, "block_size": 32, "blocks_in_search": 2}
+    text = {"block_bos": False, "blocks": 6, "block_size": 32, "blocks_in_search": 2}
+    assert front.how_measured["text"] == text
 
 
 @pytest.mark.parametrize("method", Method)

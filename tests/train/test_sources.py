@@ -45,7 +45,11 @@ def test_parts_of_a_module_are_its_own_split(tmp_path, bundled, config):
     data = instructions(tmp_path)
     train, held_out = load_both(data, None, bundled, config=config)
     assert (len(train.samples), len(held_out.samples)) == (8, 2)
-    assert len(load_samples(data, bundled, config=config).samples) == 10
+    assert "training split" in train.about
+    assert "validation split" in held_out.about
+    text = TextData(files=bundled / "train.jsonl", num_blocks=4)
+    train, held_out = load_both(text, data, bundled, config=config)
+    assert len(held_out.samples) == 2  # and not the training split as well
 
 
 def test_packing_fills_rows(tmp_path, bundled, config):

@@ -39,8 +39,7 @@ def read_text(data: TextData | None, checkpoint: Any) -> Text | None:
     """The text behind the data options, packed."""
     if data is None:
         return None
-    part = Part.VALID if data.valid_fraction else Part.ALL
-    blocks = load_blocks(data, checkpoint.path, config=checkpoint.config, part=part)
+    blocks = load_blocks(data, checkpoint.path, config=checkpoint.config, part=Part.VALID)
     return Text(", ".join(source.label for source in data.parts()), blocks)
 
 

@@ -60,6 +60,8 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
     atomic_write_text(session.out_dir / "report.html", _page(session, evaluated, shown, found))
     _draw(session.out_dir, evaluated, shown)
     _print(evaluated, shown)
+    if session.text is not None:
+        print(f"text is {session.text.blocks}")
     print(f"tables, pictures and report.html: {session.out_dir}")
     _print_export(session, evaluated)
 

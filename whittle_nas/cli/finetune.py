@@ -248,7 +248,8 @@ def _show_memory(
 
 
 def _print_data(train: Any, held_out: Any, grid: Any) -> None:
-    """What the data and the grid turned out to be, where a user may not expect it."""
+    """What is scored, and what else about the data and the grid a user may not expect."""
+    print(f"validation data: {held_out.about}")
     for name, found in (("training", train), ("validation", held_out)):
         if found.num_cut or found.num_unlabelled:
             print(

@@ -100,8 +100,8 @@ def importance(
         resolve_dtype,
         seed_everything,
     )
-    from whittle_nas.cli.importance_report import describe, draw_scores
-    from whittle_nas.data import Part, load_blocks
+    from whittle_nas.cli.importance_report import draw_scores
+    from whittle_nas.data import load_blocks
     from whittle_nas.importance.pipeline import MeasureOptions, measure, write_sorted
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
     from whittle_nas.weights.files import atomic_directory, check_free
@@ -124,8 +124,7 @@ def importance(
     checkpoint = open_checkpoint(checkpoint_dir)
     _warn_if_sorted(checkpoint)
     seed_everything(seed)
-    part = Part.TRAIN if data.valid_fraction else Part.ALL
-    blocks = load_blocks(data, checkpoint_dir, config=checkpoint.config, part=part)
+    blocks = load_blocks(data, checkpoint_dir, config=checkpoint.config)
     trial = _plan_trial(report, data, checkpoint, seed=seed)
     where = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
     supernet = load_supernet(checkpoint_dir, **where)
@@ -133,7 +132,7 @@ def importance(
     before = trial.run(supernet, "before sorting") if trial else []
     del supernet  # one model at a time
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
-        settings = {**options.to_dict(), "data": describe(data, blocks)}
+        settings = {**options.to_dict(), "data": dict(blocks.about)}
         found = write_sorted(
             partial, checkpoint, measured, settings=settings, progress=progress_bar
         )
@@ -141,6 +140,7 @@ def importance(
         if trial:
             after = trial.run(load_supernet(partial, **where), "after sorting")
             trial.write(partial, before, after)
+    print(f"calibrated on {blocks}")
     _summary(found, out_dir)
 
 
@@ -152,9 +152,8 @@ def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed:
     if report.num_subnetworks == 0:
         return None
     from whittle_nas.cli.importance_report import plan_trial
-    from whittle_nas.data import Part
 
-    if report.data is None and data.valid_fraction == 0 and not data.module:
+    if report.data is None and not data.holds_out():
         raise ConfigError(
             "--report.num_subnetworks needs text that is not calibration data: give "
             "--report.data.files, or --data.valid_fraction 0.1"
@@ -164,7 +163,6 @@ def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed:
         space=report.search_space,
         count=report.num_subnetworks,
         text=replace(report.data or data, num_blocks=report.num_blocks),
-        part=Part.ALL if report.data else Part.VALID,
         seed=seed,
     )
 

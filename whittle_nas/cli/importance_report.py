@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from whittle_nas.cli.common import progress_bar
 from whittle_nas.data import Part, TextData, TokenBlocks, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
@@ -30,7 +28,7 @@ class Trial:
     """The sub-networks and the text of a report; the first sub-network is the whole model."""
 
     subnetworks: list[SubNetwork]
-    tokens: Tensor
+    text: TokenBlocks
     config: Any
     conditions: dict[str, Any]
 
@@ -39,7 +37,7 @@ class Trial:
         return perplexities(
             supernet,
             self.subnetworks,
-            lambda model: nats_per_token(model, self.tokens),
+            lambda model: nats_per_token(model, self.text.tokens),
             label=label,
             progress=progress_bar,
         )
@@ -64,29 +62,19 @@ class Trial:
             f"{found.share_improved:.0%} of {found.num_subnetworks} sub-networks improved"
         )
         print(f"whole model: perplexity {report.full_before:.4f} -> {report.full_after:.4f}")
+        print(f"measured on {self.text}")
 
 
 def plan_trial(
-    checkpoint: Checkpoint, *, space: str, count: int, text: TextData, part: Part, seed: int
+    checkpoint: Checkpoint, *, space: str, count: int, text: TextData, seed: int
 ) -> Trial:
     """Find the sub-networks and the held-out text, before the long part starts."""
     config = checkpoint.config
-    blocks = load_blocks(text, checkpoint.path, config=config, part=part)
+    blocks = load_blocks(text, checkpoint.path, config=config, part=Part.VALID)
     found = load_space(space, config, head_channels=checkpoint.info.head_channels)
     drawn = draw_subnetworks(found, count, seed=seed)
-    conditions = {"search_space": found.to_dict(), "seed": seed, "data": describe(text, blocks)}
-    return Trial([SubNetwork.from_config(config), *drawn], blocks.tokens, config, conditions)
-
-
-def describe(data: TextData, blocks: TokenBlocks) -> dict[str, Any]:
-    """Which text it was, as plain values."""
-    sources = [source.label for source in data.parts()]
-    return {
-        "sources": sources,
-        "num_blocks": blocks.num_blocks,
-        "block_size": blocks.block_size,
-        "seed": data.seed,
-    }
+    conditions = {"search_space": found.to_dict(), "seed": seed, "data": dict(blocks.about)}
+    return Trial([SubNetwork.from_config(config), *drawn], blocks, config, conditions)
 
 
 def draw_scores(out_dir: Path, measured: Measured, criterion: LayerCriterion) -> None:

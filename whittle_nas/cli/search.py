@@ -98,13 +98,15 @@ def search(
     checkpoint, space = _open(checkpoint_dir, search_space)
     names, limits = _read(objectives, constraints)
     seed_everything(seed)
+    text = _load_text(data, checkpoint, (*names, *(limit.metric for limit in limits)))
     request = Request(
         checkpoint=checkpoint,
         out_dir=out_dir,
         space=space,
         objectives=names,
         constraints=limits,
-        tokens=_load_tokens(data, checkpoint, (*names, *(limit.metric for limit in limits))),
+        tokens=text.tokens,
+        text=text.about,
         method=method,
         num_trials=num_trials,
         seed=seed,
@@ -124,6 +126,8 @@ def search(
     with listening(request, _warn) as listener:
         outcome = Session(request, listener).run(resume=resume)
     report(request, outcome)
+    if text.num_blocks:
+        print(f"losses are those on {text}")
 
 
 def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Any, Any]:
@@ -157,27 +161,24 @@ def _read(
     return parse_objectives(objectives), read_constraints(constraints)
 
 
-def _load_tokens(data: TextData, checkpoint: Any, metrics: tuple[str, ...]) -> Any:
+def _load_text(data: TextData, checkpoint: Any, metrics: tuple[str, ...]) -> Any:
     """Validation text in blocks; none where only tasks are asked."""
     import torch
 
-    from whittle_nas.data import Part, load_blocks
+    from whittle_nas.data import Part, TokenBlocks, load_blocks
     from whittle_nas.search.request import needs_text
 
     if not needs_text(metrics):
-        return torch.empty(0, 2, dtype=torch.long)
-
-    part = Part.VALID if data.valid_fraction or data.module else Part.ALL
-    return load_blocks(data, checkpoint.path, config=checkpoint.config, part=part).tokens
+        return TokenBlocks(torch.empty(0, 2, dtype=torch.long), torch.empty(0, dtype=torch.long))
+    return load_blocks(data, checkpoint.path, config=checkpoint.config, part=Part.VALID)
 
 
 def _load_training(recovery: RecoveryOptions, checkpoint: Any) -> Any:
-    from whittle_nas.data import Part, load_blocks
+    from whittle_nas.data import load_blocks
 
     if recovery.budget is None or recovery.data is None:
         return None
-    part = Part.TRAIN if recovery.data.valid_fraction else Part.ALL
-    return load_blocks(recovery.data, checkpoint.path, config=checkpoint.config, part=part).tokens
+    return load_blocks(recovery.data, checkpoint.path, config=checkpoint.config).tokens
 
 
 def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:

@@ -1,10 +1,11 @@
 """Packing documents into blocks of tokens. N blocks, T tokens per block."""
 
+import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whittle_nas.data.options import MixSource, Part, TextData
 from whittle_nas.data.sources import Document, Reader, documents
@@ -21,13 +22,17 @@ class TokenBlocks:
     """Packed text.
 
     Args:
-        tokens: Long tensor (N, T + 1): inputs are `[:, :-1]`, targets `[:, 1:]`. Neighbouring
-            blocks share one token, so that every token but the first is a target exactly once.
+        tokens: Long tensor (N, T + 1): inputs are `[:, :-1]`, targets `[:, 1:]`. The first column
+            is either a BOS, or the last target of the block before: so every token of the text
+            is a target exactly once, but for the first, or for a BOS that heads a block.
         num_bytes: Long tensor (N,): UTF-8 bytes of text that the targets of each block cover.
+        about: Where the text comes from and how it was cut, as plain values for files; see
+            `load_blocks`.
     """
 
     tokens: "torch.Tensor"
     num_bytes: "torch.Tensor"
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_blocks(self) -> int:
@@ -38,6 +43,14 @@ class TokenBlocks:
     def block_size(self) -> int:
         """Targets per block, T."""
         return self.tokens.shape[1] - 1
+
+    def __str__(self) -> str:
+        """What it is, in words."""
+        sources = self.about.get("sources", ["text"])
+        splits = self.about.get("splits", ["all of it"] * len(sources))
+        named = [f"{source} ({split})" for source, split in zip(sources, splits, strict=True)]
+        bos = ", BOS before each" if self.about.get("block_bos") else ""
+        return f"{', '.join(named)}: {self.num_blocks} blocks of {self.block_size} tokens{bos}"
 
 
 def load_tokenizer(checkpoint_dir: Path, config: "Config") -> "Tokenizer":
@@ -68,6 +81,7 @@ def load_tokenizer(checkpoint_dir: Path, config: "Config") -> "Tokenizer":
             f"the tokenizer in {checkpoint_dir} has {tokenizer.vocab_size} tokens and does not fit "
             f"the model's vocabulary of {vocab_size}"
         )
+    tokenizer.use_bos = _begins_texts(tokenizer, checkpoint_dir)
     if tokenizer.use_bos and tokenizer.bos_id is None:
         raise ConfigError(
             f"{checkpoint_dir / 'tokenizer_config.json'} asks for a BOS token and names none"
@@ -75,8 +89,27 @@ def load_tokenizer(checkpoint_dir: Path, config: "Config") -> "Tokenizer":
     return tokenizer
 
 
+def _begins_texts(tokenizer: "Tokenizer", checkpoint_dir: Path) -> bool:
+    """Whether texts begin with BOS, by what the files say.
+
+    litgpt goes by the name of the directory for Llama 3 and SmolLM2, so that a copy of a checkpoint
+    would read other tokens than its source.
+    """
+    path = checkpoint_dir / "tokenizer_config.json"
+    settings: Any = {}
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    if (wanted := settings.get("add_bos_token")) is not None:
+        return bool(wanted)
+    if tokenizer.backend == "huggingface" and tokenizer.bos_id is not None:
+        processor: Any = tokenizer.processor
+        if processor.encode("a").ids[:1] == [tokenizer.bos_id]:
+            return True
+    return settings.get("tokenizer_class") == "LlamaTokenizer"
+
+
 def load_blocks(
-    data: TextData, checkpoint_dir: Path, *, config: "Config", part: Part = Part.ALL
+    data: TextData, checkpoint_dir: Path, *, config: "Config", part: Part = Part.TRAIN
 ) -> TokenBlocks:
     """Read, tokenise and pack the text that `data` describes.
 
@@ -89,20 +122,22 @@ def load_blocks(
         data: Sources, sizes and seed.
         checkpoint_dir: Directory with the tokenizer.
         config: The model's configuration: bounds block size and token ids.
-        part: All documents, or one side of `data.valid_fraction`.
+        part: What it is for: `VALID` for everything that is scored.
+
+    Returns:
+        The blocks; `about` has `sources` and their `splits`, `num_blocks`, `block_size`,
+        `block_bos` and `seed`.
 
     Raises:
         ConfigError: Bad options, no text, less than one block, a tokenizer that does not fit.
     """
     block_size = data.check(config.block_size)
-    if part is Part.VALID and not (data.valid_fraction or data.module):
-        raise ConfigError(
-            "data.valid_fraction=0 holds nothing out: give a share such as 0.1, or other data"
-        )
     sources = data.parts()
     shares = _shares(sources, data.num_blocks)
     tokenizer = load_tokenizer(checkpoint_dir, config)
+    bos = _block_bos(data, tokenizer, checkpoint_dir)
     seed = data.seed if data.shuffle else None
+    step = block_size + (bos is not None)  # tokens that a block may take from the stream
     found = [
         documents(
             source,
@@ -111,7 +146,7 @@ def load_blocks(
             valid_fraction=data.valid_fraction,
             seed=seed,
             block_size=block_size,
-            max_tokens=None if share is None else share * block_size + 1,
+            max_tokens=None if share is None else share * step + 1,
         )
         for source, share in zip(sources, shares, strict=True)
     ]
@@ -119,7 +154,12 @@ def load_blocks(
         label = ", ".join(source.label for source in sources)
         packed = [
             pack(
-                _pooled(found, data), block_size, num_blocks=data.num_blocks, label=label, seed=seed
+                _pooled(found, data),
+                block_size,
+                num_blocks=data.num_blocks,
+                label=label,
+                seed=seed,
+                bos=bos,
             )
         ]
     else:
@@ -130,6 +170,7 @@ def load_blocks(
                 num_blocks=share,
                 label=source.label,
                 seed=seed,
+                bos=bos,
             )
             for docs, share, source in zip(found, shares, sources, strict=True)
         ]
@@ -141,7 +182,25 @@ def load_blocks(
             f"the tokenizer in {checkpoint_dir} made token {highest} and does not fit "
             f"the model's vocabulary of {config.padded_vocab_size}"
         )
-    return blocks
+    about = {
+        "sources": [source.label for source in sources],
+        "splits": [source.split(part, data.valid_fraction) for source in sources],
+        "num_blocks": blocks.num_blocks,
+        "block_size": block_size,
+        "block_bos": bos is not None,
+        "seed": data.seed,
+    }
+    return replace(blocks, about=about)
+
+
+def _block_bos(data: TextData, tokenizer: "Tokenizer", checkpoint_dir: Path) -> int | None:
+    """The token that stands before every block, None if there is none."""
+    wanted = tokenizer.use_bos if data.block_bos == "auto" else data.block_bos
+    if wanted and tokenizer.bos_id is None:
+        raise ConfigError(
+            f"data.block_bos=true: the tokenizer in {checkpoint_dir} names no BOS token; use auto"
+        )
+    return tokenizer.bos_id if wanted else None
 
 
 def _pooled(found: Sequence[Sequence[Reader]], data: TextData) -> Iterator[Document]:
@@ -200,6 +259,7 @@ def pack(
     num_blocks: int | None,
     label: str,
     seed: int | None,
+    bos: int | None = None,
 ) -> TokenBlocks:
     """Join documents into one stream and cut it into blocks; a rest that fills none is left out.
 
@@ -209,26 +269,30 @@ def pack(
         num_blocks: At most this many blocks.
         label: Names the source in errors.
         seed: Draws the `num_blocks` at random where a long document gave more; None: the first.
+        bos: Token that heads every block; where the stream has one there, it is not doubled.
     """
     import torch
 
     taken, length = [], 0
+    step = block_size + (bos is not None)
     for doc in docs:
         taken.append(doc)
         length += len(doc.ids)
-        if num_blocks is not None and length > num_blocks * block_size:
+        if num_blocks is not None and length > num_blocks * step:
             break
     if not length:
         raise ConfigError(f"data: {label} holds no text")
-    if length <= block_size:
+    stream = torch.cat([doc.ids for doc in taken]).long()
+    firsts = _first_targets(stream, block_size, bos)
+    if not firsts:
         raise ConfigError(
             f"data: {label} gives {length} tokens, and one block needs {block_size + 1}: "
             "add text or lower data.block_size"
         )
-    stream = torch.cat([doc.ids for doc in taken]).long()
-    tokens = stream.unfold(0, block_size + 1, block_size)  # (N, T + 1), neighbours share one token
-    edges = torch.arange(len(tokens) + 1) * block_size + 1
-    num_bytes = _bytes_before(taken, edges).diff()
+    tokens = stream[torch.tensor(firsts)[:, None] + torch.arange(-1, block_size)]  # (N, T + 1)
+    if bos is not None:
+        tokens[:, 0] = bos
+    num_bytes = _bytes_before(taken, torch.tensor([*firsts, firsts[-1] + block_size])).diff()
     if num_blocks is not None and len(tokens) > num_blocks:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         pick = (
@@ -238,6 +302,18 @@ def pack(
         )
         tokens, num_bytes = tokens[pick[:num_blocks]], num_bytes[pick[:num_blocks]]
     return TokenBlocks(tokens.contiguous(), num_bytes)
+
+
+def _first_targets(stream: "torch.Tensor", block_size: int, bos: int | None) -> list[int]:
+    """Positions of the first target of every block: one behind what stands before it."""
+    if bos is None:
+        return list(range(1, len(stream) - block_size + 1, block_size))
+    heads = (stream == bos).tolist()
+    firsts, at = [], 0
+    while (first := at + (at < len(heads) and heads[at])) + block_size <= len(stream):
+        firsts.append(first)
+        at = first + block_size
+    return firsts
 
 
 def _bytes_before(docs: Sequence[Document], positions: "torch.Tensor") -> "torch.Tensor":

@@ -12,9 +12,12 @@ _Class = TypeVar("_Class", bound=type)
 
 
 class Part(Enum):
-    """Which documents of a source are meant: all, or one side of `valid_fraction`."""
+    """What text is taken for; every source has its own answer, see `TextSource.split`.
 
-    ALL = "all"
+    `VALID` is what is scored. Where nothing is held out, files and data sets are taken whole for
+    both: they were named for the one or the other.
+    """
+
     TRAIN = "train"
     VALID = "valid"
 
@@ -69,6 +72,15 @@ class TextSource:
         """Whether any of the three kinds of source is named."""
         return bool(self.paths or self.hub or self.module)
 
+    def split(self, part: Part, valid_fraction: float) -> str:
+        """Which of its texts this source gives, in words."""
+        if self.module:
+            return "training split" if part is Part.TRAIN else "validation split"
+        if not valid_fraction:
+            return "all of it"
+        held_out = f"held-out {100 * valid_fraction:.3g} %"
+        return held_out if part is Part.VALID else f"all but the {held_out}"
+
 
 def _with_inherited_help(cls: _Class) -> _Class:
     """Add the options of the base class to the docstring, from which `--help` is made."""
@@ -102,6 +114,9 @@ class TextData(TextSource):
         valid_fraction: Share of the documents of each source that is held out for validation.
         shuffle: Take documents in random order; otherwise in the order in which they stand.
         seed: Seed of that order, and so of what is held out.
+        block_bos: `true` puts the token that begins a text in front of every block, as an input
+            that is no target: models that were trained with one rest their attention on it.
+            `auto` does so where the tokenizer begins its texts with one.
     """
 
     sources: list[MixSource] = field(default_factory=list)
@@ -110,6 +125,7 @@ class TextData(TextSource):
     valid_fraction: float = 0.0
     shuffle: bool = True
     seed: int = 42
+    block_bos: bool | str = "auto"
 
     def parts(self) -> list[MixSource]:
         """The sources of the mix; a single source is a mix of one.
@@ -150,7 +166,13 @@ class TextData(TextSource):
             raise ConfigError(
                 f"data.valid_fraction={self.valid_fraction} must be at least 0 and below 1"
             )
+        if self.block_bos not in (True, False, "auto"):
+            raise ConfigError(f"data.block_bos={self.block_bos!r} must be auto, true or false")
         return block_size
+
+    def holds_out(self) -> bool:
+        """Whether every source keeps something back for validation."""
+        return bool(self.valid_fraction) or all(source.module for source in self.parts())
 
 
 def _check_source(source: TextSource) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,7 +94,7 @@ def split_rows(
     if seed is not None:
         random.Random(seed).shuffle(order)
     order = order[:limit]
-    if part is Part.ALL or valid_fraction == 0:
+    if valid_fraction == 0:
         return rows, order
     if len(order) == 1:
         return [_cut_row(rows[order[0]], part, valid_fraction)], [0]
@@ -210,27 +211,42 @@ def _module_documents(
     max_tokens: int | None,
 ) -> list[Document]:
     """The token sequences of a litgpt data module, one at a time so that nothing is padded."""
+    found: list[Document] = []
+    num_tokens = 0
+    with module_loader(source, tokenizer, part=part, block_size=block_size) as (_, loader):
+        for batch in loader:
+            ids = (batch["input_ids"] if isinstance(batch, dict) else batch)[0].int()
+            lead = int(tokenizer.bos_id is not None and ids[:1].tolist() == [tokenizer.bos_id])
+            num_bytes = len(tokenizer.decode(ids).encode())
+            found.append(Document(ids, lead, len(ids) - lead, num_bytes))
+            num_tokens += len(ids)
+            if len(found) == source.num_documents or (
+                max_tokens is not None and num_tokens >= max_tokens
+            ):
+                break
+    return found
+
+
+@contextmanager
+def module_loader(
+    source: TextSource, tokenizer: "Tokenizer", *, part: Part, block_size: int
+) -> Iterator[tuple[Any, Any]]:
+    """A litgpt data module, and its loader of the split that `part` stands for.
+
+    Raises:
+        ConfigError: What is wrong with the module or, within the block, with its data.
+    """
     module = build_module(source)
     module.connect(tokenizer, batch_size=1, max_seq_length=block_size)
     try:
         module.prepare_data()
         module.setup()
         loader = module.val_dataloader() if part is Part.VALID else module.train_dataloader()
-    except (OSError, ImportError, ValueError, AssertionError, KeyError) as error:
+        yield module, loader[0] if isinstance(loader, list) else loader
+    except (OSError, ImportError, ValueError, AssertionError, KeyError, TypeError) as error:
         raise ConfigError(
             f"data.module={source.module}: {type(error).__name__}: {error}"
         ) from error
-    found: list[Document] = []
-    num_tokens = 0
-    for batch in loader[0] if isinstance(loader, list) else loader:
-        ids = (batch["input_ids"] if isinstance(batch, dict) else batch)[0].int()
-        found.append(Document(ids, 0, len(ids), len(tokenizer.decode(ids).encode())))
-        num_tokens += len(ids)
-        if len(found) == source.num_documents or (
-            max_tokens is not None and num_tokens >= max_tokens
-        ):
-            break
-    return found
 
 
 def build_module(source: TextSource) -> Any:

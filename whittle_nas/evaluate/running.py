@@ -102,7 +102,9 @@ def run_text(
     results = {
         "results": {TEXT: metrics},
         "group_subtasks": {},
-        "configs": {TEXT: {"task": TEXT, "text": label, "block_size": blocks.block_size}},
+        "configs": {
+            TEXT: {"task": TEXT, "text": label, "block_size": blocks.block_size, **blocks.about}
+        },
         "versions": {TEXT: 1},
         "n-shot": {TEXT: 0},
         "higher_is_better": {TEXT: dict.fromkeys(values, False)},

@@ -57,6 +57,7 @@ class Request:
         halving: whether bad trials are stopped early.
         tasks: how lm-eval tasks are asked.
         recovery: whether the best are trained and ranked again.
+        text: where the validation text comes from, see `data.load_blocks`.
         training: (N, T + 1) training text for the recovery.
         device: where the model runs.
         dtype: number format of the weights; None: as stored.
@@ -80,6 +81,7 @@ class Request:
     halving: HalvingOptions = field(default_factory=HalvingOptions)
     tasks: TaskOptions = field(default_factory=TaskOptions)
     recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
+    text: Mapping[str, Any] = field(default_factory=dict)
     training: torch.Tensor | None = None
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype | None = None
@@ -143,6 +145,8 @@ class Request:
         if set(QUALITY) & set(self.quality_metrics):
             blocks, length = self.tokens.shape
             how["text"] = {
+                **{key: self.text[key] for key in ("sources", "splits") if key in self.text},
+                "block_bos": self.text.get("block_bos", False),
                 "blocks": blocks,
                 "block_size": length - 1,
                 "blocks_in_search": min(blocks, self.search_blocks),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from litgpt import Config
 
 from whittle_nas.data import Part, TextData, TextSource, load_blocks, load_tokenizer
-from whittle_nas.data.sources import build_module
+from whittle_nas.data.sources import module_loader
 from whittle_nas.errors import ConfigError
 from whittle_nas.train.batches import IGNORE, Sample, from_blocks, from_labelled, pack
 
@@ -22,11 +22,13 @@ class Found:
 
     Attributes:
         samples: with at least one label each.
+        about: where they come from, in words.
         num_unlabelled: samples that were left out because no label was left.
         num_cut: samples that were longer than the block size and were cut.
     """
 
     samples: list[Sample]
+    about: str = ""
     num_unlabelled: int = 0
     num_cut: int = 0
 
@@ -36,7 +38,7 @@ def load_samples(
     checkpoint_dir: Path,
     *,
     config: Config,
-    part: Part = Part.ALL,
+    part: Part = Part.TRAIN,
     packing: bool = False,
 ) -> Found:
     """Samples that `data` describes: blocks of text, or instructions with their labels.
@@ -45,7 +47,7 @@ def load_samples(
         data: text, or `module`s of `litgpt.data`.
         checkpoint_dir: directory with the tokenizer.
         config: the model's configuration.
-        part: all, or one side of `valid_fraction` (of the module's own split).
+        part: what it is for: `VALID` for everything that is scored.
         packing: join short instruction samples into rows of the block size; each attends to
             itself only. Text is always packed, as in pre-training.
 
@@ -55,7 +57,7 @@ def load_samples(
     parts = data.parts()
     if not any(source.module for source in parts):
         blocks = load_blocks(data, checkpoint_dir, config=config, part=part)
-        return Found(from_blocks(blocks.tokens))
+        return Found(from_blocks(blocks.tokens), str(blocks))
     if not all(source.module for source in parts):
         raise ConfigError("data.sources: mix text with text, or modules with modules, not both")
     block_size = data.check(config.block_size)
@@ -80,7 +82,9 @@ def load_samples(
         )
     cut = sum(len(item["input_ids"]) >= block_size for item in items)
     found = pack(kept, block_size) if packing else kept
-    return Found(found, num_unlabelled=len(samples) - len(kept), num_cut=cut)
+    about = ", ".join(f"{s.label} ({s.split(part, data.valid_fraction)})" for s in parts)
+    about = f"{about}: {len(kept)} samples"
+    return Found(found, about, num_unlabelled=len(samples) - len(kept), num_cut=cut)
 
 
 def load_both(
@@ -96,47 +100,29 @@ def load_both(
     Raises:
         ConfigError: as `load_samples`, and if there is nothing to validate on.
     """
-    held_out = valid is None
-    has_split = any(source.module for source in data.parts())
-    if held_out and not data.valid_fraction and not has_split:
+    if valid is None and not data.holds_out():
         raise ConfigError(
             "data.valid_fraction=0 and no `valid`: give a share to hold out such as 0.05, or "
             "other text to validate on"
         )
-    part = Part.TRAIN if held_out else Part.ALL
-    train = load_samples(data, checkpoint_dir, config=config, part=part, packing=packing)
-    source, part = (data, Part.VALID) if valid is None else (valid, Part.ALL)
-    return train, load_samples(source, checkpoint_dir, config=config, part=part)
+    fitted = data if valid is None else replace(data, valid_fraction=0.0)
+    train = load_samples(fitted, checkpoint_dir, config=config, packing=packing)
+    return train, load_samples(valid or data, checkpoint_dir, config=config, part=Part.VALID)
 
 
 def _module_items(
     source: TextSource, tokenizer: Any, part: Part, block_size: int
 ) -> Sequence[dict[str, Any]]:
     """`input_ids` and `labels` of the samples of one litgpt data module."""
-    module = build_module(source)
-    module.connect(tokenizer, batch_size=1, max_seq_length=block_size)
-    try:
-        module.prepare_data()
-        module.setup()
-        loaders = {Part.TRAIN: ["train"], Part.VALID: ["val"], Part.ALL: ["train", "val"]}[part]
-        datasets = [_dataset(module, name, source) for name in loaders]
-        rows = ((dataset, i) for dataset in datasets for i in range(len(dataset)))
-        items = [dataset[i] for dataset, i in islice(rows, source.num_documents)]
-    except (OSError, ImportError, ValueError, AssertionError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"data.module={source.module}: {type(error).__name__}: {error}"
-        ) from error
+    with module_loader(source, tokenizer, part=part, block_size=block_size) as (module, loader):
+        dataset = loader.dataset
+        if not hasattr(dataset, "__getitem__"):
+            raise ConfigError(
+                f"data.module={source.module} streams its data; use an instruction module or "
+                "data.files"
+            )
+        items = [dataset[i] for i in islice(range(len(dataset)), source.num_documents)]
     ignore = getattr(module, "ignore_index", IGNORE)
     for item in items if ignore != IGNORE else ():
         item["labels"] = item["labels"].masked_fill(item["labels"] == ignore, IGNORE)
     return items
-
-
-def _dataset(module: Any, name: str, source: TextSource) -> Any:
-    loader = module.train_dataloader() if name == "train" else module.val_dataloader()
-    loader = loader[0] if isinstance(loader, list) else loader
-    if not hasattr(loader.dataset, "__getitem__"):
-        raise ConfigError(
-            f"data.module={source.module} streams its data; use an instruction module or data.files"
-        )
-    return loader.dataset
