@@ -1,0 +1,167 @@
+"""`nas prune` from end to end on a small model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from whittle_nas.__main__ import main
+from whittle_nas.prune import blockwise
+from whittle_nas.weights.checkpoint import open_checkpoint
+
+TEXT = "The quick brown fox jumps over the lazy dog and asks why it was so lazy today. " * 60
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(checkpoint_dir, out_dir, text, *options):
+    data = ("--data.files", text, "--data.num_blocks", 4, "--data.block_size", 32)
+    words = ("prune", "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *data, *options)
+    return main([str(word) for word in words])
+
+
+def report(out_dir):
+    return json.loads((out_dir / "prune.json").read_text())
+
+
+def matrices(out_dir):
+    tensors = open_checkpoint(out_dir).state_dict()
+    return {n: t for n, t in tensors.items() if n.startswith("transformer.h") and t.dim() == 2}
+
+
+def copied(checkpoint_dir):
+    return {n: t.clone() for n, t in open_checkpoint(checkpoint_dir).state_dict().items()}
+
+
+def rewrite(checkpoint_dir, tensors):
+    (checkpoint_dir / "lit_model.pth").unlink()  # it may still be mapped
+    torch.save(tensors, checkpoint_dir / "lit_model.pth")
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_masks_are_written_and_counted(method, checkpoint_dir, tmp_path, text):
+    out = tmp_path / "out"
+    assert run(checkpoint_dir, out, text, "--method", method, "--sparsity", "2:4") == 0
+    for weight in matrices(out).values():
+        assert ((weight.unflatten(1, (-1, 4)) != 0).sum(-1) == 2).all()
+    found = report(out)
+    stored = open_checkpoint(out).state_dict()
+    body = sum(int(t.count_nonzero()) for n, t in stored.items() if n.startswith("transformer.h."))
+    ends = sum(t.numel() for n, t in stored.items() if not n.startswith("transformer.h."))
+    assert found["bytes"] == 2 * (body + ends)
+    assert (method == "sparsegpt") == bool(found["errors"])
+    for error in found["errors"].values():
+        assert error["output_error"] < error["plain_output_error"]
+    assert yaml.safe_load((out / "run.yaml").read_text())["method"] == method
+    documented = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
+    keys = {*found, *found["data"]}.union(*found["errors"].values())
+    assert not {key for key in keys if f"`{key}`" not in documented}
+
+
+def test_quantised_weights_are_integers_times_the_scales_beside_them(
+    checkpoint_dir, tmp_path, text
+):
+    from safetensors.torch import load_file
+
+    out = tmp_path / "out"
+    options = ("--method", "gptq", "--bits", 3, "--group_size", 8, "--symmetric", "false")
+    assert run(checkpoint_dir, out, text, *options) == 0
+    grids = load_file(out / "quantization.safetensors")
+    for name, weight in matrices(out).items():
+        scale = grids[f"{name}.scales"].unsqueeze(-1)
+        levels = weight.unflatten(1, (-1, 8)) / scale + grids[f"{name}.zeros"].unsqueeze(-1)
+        assert ((levels - levels.round()).abs() < 1e-2).all()
+        assert levels.round().min() >= -4
+        assert levels.round().max() <= 3
+    found = report(out)
+    for error in found["errors"].values():
+        assert error["output_error"] < error["plain_output_error"]
+    stored = open_checkpoint(out).state_dict()
+    inner = sum(t.numel() for t in matrices(out).values())
+    assert (
+        found["bytes"] == (3 * inner + 16 * (sum(t.numel() for t in stored.values()) - inner)) / 8
+    )
+
+
+def test_a_killed_run_goes_on_with_the_blocks_that_it_had(
+    checkpoint_dir, tmp_path, text, monkeypatch
+):
+    options = ("--method", "sparsegpt", "--sparsity", "0.5")
+    assert run(checkpoint_dir, tmp_path / "whole", text, *options) == 0
+    made, compress = [], blockwise.compress_block
+
+    def dying(*args, layer, **kwargs):
+        if layer == 2 and len(made) < 3:
+            raise KeyboardInterrupt
+        made.append(layer)
+        return compress(*args, layer=layer, **kwargs)
+
+    monkeypatch.setattr(blockwise, "compress_block", dying)
+    assert run(checkpoint_dir, tmp_path / "out", text, *options) == 130
+    assert not (tmp_path / "out").exists()
+    made.append("again")
+    assert run(checkpoint_dir, tmp_path / "out", text, *options) == 0
+    assert made == [0, 1, "again", 2]
+    for name, weight in matrices(tmp_path / "whole").items():
+        assert torch.equal(weight, matrices(tmp_path / "out")[name])
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_blocks_see_the_compressed_ones_before_them_or_not(checkpoint_dir, tmp_path, text):
+    options = ("--method", "wanda", "--sparsity", "0.5")
+    assert run(checkpoint_dir, tmp_path / "a", text, *options) == 0
+    assert run(checkpoint_dir, tmp_path / "b", text, *options, "--sequential", "false") == 0
+    a, b = matrices(tmp_path / "a"), matrices(tmp_path / "b")
+    first = [name for name in a if name.startswith("transformer.h.0.")]
+    assert all(torch.equal(a[name], b[name]) for name in first)
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_tied_head_stays_tied(checkpoint_dir, tmp_path, text):
+    tensors = copied(checkpoint_dir)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    rewrite(checkpoint_dir, tensors)
+    assert run(checkpoint_dir, tmp_path / "out", text, "--method", "rtn", "--group_size", 8) == 0
+    found = open_checkpoint(tmp_path / "out").state_dict()
+    assert found["lm_head.weight"].data_ptr() == found["transformer.wte.weight"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--method", "wanda"), "--method wanda needs --sparsity"),
+        (("--method", "wanda", "--sparsity", "1.5"), "--sparsity 1.5 must be a share"),
+        (("--method", "gptq", "--bits", "5"), "--bits 5 must be 3, 4 or 8"),
+        (("--method", "gptq", "--sparsity", "0.5"), "--sparsity 0.5 has no meaning for gptq"),
+        (("--method", "rtn"), "--group_size 128 does not divide the 48 columns of attn.qkv"),
+        (("--method", "shortgpt", "--sparsity", "2:4"), "shortgpt must be a share"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options, sentence, checkpoint_dir, tmp_path, text, capsys):
+    assert run(checkpoint_dir, tmp_path / "out", text, *options) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_sparse_models_and_models_that_overflow_are_refused(checkpoint_dir, tmp_path, text, capsys):
+    assert (
+        run(checkpoint_dir, tmp_path / "a", text, "--method", "magnitude", "--sparsity", "0.5") == 0
+    )
+    assert run(tmp_path / "a", tmp_path / "b", text, "--method", "wanda", "--sparsity", "0.5") == 2
+    assert "50 % of transformer.h.0.attn.qkv.weight is zero already" in capsys.readouterr().err
+    tensors = copied(checkpoint_dir)
+    tensors["transformer.h.1.mlp.fc_1.weight"] *= 1e20
+    tensors["transformer.h.1.mlp.fc_2.weight"] *= 1e20
+    rewrite(checkpoint_dir, tensors)
+    assert run(checkpoint_dir, tmp_path / "b", text, "--method", "wanda", "--sparsity", "0.5") == 2
+    assert "transformer.h.1.mlp.proj are not finite" in capsys.readouterr().err

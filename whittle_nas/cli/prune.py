@@ -1,0 +1,147 @@
+"""`nas prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.cli.options import DType
+from whittle_nas.data.options import TextData
+from whittle_nas.errors import ConfigError
+from whittle_nas.prune.options import (
+    QUANTISERS,
+    WITHOUT_DATA,
+    Grid,
+    Method,
+    Sparsity,
+    check_grid,
+    parse_sparsity,
+)
+
+# No import for type checkers only: jsonargparse would run it to resolve the signature below.
+
+
+def prune(
+    *,
+    checkpoint_dir: Path,
+    out_dir: Path,
+    method: Method,
+    data: TextData = TextData(num_blocks=64),
+    sparsity: str | float | None = None,
+    bits: int = 4,
+    group_size: int = 128,
+    symmetric: bool = True,
+    sequential: bool = True,
+    batch_size: int = 4,
+    device: str = "auto",
+    dtype: DType = DType.stored,
+    seed: int = 1337,
+    overwrite: bool = False,
+) -> None:
+    """Make a checkpoint smaller with a published method, to compare with.
+
+    The result is a litgpt checkpoint that all other commands read, and `prune.json`, which says
+    what was done and how many bytes it takes. Masks and quantisation go block by block, on
+    calibration text that has passed the compressed blocks before; finished blocks are kept, and
+    after an interruption the same command goes on.
+
+    Args:
+        checkpoint_dir: A litgpt checkpoint, for instance an exported sub-network.
+        out_dir: Directory to write; it must be new or empty.
+        method: Zeros in matrices, fewer bits, or fewer channels, layers, heads and neurons.
+        data: Calibration text; `magnitude` and `rtn` need none.
+        sparsity: How much goes, from 0 to 1: of the weights of every matrix, of the channels, of
+            the layers, or of heads and neurons. For masks also `2:4` or `4:8`: so many of every so
+            many neighbours stay.
+        bits: Of `gptq` and `rtn`: 3, 4 or 8 per weight.
+        group_size: Of `gptq` and `rtn`: weights of a row that share a scale.
+        symmetric: Of `gptq` and `rtn`: the grid has zero in its middle, and no zero points.
+        sequential: Calibrate every block on what the compressed blocks before it give; else on what
+            the whole model gives.
+        batch_size: Sequences per forward pass.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        dtype: Number format of the forward passes, `stored` that of the checkpoint; the written
+            weights keep theirs.
+        seed: Seed of everything random.
+        overwrite: Replace what is in `out_dir`.
+    """
+    from whittle_nas.cli.common import (
+        check_least,
+        progress_bar,
+        resolve_device,
+        resolve_dtype,
+        seed_everything,
+    )
+    from whittle_nas.prune.pipeline import Place, Request, compress, store_key, write_outcome
+    from whittle_nas.prune.store import BlockStore
+    from whittle_nas.weights.checkpoint import open_checkpoint
+    from whittle_nas.weights.files import atomic_directory, check_free
+
+    check_least(1, batch_size=batch_size)
+    check_free(out_dir, overwrite=overwrite)
+    quantises = method in QUANTISERS
+    request = Request(
+        method=method,
+        sparsity=_sparsity(method, sparsity),
+        grid=check_grid(Grid(bits, group_size, symmetric)) if quantises else None,
+        sequential=sequential,
+        batch_size=batch_size,
+    )
+    checkpoint = open_checkpoint(checkpoint_dir)
+    seed_everything(seed)
+    tokens, described = _text(data, checkpoint, method)
+    store = BlockStore(out_dir, store_key(checkpoint, tokens, request))
+    outcome = compress(
+        checkpoint,
+        tokens,
+        request,
+        store,
+        place=Place(resolve_device(device), resolve_dtype(dtype)),
+        progress=progress_bar,
+    )
+    with atomic_directory(out_dir, overwrite=overwrite) as partial:
+        report = write_outcome(
+            partial, outcome, checkpoint, request, data=described, progress=progress_bar
+        )
+    store.remove()
+    _summary(report, out_dir)
+
+
+def _sparsity(method: Method, given: str | float | None) -> Sparsity | None:
+    if method in QUANTISERS:
+        if given is not None:
+            raise ConfigError(f"--sparsity {given} has no meaning for {method.value}; give --bits")
+        return None
+    if given is None:
+        raise ConfigError(f"--method {method.value} needs --sparsity, such as 0.5")
+    return parse_sparsity(given, method)
+
+
+def _text(data: TextData, checkpoint: Any, method: Method) -> tuple[Any, dict[str, Any]]:
+    """Tokens (N, T + 1) and how they are described in `prune.json`."""
+    if method in WITHOUT_DATA:
+        import torch
+
+        return torch.empty(0, 2, dtype=torch.long), {}
+    if not (data.is_given() or data.sources):
+        raise ConfigError(f"--method {method.value} needs calibration text: give --data.files")
+    from whittle_nas.cli.importance_report import describe
+    from whittle_nas.data import Part, load_blocks
+
+    part = Part.TRAIN if data.valid_fraction else Part.ALL
+    blocks = load_blocks(data, checkpoint.path, config=checkpoint.config, part=part)
+    return blocks.tokens, describe(data, blocks)
+
+
+def _summary(report: dict[str, Any], out_dir: Path) -> None:
+    from whittle_nas.cli.common import command_line
+
+    before, after = report["num_params_before"], report["num_params"]
+    print(f"{after:,} of {before:,} parameters ({100 * after / before:.1f} %)")
+    print(
+        f"{report['bytes'] / 1e6:,.1f} of {report['bytes_before'] / 1e6:,.1f} MB "
+        "(16 bits but for what was compressed)"
+    )
+    print("".join(f"note: {note}\n" for note in report["notes"]), end="")
+    words = ("nas", "evaluate", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
+    print(f"evaluate it with: {command_line(*words, '--data.files', '<text>')}")

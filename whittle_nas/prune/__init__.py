@@ -1,0 +1,1 @@
+"""Other people's methods of compression, one in a file, on one calibration pass."""

@@ -1,0 +1,194 @@
+"""From a checkpoint to a smaller one by any method, and the files that say what was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whittle_nas.progress import Progress, no_progress
+from whittle_nas.prune.blockwise import check_blocks, compress_blocks
+from whittle_nas.prune.options import MASKS, QUANTISERS, Grid, Method, Sparsity
+from whittle_nas.prune.sizes import model_bytes
+from whittle_nas.prune.store import BlockStore
+from whittle_nas.weights import axes
+from whittle_nas.weights.checkpoint import Checkpoint, load_supernet, write_checkpoint
+from whittle_nas.weights.identity import fingerprint
+
+FILE_NAME = "prune.json"
+GRIDS = "quantization.safetensors"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be done; every method reads its own part.
+
+    Attributes:
+        method: which one.
+        sparsity: how much goes; None for quantisers.
+        grid: of quantisers.
+        sequential: calibrate blocks on what the compressed blocks before them give.
+        batch_size: sequences per forward pass.
+    """
+
+    method: Method
+    sparsity: Sparsity | None = None
+    grid: Grid | None = None
+    sequential: bool = True
+    batch_size: int = 4
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the result depends on, as plain values."""
+        grid = self.grid
+        return {
+            "method": self.method.value,
+            "sparsity": None if self.sparsity is None else str(self.sparsity),
+            "bits": grid and grid.bits,
+            "group_size": grid and grid.group_size,
+            "symmetric": grid and grid.symmetric,
+            "sequential": self.sequential,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A smaller model.
+
+    Attributes:
+        config: its litgpt config.
+        tensors: its state dict; each may be made when it is asked for.
+        errors: of matrices, see `linears.Compressed`.
+        grids: scales and zero points, see `blockwise.BlockwiseResult`.
+        details: more for `prune.json`.
+        notes: what a user may want to know, one sentence each.
+    """
+
+    config: Any
+    tensors: Mapping[str, Tensor]
+    errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    grids: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how the model runs."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+
+def compress(
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    request: Request,
+    store: BlockStore,
+    *,
+    place: Place,
+    progress: Progress = no_progress,
+) -> Outcome:
+    """Run one method.
+
+    Args:
+        checkpoint: what is made smaller.
+        tokens: (N, T + 1) calibration text; (0, 1) for methods without any.
+        request: which method, and its options.
+        store: folder of finished blocks.
+        place: device and number format of the passes.
+        progress: shows them.
+
+    Raises:
+        ConfigError: for options that do not fit the model, and text that shows too little.
+    """
+    if request.method in (*MASKS, *QUANTISERS):
+        return _blockwise(checkpoint, tokens, request, store, place, progress)
+    raise NotImplementedError(request.method)
+
+
+def _blockwise(
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    request: Request,
+    store: BlockStore,
+    place: Place,
+    progress: Progress,
+) -> Outcome:
+    config, sparsity, grid = checkpoint.config, request.sparsity, request.grid
+    check_blocks(checkpoint.state_dict(), config, sparsity=sparsity, grid=grid)
+    model = load_supernet(checkpoint.path).model  # mapped from its file; blocks move one by one
+    found = compress_blocks(
+        model,
+        tokens[:, :-1],
+        store,
+        method=request.method,
+        sparsity=sparsity,
+        grid=grid,
+        sequential=request.sequential,
+        batch_size=request.batch_size,
+        device=place.device,
+        dtype=place.dtype,
+        progress=progress,
+    )
+    notes = ()
+    if request.method in MASKS:
+        notes = ("weights are stored dense, zeros included: today's engines do not speed them up",)
+    return Outcome(config, found.tensors, found.errors, found.grids, notes=notes)
+
+
+def store_key(checkpoint: Checkpoint, tokens: Tensor, request: Request) -> dict[str, Any]:
+    """Everything that finished blocks depend on."""
+    import hashlib
+
+    text = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16]
+    return {"checkpoint": fingerprint(checkpoint.path), "tokens": text, **request.to_dict()}
+
+
+def write_outcome(
+    out_dir: Path,
+    outcome: Outcome,
+    checkpoint: Checkpoint,
+    request: Request,
+    *,
+    data: Mapping[str, Any],
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Fill an empty directory: a litgpt checkpoint, `prune.json`, scales of quantised weights.
+
+    Returns:
+        The content of `prune.json`.
+    """
+    write_checkpoint(
+        out_dir, outcome.tensors, config=outcome.config, source=checkpoint.path, progress=progress
+    )
+    if outcome.grids:
+        from safetensors.torch import save_file
+
+        grids = {f"{name}.scales": scales for name, (scales, _) in outcome.grids.items()}
+        grids |= {f"{name}.zeros": zeros for name, (_, zeros) in outcome.grids.items()}
+        save_file({name: t.contiguous() for name, t in grids.items()}, out_dir / GRIDS)
+    bits = 16 if request.grid is None else request.grid.bits
+    before = checkpoint.state_dict()
+    after = Checkpoint(out_dir, outcome.config, checkpoint.info).state_dict()
+    report = {
+        "format": 1,
+        **request.to_dict(),
+        "data": dict(data),
+        "num_params": axes.num_params(outcome.config),
+        "num_params_before": axes.num_params(checkpoint.config),
+        "bytes": model_bytes(after, bits=bits),
+        "bytes_before": model_bytes(before),
+        **outcome.details,
+        "errors": {
+            name: {"output_error": found, "plain_output_error": plain}
+            for name, (found, plain) in outcome.errors.items()
+        },
+        "notes": list(outcome.notes),
+    }
+    (out_dir / FILE_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
