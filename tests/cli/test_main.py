@@ -59,7 +59,7 @@ def test_print_config_is_a_commented_file_that_means_the_same(command, capsys, t
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prune"], ["unknown command 'prune'", "importance"]),
+        (["shrink"], ["unknown command 'shrink'", "importance"]),
         (["export"], ["_dir is required"]),
         (["export", "--chekpoint_dir", "x"], ["chekpoint_dir"]),
         (["export", "--config", "missing.yaml"], ["missing.yaml"]),

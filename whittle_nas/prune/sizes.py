@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from whittle_nas.weights import axes
+from whittle_nas.weights.tying import HEAD, TABLE, same_table
 
 
 def model_bytes(tensors: Mapping[str, Tensor], *, bits: int = 16) -> int:
@@ -20,11 +20,10 @@ def model_bytes(tensors: Mapping[str, Tensor], *, bits: int = 16) -> int:
         bits: of the matrices in the blocks; vectors have 16.
     """
     total = 0
-    head, table = tensors["lm_head.weight"], tensors["transformer.wte.weight"]
-    tied = head.data_ptr() == table.data_ptr() or torch.equal(head, table)
+    tied = same_table(tensors[HEAD], tensors[TABLE])
     for name, tensor in tensors.items():
         if axes.split_layer(name)[0] is None:
-            total += 0 if tied and name == "lm_head.weight" else 16 * tensor.numel()
+            total += 0 if tied and name == HEAD else 16 * tensor.numel()
         elif bits < 16:
             total += (bits if tensor.dim() > 1 else 16) * tensor.numel()
         else:
