@@ -130,13 +130,19 @@ def _columns(points: Any, cost: int) -> tuple[list[float], list[float]]:
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def plot_training(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+def plot_training(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    *,
+    untouched: float | None = None,
+) -> None:
     """Losses of a super-network training, from its logs.
 
     Args:
         path: picture to write.
         curves: (optimiser step, value) by name, as the loggers name them: `train/ce_full`,
             `val/grid_0`, ...
+        untouched: validation loss of the model before the training, a line across.
     """
     from matplotlib.figure import Figure
 
@@ -149,6 +155,8 @@ def plot_training(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]])
             points = curves[name]
             mark = "." if len(points) < 30 else ""
             axes.plot(*zip(*points, strict=True), marker=mark, label=name[len(prefix) :])
+        if untouched is not None and prefix == "val/":
+            axes.axhline(untouched, color="black", linestyle="--", linewidth=1, label="untouched")
         axes.set(xlabel="optimiser step", ylabel="cross entropy, nats per token", title=title)
         axes.grid(alpha=0.3)
         if axes.lines:

@@ -149,7 +149,7 @@ class Bench:
             optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
             def run(loss=loss, recompute=recompute, optimizer=optimizer) -> None:
-                options = LossOptions(loss)
+                options = LossOptions(loss, teacher="in_place")
                 accumulate(supernet, batch, networks, options, checkpoint_blocks=recompute)
                 finish_gradients(trained, batch.labels.numel())
                 optimizer.step()

@@ -1,7 +1,7 @@
 """What a sandwich step costs over litgpt's LoRA steps of the same four networks built alone.
 
     python scripts/bench/bench_training.py [--out training.json] [--rounds 9]
-        [--distillation forward_kl] [--full]
+        [--distillation forward_kl] [--full] [--teacher original]
 
 A step is forward, backward and AdamW on the same batch, for the full network, the smallest and two
 members of a grid. litgpt's steps are those of its own `finetune lora`: the head in chunks of 128
@@ -10,12 +10,13 @@ the ratios of neighbouring runs. The instruction batches come from ../shared/dat
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")
@@ -28,8 +29,10 @@ from whittle_nas.metrics.measured import peak_memory_bytes
 from whittle_nas.space import load_space
 from whittle_nas.space.samplers import build_grid
 from whittle_nas.train.batches import IGNORE, Sample, collate, from_labelled
-from whittle_nas.train.options import Distillation, LossOptions
-from whittle_nas.train.step import Network, Role, accumulate, finish_gradients, labels_of
+from whittle_nas.train.forward import labels_of
+from whittle_nas.train.options import IN_PLACE, ORIGINAL, Distillation, LossOptions
+from whittle_nas.train.step import Network, Role, accumulate, finish_gradients
+from whittle_nas.train.teacher import Teacher, has_adapters, without_adapters
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.supernet import SuperNetwork
 
@@ -48,15 +51,24 @@ class Sandwich:
 
     def __init__(self, networks: list[Network], supernet: SuperNetwork, loss: LossOptions) -> None:
         self.networks, self.supernet, self.loss = networks, supernet, loss
+        frozen = loss.distillation is not Distillation.none and loss.teacher == ORIGINAL
+        self.teacher = Teacher(original(supernet)) if frozen else None
         self.trained = [p for p in supernet.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
 
     def step(self, batch: Sample) -> None:
         """One optimiser step."""
-        accumulate(self.supernet, batch, self.networks, self.loss)
+        accumulate(self.supernet, batch, self.networks, self.loss, teacher=self.teacher)
         finish_gradients(self.trained, len(labels_of(batch)))
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+def original(supernet: SuperNetwork) -> SuperNetwork:
+    """The model before its training: adapters off, or a frozen copy."""
+    if has_adapters(supernet.model):
+        return without_adapters(supernet, CONFIG)
+    return SuperNetwork(copy.deepcopy(supernet.model).requires_grad_(False).eval())
 
 
 class Alone:
@@ -78,8 +90,8 @@ class Alone:
         self.optimizer.zero_grad()
 
 
-def make_sides(loss: LossOptions, *, full: bool) -> tuple[Sandwich, list[Alone]]:
-    """Both sides with equal weights."""
+def make_sides(loss: LossOptions, *, full: bool) -> tuple[Sandwich, Sandwich, list[Alone]]:
+    """Our step, the same without a teacher, and litgpt's, all with equal weights."""
     torch.manual_seed(0)
     model = GPT(CONFIG) if full else lora.GPT(CONFIG)
     if not full:
@@ -90,7 +102,9 @@ def make_sides(loss: LossOptions, *, full: bool) -> tuple[Sandwich, list[Alone]]
     networks = [Network(supernet.full, Role.full)]
     networks += [Network(sub, Role.sampled) for sub in grid[1:3]]
     networks.append(Network(space.smallest, Role.smallest))
-    return Sandwich(networks, supernet, loss), [Alone(n, supernet) for n in networks]
+    labels = replace(loss, distillation=Distillation.none)
+    plain = Sandwich(networks, supernet, labels)
+    return Sandwich(networks, supernet, loss), plain, [Alone(n, supernet) for n in networks]
 
 
 def random_batches(count: int) -> list[tuple[Sample, Sample]]:
@@ -135,27 +149,35 @@ def clock(run, *arguments) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def measure(ours: Sandwich, alone: list[Alone], batches: list[tuple[Sample, Sample]]) -> dict:
-    """Times of both sides on every batch, their ratio, and the peak memory of a step."""
+def measure(
+    ours: Sandwich, plain: Sandwich, alone: list[Alone], batches: list[tuple[Sample, Sample]]
+) -> dict:
+    """Times of all sides on every batch, their ratios, and the peak memory of a step."""
     ours.step(batches[0][0])
+    plain.step(batches[0][0])
     for one in alone:
         one.step(batches[0][1])
     pairs = []
     for turn, (batch, theirs) in enumerate(batches):
         times = {}
-        for side in ("ours", "alone") if turn % 2 else ("alone", "ours"):
-            models, rows = ([ours], batch) if side == "ours" else (alone, theirs)
+        for side in ("ours", "plain", "alone") if turn % 2 else ("alone", "plain", "ours"):
+            models, rows = {
+                "ours": ([ours], batch),
+                "plain": ([plain], batch),
+                "alone": (alone, theirs),
+            }[side]
             times[side] = sum(clock(model.step, rows) for model in models)
-        pairs.append((times["ours"], times["alone"]))
+        pairs.append((times["ours"], times["alone"], times["plain"]))
     cpu = torch.device("cpu")
     largest = max(batches, key=lambda pair: pair[1].input_ids.numel())
     peak = peak_memory_bytes(lambda: ours.step(largest[0]), cpu)
     peak_alone = peak_memory_bytes(lambda: alone[0].step(largest[1]), cpu)
     labels = sum(int((b.labels != IGNORE).sum()) for _, b in batches)
     return {
-        "sandwich_ms": statistics.median(a for a, _ in pairs),
-        "four_alone_ms": statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(a / b for a, b in pairs),
+        "sandwich_ms": statistics.median(a for a, _, _ in pairs),
+        "four_alone_ms": statistics.median(b for _, b, _ in pairs),
+        "ratio": statistics.median(a / b for a, b, _ in pairs),
+        "over_no_distillation": statistics.median(a / c for a, _, c in pairs),
         "labelled_share": labels / sum(b.labels.numel() for _, b in batches),
         "peak_mb": peak / 2**20,
         "peak_mb_full_alone": peak_alone / 2**20,
@@ -169,15 +191,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training.json"))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--distillation", type=Distillation, default=Distillation.none)
+    parser.add_argument("--teacher", choices=(ORIGINAL, IN_PLACE), default=ORIGINAL)
+    parser.add_argument("--top_k", type=int, default=None)
     parser.add_argument("--full", action="store_true", help="train all weights, no adapters")
     parser.add_argument("--chunk_elements", type=int, default=None)
     options = parser.parse_args()
-    loss = LossOptions(options.distillation, chunk_elements=options.chunk_elements)
-    ours, alone = make_sides(loss, full=options.full)
+    loss = LossOptions(
+        options.distillation,
+        teacher=options.teacher,
+        teacher_top_k=options.top_k,
+        chunk_elements=options.chunk_elements,
+    )
+    ours, plain, alone = make_sides(loss, full=options.full)
     results: dict[str, object] = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "distillation": options.distillation.value,
+        "teacher": options.teacher,
         "trained": "all weights" if options.full else "adapters",
         "networks": [asdict(network.sub) for network in ours.networks],
     }
@@ -186,7 +216,7 @@ def main() -> None:
         if (DATA / "instruct" / f"{name}.json").is_file():
             cases[name] = instruction_batches(f"{name}.json", options.rounds)
     for name, batches in cases.items():
-        results[name] = measured = measure(ours, alone, batches)
+        results[name] = measured = measure(ours, plain, alone, batches)
         print(name, {key: round(value, 3) for key, value in measured.items()}, flush=True)
     options.out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -15,10 +15,12 @@ from litgpt.utils import chunked_cross_entropy
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.space import SubNetwork
 from whittle_nas.train.batches import Sample
-from whittle_nas.train.options import LossOptions
+from whittle_nas.train.options import Distillation, LossOptions
 from whittle_nas.train.step import Network, Role, accumulate, finish_gradients
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.supernet import SuperNetwork
+
+LABELS = LossOptions(Distillation.none)
 
 
 class Ours(common.Side):
@@ -45,7 +47,7 @@ class Ours(common.Side):
         ids, labels = common.batch(self.name, seed)
         roles = [Role.full, Role.sampled, Role.sampled, Role.smallest]
         networks = [Network(sub, role) for sub, role in zip(self.subs, roles, strict=True)]
-        losses = accumulate(self.supernet, Sample(ids, labels), networks, LossOptions())
+        losses = accumulate(self.supernet, Sample(ids, labels), networks, LABELS)
         finish_gradients(list(self.supernet.model.parameters()), labels.numel())
         self.optimizer.step()
         self.optimizer.zero_grad()

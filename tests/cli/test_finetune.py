@@ -16,15 +16,18 @@ import yaml
 from whittle_nas.__main__ import main
 from whittle_nas.cli.finetune import finetune
 from whittle_nas.cli.parser import make_parser
+from whittle_nas.space import SubNetwork
 from whittle_nas.train.batches import collate
-from whittle_nas.train.step import labels_of, loss_sums
-from whittle_nas.weights.checkpoint import load_supernet
+from whittle_nas.train.forward import labels_of
+from whittle_nas.train.step import loss_sums
+from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--batch_size", 2, "--trainer.max_steps", 3, "--trainer.accelerator", "cpu",
     "--trainer.enable_progress_bar", "false", "--validation.num_networks", 2,
-    "--validation.num_samples", 4, "--lora.r", 4, "--lora.dropout", 0, "--optimizer.lr", 0.01,
+    "--validation.num_samples", 4, "--loss.distillation", "none",  # a random model teaches nothing
+    "--lora.r", 4, "--lora.dropout", 0, "--optimizer.lr", 0.01,
 ]  # fmt: skip
 
 
@@ -99,6 +102,109 @@ def test_merged_weights_have_the_loss_that_training_showed(tmp_path, checkpoint_
         assert total / len(labels_of(batch)) == pytest.approx(shown[name], rel=1e-5)
 
 
+PICKS = [
+    {"name": "shallow", "n_layer": 1},
+    {"name": "narrow", "intermediate_size": 20, "n_layer": 2},
+]
+
+
+@pytest.fixture
+def picks(tmp_path) -> Path:
+    path = tmp_path / "picks.yaml"
+    path.write_text(yaml.safe_dump(PICKS))
+    return path
+
+
+@pytest.mark.parametrize("share", ["false", "true"])
+def test_chosen_sub_networks_become_ordinary_checkpoints(
+    tmp_path, checkpoint_dir, text, picks, capsys, share
+):
+    out_dir = tmp_path / "out"
+    code = nas(
+        "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL,
+        "--subnetworks", picks, "--share", share, "--trainer.max_steps", 6,
+    )  # fmt: skip
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    whole = litgpt.Config.from_file(checkpoint_dir / "model_config.yaml")
+    for pick in PICKS:
+        found = open_checkpoint(out_dir / pick["name"])
+        for size in ("n_layer", "intermediate_size", "n_embd"):
+            assert getattr(found.config, size) == pick.get(size, getattr(whole, size))
+        assert pick["name"] in shown.out
+        assert (out_dir / pick["name"] / "tokenizer.json").is_file()
+    assert (out_dir / "lit_model.pth").exists() == (share == "true")
+    assert "super-network" not in shown.out
+    if share == "true":
+        return
+    # Alone: each has a training of its own, which no other one has touched.
+    losses = yaml.safe_load((out_dir / "narrow" / "losses.yaml").read_text())["nats_per_token"]
+    assert losses[6]["full"] < losses[0]["full"]
+    picks.write_text(yaml.safe_dump(PICKS[1:]))
+    again = tmp_path / "again"
+    assert nas("--config", out_dir / "run.yaml", "--out_dir", again) == 0
+    one, two = (torch.load(path / "narrow" / "lit_model.pth") for path in (out_dir, again))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_finished_networks_are_not_trained_again(tmp_path, checkpoint_dir, text, picks, capsys):
+    out_dir = tmp_path / "out"
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL]
+    common += ["--subnetworks", picks, "--resume", "true"]
+    assert nas(*common) == 0
+    when = (out_dir / "shallow" / "lit_model.pth").stat().st_mtime_ns
+    (out_dir / "narrow" / "lit_model.pth").unlink()
+    assert nas(*common) == 0
+    assert "shallow is trained already" in capsys.readouterr().out
+    assert (out_dir / "shallow" / "lit_model.pth").stat().st_mtime_ns == when
+    assert (out_dir / "narrow" / "lit_model.pth").is_file()
+
+
+def test_one_network_is_no_super_network(tmp_path, checkpoint_dir, text, capsys):
+    """`standard` trains the whole model alone: nothing else is validated, printed or promised."""
+    out_dir = tmp_path / "out"
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL]
+    assert nas(*common, "--sandwich.strategy", "standard") == 0
+    shown = capsys.readouterr().out
+    assert "super-network" not in shown
+    assert "nas search" not in shown
+    losses = yaml.safe_load((out_dir / "losses.yaml").read_text())
+    assert set(losses["networks"]) == {"full"}
+    assert losses["nats_per_token"][3]["full"] < losses["nats_per_token"][0]["full"]
+    assert load_supernet(out_dir).info.search_space is None
+
+
+def test_fixed_members_are_what_is_validated(tmp_path, checkpoint_dir, text):
+    sizes = tmp_path / "sizes.yaml"
+    full = SubNetwork.from_config(litgpt.Config.from_file(checkpoint_dir / "model_config.yaml"))
+    member = {**full.to_dict(), "n_layer": 1}
+    sizes.write_text(yaml.safe_dump([member]))
+    options = ["--sampler.kind", "fixed", "--sampler.file", sizes]
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
+    assert nas(*common, *text_options(text), *options) == 0
+    networks = yaml.safe_load((tmp_path / "out" / "losses.yaml").read_text())["networks"]
+    assert set(networks) == {"member_0", "full"}
+    assert networks["member_0"]["n_layer"] == 1
+
+
+def test_a_whole_model_that_got_worse_is_told(tmp_path, checkpoint_dir, text, capsys):
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
+    harmful = ["--optimizer.lr", 1.0, "--optimizer.warmup_steps", 0]
+    assert nas(*common, *text_options(text), *harmful) == 0
+    shown = capsys.readouterr()
+    assert "the whole model got worse" in shown.err
+    assert "untouched model" in shown.out
+
+
+def test_all_weights_in_bfloat16_are_refused(tmp_path, checkpoint_dir, text, capsys):
+    """Most steps are smaller than what 8 bits can add to a weight."""
+    small = SMALL[: SMALL.index("--lora.r")]
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *small]
+    options = ["--lora", "null", "--trainer.precision", "bf16-true"]
+    assert nas(*common, *text_options(text), *options) == 2
+    assert "bf16-mixed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_instructions_with_masked_prompts(tmp_path, checkpoint_dir, instructions, packing):
     out_dir = tmp_path / "out"
@@ -110,14 +216,14 @@ def test_instructions_with_masked_prompts(tmp_path, checkpoint_dir, instructions
     assert (out_dir / "lit_model.pth").is_file()
 
 
-@pytest.mark.parametrize("kind", ["random", "calibrate_mag", "calibrate_ppl"])
+@pytest.mark.parametrize("kind", ["random", "calibrate_mag", "calibrate_ppl", "pareto"])
 def test_every_sampler_trains_and_its_grid_trains_again(tmp_path, checkpoint_dir, text, kind):
     out_dir = tmp_path / "out"
     options = ["--sampler.kind", kind, "--sampler.num_bins", 3, "--sampler.candidates_per_bin", 2]
     common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
     assert nas(*common, "--out_dir", out_dir, *options) == 0
-    assert (out_dir / "grid.yaml").is_file() == (kind != "random")
-    if kind == "random":
+    assert (out_dir / "grid.yaml").is_file() == kind.startswith("calibrate")
+    if not kind.startswith("calibrate"):
         return
     members = yaml.safe_load((out_dir / "grid.yaml").read_text())["members"]
     assert all("score" in member for member in members)
@@ -180,6 +286,10 @@ def edit(path: Path, **changes) -> None:
         (["--sampler.kind", "fixed", "--sampler.file", "no.yaml"], ["no.yaml"]),
         (["--sampler.kind", "clever"], ["clever", "grid_params"]),
         (["--loss.temperature", 0], ["loss.temperature=0"]),
+        (["--loss.distillation", "cosine", "--loss.teacher", "nobody"], ["nobody", "directory"]),
+        (["--loss.teacher", "in_place", "--loss.hidden", "cosine"], ["frozen teacher"]),
+        (["--share", "true"], ["--subnetworks"]),
+        (["--validation.max_full_loss", 0.1], ["max_full_loss=0.1", "untouched"]),
         (["--lora.r", 0], ["lora.r=0"]),
         (["--trainer.strategy", "fsdp"], ["fsdp", "ddp"]),
         (["--trainer.precision", "16-mixed"], ["16-mixed", "bf16-mixed"]),

@@ -25,6 +25,7 @@ from whittle_nas.search.session import Listener, Session
 from whittle_nas.search.trials import Status, read_trials
 from whittle_nas.space import load_space
 from whittle_nas.space.front import read_front
+from whittle_nas.train.batches import from_blocks
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 
@@ -271,8 +272,8 @@ def test_the_best_of_a_budget_are_ranked_again_after_a_training(request_, bundle
         assert entry.metrics["num_params"] <= 110000
     # Nobody inherits from who was trained before.
     alone = Recovery(
-        request.checkpoint, recovery, training, request.tokens,
-        device=request.device, dtype=torch.float32, seed=request.seed,
+        recovery, request.checkpoint, supernet, from_blocks(training), from_blocks(request.tokens),
+        request.device, request.seed,
     )  # fmt: skip
     last = found[-1]
     assert alone.losses_of(last.subnetwork)[1] == pytest.approx(after[-1], rel=1e-5)

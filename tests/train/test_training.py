@@ -7,6 +7,8 @@ import torch
 
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
 from whittle_nas.errors import ConfigError
+from whittle_nas.space import load_space
+from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import lora
 from whittle_nas.train.batches import IGNORE, from_blocks
@@ -23,11 +25,13 @@ from whittle_nas.train.options import (
 )
 from whittle_nas.train.output import read_curves
 from whittle_nas.train.recipe import Recipe, learning_rate
+from whittle_nas.train.teacher import Teacher, without_adapters
+from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.supernet import SuperNetwork
 
 
-def make_module(*, adapters=True, seed=1, **recipe) -> SupernetTraining:
+def make_module(*, adapters=True, seed=1, frozen=False, pareto=False, **recipe) -> SupernetTraining:
     torch.manual_seed(seed)
     config = litgpt.Config(**CONFIG)
     model = litgpt.GPT(config)
@@ -40,7 +44,7 @@ def make_module(*, adapters=True, seed=1, **recipe) -> SupernetTraining:
     blocks = from_blocks(tokens)
     arguments = {
         "sandwich": SandwichOptions(),
-        "loss": LossOptions(),
+        "loss": LossOptions(Distillation.none),
         "optimizer": OptimizerOptions(lr=0.02, warmup_steps=2),
         "total_steps": 12,
         "batch_size": 4,
@@ -49,11 +53,17 @@ def make_module(*, adapters=True, seed=1, **recipe) -> SupernetTraining:
         "validate_every": 4,
         **recipe,
     }
+    sampler = GridSampler((MIDDLE, SMALL, supernet.full))
+    if pareto:
+        space = load_space("aligned", config)
+        sampler = ParetoSampler.start(space, parameter_counter(config), 4)
+    teacher = Teacher(without_adapters(supernet, config)) if frozen else None
     return SupernetTraining(
         supernet,
         Recipe(**arguments),
+        teacher=teacher,
         smallest=SMALL,
-        sampler=GridSampler((MIDDLE, SMALL, supernet.full)),
+        sampler=sampler,
         train=blocks[:32],
         valid=blocks[32:],
         valid_networks={"small": SMALL, "full": supernet.full},
@@ -115,6 +125,17 @@ def test_every_strategy_runs(tmp_path, strategy, distillation):
     assert all(lora.is_adapter(name) for name in changed)
 
 
+def test_training_stops_where_the_whole_model_has_lost_more_than_allowed(tmp_path):
+    harmful = {"optimizer": OptimizerOptions(lr=1.0, warmup_steps=0), "validate_every": 2}
+    module = make_module(total_steps=20, max_full_loss=4.0, **harmful)
+    train(module, tmp_path)
+    assert module.global_step == 2
+    assert "max_full_loss=4.0" in str(module.stopped)
+    assert module.history[0]["full"] < 4.0 < module.history[2]["full"]
+    with pytest.raises(ConfigError, match="below the untouched model's loss"):
+        train(make_module(max_full_loss=1.0), tmp_path / "again")
+
+
 def test_the_same_seed_is_the_same_curve(tmp_path):
     first = train(make_module(total_steps=6), tmp_path / "a")
     again = train(make_module(total_steps=6), tmp_path / "b")
@@ -127,6 +148,7 @@ def test_the_same_seed_is_the_same_curve(tmp_path):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, killed_at, accumulate):
     recipe = {"accumulate": accumulate, "total_steps": 12 // accumulate, "validate_every": 2}
+    recipe |= {"frozen": True, "loss": LossOptions(), "pareto": killed_at == 5, "score_every": 4}
     whole = train(make_module(**recipe), tmp_path / "whole", every=2)
     out_dir = tmp_path / "parts"
     with pytest.raises(Killed):

@@ -233,17 +233,18 @@ class Session:
         if options.budget is None:
             return None
         from whittle_nas.search import recovery
+        from whittle_nas.train.batches import from_blocks
 
         assert request.training is not None
         best = recovery.best_of_budget(trials, request.constraints, options)
         training = recovery.Recovery(
-            request.checkpoint,
             options,
-            request.training,
-            request.tokens,
-            device=request.device,
-            dtype=request.load.dtype,
-            seed=request.seed,
+            request.checkpoint,
+            recovery.load_teacher(request.checkpoint, request.device, request.load.dtype),
+            from_blocks(request.training),
+            from_blocks(request.tokens),
+            request.device,
+            request.seed,
         )
         what = "recovery, training steps"
         found = recovery.recover(training, best, partial(self._listener.on_step, what))

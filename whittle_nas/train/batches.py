@@ -35,6 +35,10 @@ class Sample(NamedTuple):
         """Positions that have a label."""
         return int((self.labels != IGNORE).sum())
 
+    def to(self, device: torch.device) -> Sample:
+        """The same on a device."""
+        return Sample(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
+
 
 def from_blocks(tokens: Tensor) -> list[Sample]:
     """Packed text (N, T + 1), every token but the first a label."""

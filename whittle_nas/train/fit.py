@@ -31,13 +31,16 @@ from whittle_nas.weights.files import atomic_file
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 
 
-def make_trainer(options: TrainerOptions, out_dir: Path) -> L.Trainer:
+def make_trainer(options: TrainerOptions, out_dir: Path | None) -> L.Trainer:
     """The Trainer; intervals that depend on the length of the training follow in `fit`.
+
+    Without a directory nothing is written: no logs and no checkpoints.
 
     Raises:
         ConfigError: if a device, strategy, logger or callback is not there.
     """
-    loggers = _default_loggers(out_dir) if options.logger is None else _build(options.logger)
+    by_default = [] if out_dir is None else _default_loggers(out_dir)
+    loggers = by_default if options.logger is None else _build(options.logger)
     callbacks = _build(options.callbacks or [])
     try:
         with _quiet():
@@ -47,7 +50,7 @@ def make_trainer(options: TrainerOptions, out_dir: Path) -> L.Trainer:
 
 
 def _trainer(
-    options: TrainerOptions, out_dir: Path, loggers: list[Any], callbacks: list[Any]
+    options: TrainerOptions, out_dir: Path | None, loggers: list[Any], callbacks: list[Any]
 ) -> L.Trainer:
     return L.Trainer(
         accelerator=options.accelerator,
@@ -87,7 +90,7 @@ def num_steps(
 def fit(
     trainer: L.Trainer,
     module: SupernetTraining,
-    out_dir: Path,
+    out_dir: Path | None,
     *,
     checkpoint_every: int,
     resume_from: Path | None = None,
@@ -97,7 +100,7 @@ def fit(
     Args:
         trainer: from `make_trainer`.
         module: the training.
-        out_dir: gets `checkpoints/`.
+        out_dir: gets `checkpoints/`; None keeps none.
         checkpoint_every: optimiser steps between checkpoints.
         resume_from: checkpoint of an interrupted run.
 
@@ -110,6 +113,7 @@ def fit(
         load_torch(resume_from)  # for its sentences; Lightning's are tracebacks
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.val_check_interval = recipe.validate_every * recipe.accumulate
+    if out_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.callbacks.append(  # type: ignore[attr-defined]
             ModelCheckpoint(
                 dirpath=out_dir / CHECKPOINTS,

@@ -6,9 +6,11 @@ B batch, T tokens, N labelled tokens (at most B * T), D n_embd, V vocabulary.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from whittle_nas.train import lora
-from whittle_nas.train.options import Distillation, LoraOptions, LossOptions
+from whittle_nas.train.options import IN_PLACE, ORIGINAL, Distillation, LoraOptions, LossOptions
+from whittle_nas.weights.checkpoint import WEIGHTS, load_torch
 from whittle_nas.weights.supernet import positions_per_chunk
 from whittle_nas.weights.tying import tie_head
 
@@ -32,7 +35,8 @@ class MemoryEstimate:
         gradients: of what is trained.
         optimizer: AdamW's two moments.
         activations: what the full network keeps for its backward pass.
-        logits: one chunk of the head with its gradient, and the teacher's logits.
+        logits: one chunk of the head with its gradient, and what the teacher says of all tokens.
+        teacher: weights of a frozen teacher that are not the model's own.
     """
 
     weights: int
@@ -41,6 +45,7 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     logits: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
@@ -57,6 +62,7 @@ def estimate_memory(
     precision: str,
     loss: LossOptions,
     checkpoint_blocks: bool = False,
+    stored: torch.dtype = torch.bfloat16,
 ) -> MemoryEstimate:
     """Bytes that the training of a super-network needs per device.
 
@@ -71,12 +77,17 @@ def estimate_memory(
         precision: as for the trainer.
         loss: chunk size and whether there is a teacher.
         checkpoint_blocks: whether activations are recomputed.
+        stored: number format of the checkpoint's weights.
     """
     compute = torch.float32 if precision == "32-true" else torch.bfloat16
     trained_bytes = 2 if precision == "bf16-true" else 4
     sizes = _parameter_counts(config, options)
     trained = sizes["adapters"] if options else sizes["weights"]
-    weight_bytes = compute.itemsize if options else trained_bytes
+    mixed = precision == "bf16-mixed"  # leaves frozen weights as they are
+    frozen_bytes = stored.itemsize if mixed else compute.itemsize
+    weight_bytes = frozen_bytes if options else trained_bytes
+    copied = loss.distillation is not Distillation.none and loss.teacher != IN_PLACE
+    copied &= options is None or loss.teacher != ORIGINAL
     one = _saved_bytes(config, options, 1, batch, tokens, compute)
     block = _saved_bytes(config, options, 2, batch, tokens, compute) - one
     kept = block * config.n_layer
@@ -89,7 +100,20 @@ def estimate_memory(
         optimizer=2 * trained * trained_bytes,
         activations=one - block + kept,
         logits=_logit_bytes(config, loss, batch * tokens, compute),
+        teacher=sizes["weights"] * compute.itemsize if copied else 0,
     )
+
+
+def stored_format(checkpoint_dir: Path) -> torch.dtype:
+    """Number format of most of a checkpoint's weights; bfloat16 where it has none yet."""
+    path = checkpoint_dir / WEIGHTS
+    if not path.is_file():
+        return torch.bfloat16
+    bytes_of: dict[torch.dtype, int] = defaultdict(int)
+    loaded = load_torch(path)
+    for tensor in loaded.get("model", loaded).values():
+        bytes_of[tensor.dtype] += tensor.nbytes
+    return max(bytes_of, key=lambda dtype: bytes_of[dtype])
 
 
 def device_bytes(device: torch.device) -> int:
@@ -166,4 +190,6 @@ def _logit_bytes(config: Any, loss: LossOptions, tokens: int, dtype: torch.dtype
     chunk = min(tokens, positions_per_chunk(vocabulary, loss.chunk_elements)) * vocabulary
     if loss.distillation is Distillation.none:
         return chunk * 4 * 3
-    return chunk * 4 * 6 + tokens * vocabulary * dtype.itemsize
+    top = loss.teacher_top_k
+    lesson = vocabulary * dtype.itemsize if top is None else top * (4 + 8) + 4
+    return chunk * 4 * 6 + tokens * lesson

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -12,22 +13,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import Sampler
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate
+from whittle_nas.train.forward import labels_of
 from whittle_nas.train.options import Distillation
-from whittle_nas.train.recipe import Recipe, learning_rate
+from whittle_nas.train.recipe import SCORED, Recipe, learning_rate
 from whittle_nas.train.step import (
     Network,
     Role,
     accumulate,
     finish_gradients,
-    labels_of,
     loss_sums,
     networks_of_step,
     total_over_processes,
 )
+from whittle_nas.train.teacher import Teacher
 from whittle_nas.weights.supernet import SuperNetwork
+
+
+class Diverged(ConfigError):
+    """A loss or gradient that is not finite."""
 
 
 class SupernetTraining(L.LightningModule):
@@ -39,6 +46,7 @@ class SupernetTraining(L.LightningModule):
 
     Attributes:
         history: mean validation loss of every network in nats per token, by optimiser step.
+        stopped: why the training ended before its last step, None if it did not.
     """
 
     # A process may have no validation sample of its own; sums are what is reduced.
@@ -54,6 +62,8 @@ class SupernetTraining(L.LightningModule):
         train: Sequence[Sample],
         valid: Sequence[Sample],
         valid_networks: Mapping[str, SubNetwork],
+        teacher: Teacher | None = None,
+        on_step: Callable[[], object] = lambda: None,
     ) -> None:
         """Set up a training.
 
@@ -65,6 +75,8 @@ class SupernetTraining(L.LightningModule):
             train: training samples.
             valid: validation samples.
             valid_networks: the fixed set of networks that is validated, by name.
+            teacher: the frozen one; None where the full network or nobody teaches.
+            on_step: called after every optimiser step.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -75,7 +87,11 @@ class SupernetTraining(L.LightningModule):
         self.smallest, self.sampler = smallest, sampler
         self.train_samples, self.valid_samples = train, valid
         self.valid_networks = dict(valid_networks)
+        # In a tuple, so that its weights are neither saved nor reduced with those of the network.
+        self._teacher = (teacher,)
+        self._on_step = on_step
         self.history: dict[int, dict[str, float]] = {}
+        self.stopped: str | None = None
         self._step_sums = torch.zeros(0)
         self._valid_sums = torch.zeros(0)
 
@@ -126,7 +142,10 @@ class SupernetTraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """All processes draw from the first one's sampler; its scores may differ in a last bit."""
-        self.sampler = self.trainer.strategy.broadcast(self.sampler)
+        if not isinstance(self.sampler, ParetoSampler):  # whose scores are reduced anyway
+            self.sampler = self.trainer.strategy.broadcast(self.sampler)
+        if (teacher := self._teacher[0]) is not None:
+            teacher.model.model.to(self.device)
 
     def on_train_start(self) -> None:
         """Validate the untrained super-network, or what a run was interrupted before."""
@@ -143,6 +162,8 @@ class SupernetTraining(L.LightningModule):
         """Add the gradients of one micro-batch; on the last one of a step, update the weights."""
         step = self.global_step
         rank = self.trainer.global_rank
+        if batch_idx % self.recipe.accumulate == 0 and step % self.recipe.score_every == 0:
+            self._score(step)
         torch.manual_seed(hash((self.recipe.seed, batch_idx, rank)) % 2**63)  # for dropout
         networks = self.networks(step)
         sums = accumulate(
@@ -150,6 +171,7 @@ class SupernetTraining(L.LightningModule):
             batch,
             networks,
             self.recipe.loss,
+            teacher=self._teacher[0],
             checkpoint_blocks=self.recipe.checkpoint_blocks,
             total=total_over_processes,
         )
@@ -159,6 +181,25 @@ class SupernetTraining(L.LightningModule):
         self._step_sums = step_sums if first else self._step_sums + step_sums
         if (batch_idx + 1) % self.recipe.accumulate == 0:
             self._update(step, networks)
+
+    def _score(self, step: int) -> None:
+        """Give a Pareto sampler the losses of its candidates, the same on every process."""
+        sampler = self.sampler
+        if not isinstance(sampler, ParetoSampler):
+            return
+        subs = sampler.candidates(random.Random(f"{self.recipe.seed}/scores/{step}"), SCORED)
+        samples = self.valid_samples[: self.recipe.score_samples]
+        share = samples[self.trainer.global_rank :: self.trainer.world_size]
+        training = self.network.training
+        self.network.eval()
+        sums = torch.zeros(len(subs) + 1, device=self.device)
+        for start in range(0, len(share), self.recipe.batch_size):
+            batch = collate(share[start : start + self.recipe.batch_size]).to(self.device)
+            sums = sums + self._sums_of(subs, batch)
+        self.network.train(training)
+        totals = total_over_processes(sums).tolist()
+        losses = [total / max(totals[-1], 1.0) for total in totals[:-1]]
+        self.sampler = sampler.updated(list(zip(subs, losses, strict=True)))
 
     def _update(self, step: int, networks: list[Network]) -> None:
         totals = total_over_processes(self._step_sums)
@@ -175,6 +216,7 @@ class SupernetTraining(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         self._log_step(networks, means, {"lr": rate, "grad_norm": float(norm)})
+        self._on_step()
 
     def _check_finite(
         self, step: int, networks: list[Network], means: Tensor, norm: Tensor
@@ -190,7 +232,7 @@ class SupernetTraining(L.LightningModule):
         culprit = "the gradient"
         if broken:
             culprit = f"the loss of the {broken[0].role.value} network ({broken[0].sub})"
-        raise ConfigError(
+        raise Diverged(
             f"step {step + 1}: {culprit} is not finite; weights and "
             "earlier checkpoints are as they were: resume with a lower optimizer.lr or a "
             "gradient_clip_val"
@@ -202,7 +244,8 @@ class SupernetTraining(L.LightningModule):
             chosen = [i for i, network in enumerate(networks) if network.role is role]
             if chosen:
                 found[f"train/ce_{role.value}"] = float(means[chosen, 0].mean())
-        taught = [i for i, network in enumerate(networks) if network.role is not Role.full]
+        frozen = self._teacher[0] is not None
+        taught = [i for i, n in enumerate(networks) if frozen or n.role is not Role.full]
         if taught and self.recipe.loss.distillation is not Distillation.none:
             found["train/kd"] = float(means[taught, 1].mean())
         self.log("loss", float(means[:, 0].mean()), prog_bar=True, logger=False)
@@ -237,22 +280,20 @@ class SupernetTraining(L.LightningModule):
             if isinstance(limit, int) and number >= limit:
                 break
             with self.trainer.precision_plugin.val_step_context():
-                sums = sums + self._batch_sums(self._on_device(batch))
+                sums = sums + self._batch_sums(batch.to(self.device))
         self.network.train(training)
         found = self._record(sums)
         self._send(found)
         return found
 
-    def _on_device(self, batch: Sample) -> Sample:
-        segments = None if batch.segments is None else batch.segments.to(self.device)
-        return Sample(batch.input_ids.to(self.device), batch.labels.to(self.device), segments)
-
     def _empty_sums(self) -> Tensor:
         return torch.zeros(len(self.valid_networks) + 1, device=self.device)
 
     def _batch_sums(self, batch: Sample) -> Tensor:
-        """Sum of the losses per network and number of labels, (networks + 1,)."""
-        subs = self.valid_networks.values()
+        """Sum of the losses per validated network and number of labels, (networks + 1,)."""
+        return self._sums_of(self.valid_networks.values(), batch)
+
+    def _sums_of(self, subs: Iterable[SubNetwork], batch: Sample) -> Tensor:
         chunk = self.recipe.loss.chunk_elements
         sums = loss_sums(self.supernet, batch, subs, chunk_elements=chunk)
         return torch.cat([sums, sums.new_tensor([len(labels_of(batch))])])
@@ -265,7 +306,25 @@ class SupernetTraining(L.LightningModule):
         found = dict(zip(self.valid_networks, means, strict=True))
         found["mean"] = sum(means) / len(means)
         self.history[self.global_step] = found
+        self._stop_if_lost(found)
         return {f"val/{name}": value for name, value in found.items()}
+
+    def _stop_if_lost(self, found: Mapping[str, float]) -> None:
+        """End the training where the whole model has lost more than the user allows."""
+        limit = self.recipe.max_full_loss
+        if limit is None or found.get("full", 0.0) <= limit:
+            return
+        if self.global_step == 0:
+            raise ConfigError(
+                f"validation.max_full_loss={limit} is below the untouched model's loss of "
+                f"{found['full']:.4f}: nothing would be trained"
+            )
+        if self.stopped is None:
+            self.stopped = (
+                f"step {self.global_step}: the whole model's validation loss is "
+                f"{found['full']:.4f} and validation.max_full_loss={limit}"
+            )
+            self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained; frozen weights are in the checkpoint directory already."""
@@ -273,9 +332,13 @@ class SupernetTraining(L.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {n: t for n, t in state.items() if n in trained}
         checkpoint["history"] = self.history
+        if isinstance(self.sampler, ParetoSampler):
+            checkpoint["front"] = self.sampler.state()
         for logger in self.trainer.loggers:
             logger.save()  # rows up to this step must outlive a process that is killed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the validation losses of the interrupted run."""
         self.history = dict(checkpoint["history"])
+        if isinstance(self.sampler, ParetoSampler):
+            self.sampler = self.sampler.restored(checkpoint["front"])

@@ -20,7 +20,7 @@ class Strategy(str, Enum):
 
 
 class Distillation(str, Enum):
-    """What a sub-network learns from the logits of the full network."""
+    """What a network learns from the teacher's logits."""
 
     none = "none"
     forward_kl = "forward_kl"
@@ -39,14 +39,35 @@ class Weighting(str, Enum):
     balanced = "balanced"
 
 
+class HiddenLoss(str, Enum):
+    """What a network learns from the outputs of the teacher's blocks."""
+
+    none = "none"
+    square_head = "square_head"
+    cosine = "cosine"
+
+
+ORIGINAL, IN_PLACE = "original", "in_place"  # the teachers that are no directory
+
+
 @dataclass(frozen=True)
 class LossOptions:
-    """Loss of a sub-network: `ce_weight * CE + kd_weight * KD`.
+    """Loss of a network: `ce_weight * CE + kd_weight * KD`.
 
     Args:
-        distillation: What is learnt from the full network's logits of the same step.
+        teacher: `original`: the checkpoint as it came in, frozen, which teaches the sub-networks
+            and the full network; with adapters it costs no memory. `in_place`: the full network of
+            the same step teaches the sub-networks, and learns from the labels itself (the papers).
+            Else the directory of another checkpoint with the same tokenizer.
+        distillation: What is learnt from the teacher's logits; `none` learns from the labels alone.
+        teacher_top_k: Compare the teacher's k most likely tokens and all others together, which is
+            a KL of its own and needs k / vocabulary of the memory; null compares all tokens.
+        hidden: What is learnt from the outputs of the blocks of a frozen teacher, each compared
+            with the block it was cut from.
+        hidden_weight: Weight of that loss.
         weighting: `balanced` first scales KD to the size of CE.
-        ce_weight: Weight of the cross entropy (alpha).
+        ce_weight: Weight of the cross entropy (alpha); by default 0 with a frozen teacher, and 1
+            with `in_place` and `balanced`.
         kd_weight: Weight of the distillation loss (beta).
         temperature: Softens both distributions; the KL family and cosine use it, L1 and L2 do not.
         forward_share: Share of the forward KL in `symmetric_kl` (lambda), 0 to 1.
@@ -55,23 +76,48 @@ class LossOptions:
             weights are trained, each chunk costs one pass over the head's gradient.
     """
 
-    distillation: Distillation = Distillation.none
+    distillation: Distillation = Distillation.forward_kl
     weighting: Weighting = Weighting.fixed
-    ce_weight: float = 1.0
+    teacher: str = ORIGINAL
+    teacher_top_k: int | None = None
+    hidden: HiddenLoss = HiddenLoss.none
+    hidden_weight: float = 1.0
+    ce_weight: float | None = None
     kd_weight: float = 1.0
     temperature: float = 1.0
     forward_share: float = 0.5
     chunk_elements: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("loss.ce_weight", self.ce_weight, 0)
+        _at_least("loss.ce_weight", self.ce_weight or 0, 0)
         _at_least("loss.kd_weight", self.kd_weight, 0)
+        _at_least("loss.hidden_weight", self.hidden_weight, 0)
+        if self.teacher_top_k is not None:
+            _at_least("loss.teacher_top_k", self.teacher_top_k, 1)
+            if self.distillation is not Distillation.forward_kl:
+                raise ConfigError(
+                    f"loss.teacher_top_k={self.teacher_top_k} goes with distillation forward_kl, "
+                    f"not {self.distillation.value}"
+                )
+        taught = self.distillation is not Distillation.none
+        if self.hidden is not HiddenLoss.none and (self.teacher == IN_PLACE or not taught):
+            raise ConfigError(
+                f"loss.hidden={self.hidden.value} needs a frozen teacher: set loss.teacher to "
+                "original or to a directory, and a loss.distillation"
+            )
         if self.chunk_elements is not None:
             _at_least("loss.chunk_elements", self.chunk_elements, 1)
         if self.temperature <= 0:
             raise ConfigError(f"loss.temperature={self.temperature} must be above 0")
         if not 0 <= self.forward_share <= 1:
             raise ConfigError(f"loss.forward_share={self.forward_share} must be between 0 and 1")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of cross entropy and distillation where there is a teacher."""
+        balanced = self.weighting is Weighting.balanced
+        by_default = 1.0 if self.teacher == IN_PLACE or balanced else 0.0
+        return by_default if self.ce_weight is None else self.ce_weight, self.kd_weight
 
 
 @dataclass(frozen=True)
@@ -184,6 +230,7 @@ class SamplerKind(str, Enum):
     grid_params = "grid_params"
     calibrate_mag = "calibrate_mag"
     calibrate_ppl = "calibrate_ppl"
+    pareto = "pareto"
     fixed = "fixed"
 
 
@@ -195,11 +242,16 @@ class SamplerOptions:
         kind: `random`: every choice of the space uniform; `grid_params`: one random member in each
             of `num_bins` equal bins of the number of parameters; `calibrate_mag` and
             `calibrate_ppl`: the candidate of each bin with the largest sum of |w|, or the lowest
-            perplexity on calibration text; `fixed`: those in `file`.
-        num_bins: Bins of the grid.
+            perplexity on calibration text; `pareto`: now and then members are scored on validation
+            text, and steps draw from the front over parameters that this makes, from its
+            neighbours and, a tenth, from anywhere; `fixed`: those in `file`.
+        num_bins: Bins of the grid, or of the front.
         trials_per_bin: Random members that a bin sees before it is given up as empty.
         candidates_per_bin: How many compete for a bin in the `calibrate` kinds.
-        calibration_samples: Training samples on which `calibrate_ppl` scores.
+        calibration_samples: Training samples on which `calibrate_ppl` scores, and validation
+            samples on which `pareto` does.
+        every_n_steps: Optimiser steps between two scorings of `pareto`; by default so many that
+            they take about a twentieth of the training.
         file: A `grid.yaml` of an earlier run, a `front.json`, or a YAML list of sizes.
     """
 
@@ -208,11 +260,13 @@ class SamplerOptions:
     trials_per_bin: int = 10_000
     candidates_per_bin: int = 50
     calibration_samples: int = 16
+    every_n_steps: int | None = None
     file: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_bins", "trials_per_bin", "candidates_per_bin", "calibration_samples"):
             _at_least(f"sampler.{name}", getattr(self, name), 1)
+        _at_least("sampler.every_n_steps", self.every_n_steps or 1, 1)
         if (self.kind is SamplerKind.fixed) != (self.file is not None):
             raise ConfigError(
                 f"sampler.kind={self.kind.value} with sampler.file={self.file}: "
@@ -227,13 +281,18 @@ class ValidationOptions:
     Args:
         num_networks: Bins of a grid over the number of parameters; one member of each is validated,
             beside the full and the smallest network.
-        every_n_steps: Optimiser steps between two validations; by default a tenth of the training.
+        every_n_steps: Optimiser steps between two validations; by default a tenth of the training,
+            and more where validating would take more than a tenth of its time. The start and the
+            end are always validated.
         num_samples: Validation samples that are used, the first ones; null takes all.
+        max_full_loss: Stop when the whole model's validation loss, in nats per token, is above
+            this; null never stops.
     """
 
     num_networks: int = 5
     every_n_steps: int | None = None
     num_samples: int | None = 256
+    max_full_loss: float | None = None
 
     def __post_init__(self) -> None:
         _at_least("validation.num_networks", self.num_networks, 1)

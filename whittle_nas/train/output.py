@@ -6,7 +6,8 @@ import csv
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,61 +16,72 @@ import yaml
 
 from whittle_nas.plots import plot_training
 from whittle_nas.space import SearchSpace, SubNetwork
-from whittle_nas.space.samplers import Grid
 from whittle_nas.train import lora
 from whittle_nas.train.fit import LOGS
 from whittle_nas.train.prepare import ADAPTERS, TrainedTensors, save_adapters
-from whittle_nas.weights.checkpoint import WEIGHTS, Checkpoint, write_checkpoint
+from whittle_nas.train.run import Trained
+from whittle_nas.weights.checkpoint import WEIGHTS, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.files import PARTIAL, atomic_write_text
-from whittle_nas.weights.supernet import SuperNetwork
 
 GRID, CURVES, LOSSES = "grid.yaml", "curves.png", "losses.yaml"
 Curves = dict[str, list[tuple[int, float]]]
 
 
 def write_outputs(
-    out_dir: Path,
-    supernet: SuperNetwork,
-    source: Checkpoint,
-    *,
-    space: SearchSpace,
-    grid: Grid | None,
-    history: dict[int, dict[str, float]],
-    networks: Mapping[str, SubNetwork],
-    training: dict[str, Any],
+    out_dir: Path, trained: Trained, *, space: SearchSpace | None, training: dict[str, Any]
 ) -> None:
     """Write the merged checkpoint; `lit_model.pth` comes last and so marks it as complete.
 
     Args:
         out_dir: the run's directory.
-        supernet: the trained super-network.
-        source: the checkpoint that was trained.
-        space: search space that was trained.
-        grid: grid of the sampler, if it has one.
-        history: validation losses in nats per token, by step and network.
-        networks: the networks that were validated.
-        training: summary for `supernet.yaml`.
+        trained: the trained super-network.
+        space: search space that was trained; None where the whole model alone was.
+        training: summary for `supernet.yaml`, to which the last losses are added.
     """
-    plot_training(out_dir / CURVES, read_curves(out_dir))
-    count = parameter_counter(source.config)
-    sizes = {name: {"num_params": count(sub), **sub.to_dict()} for name, sub in networks.items()}
-    losses = {"networks": sizes, "nats_per_token": history}
-    atomic_write_text(out_dir / LOSSES, yaml.safe_dump(losses, sort_keys=False))
+    source, history, networks = trained.checkpoint, trained.history, trained.networks
+    write_losses(out_dir, source.config, history=history, networks=networks.validated)
+    summary = {**training, "valid_nats_per_token": history[max(history)]}
+    info = replace(source.info, training=summary)
+    if space is not None:
+        info = replace(info, search_space=space.to_dict())
+    model = trained.supernet.model
+    with completing(out_dir) as folder:
+        tensors = TrainedTensors(model, source.state_dict())
+        write_checkpoint(folder, tensors, config=source.config, source=source.path, info=info)
+        if lora.adapter_state_dict(model):
+            save_adapters(model, folder / ADAPTERS)
+        if networks.grid is not None:
+            text = yaml.safe_dump(networks.grid.to_dict(), sort_keys=False)
+            atomic_write_text(folder / GRID, text)
+
+
+@contextmanager
+def completing(out_dir: Path) -> Iterator[Path]:
+    """A folder whose files move to the run's directory at the end of the block, weights last."""
     partial = Path(tempfile.mkdtemp(PARTIAL, ".final.", out_dir))
     try:
-        info = replace(source.info, search_space=space.to_dict(), training=training)
-        tensors = TrainedTensors(supernet.model, source.state_dict())
-        write_checkpoint(partial, tensors, config=source.config, source=source.path, info=info)
-        if lora.adapter_state_dict(supernet.model):
-            save_adapters(supernet.model, partial / ADAPTERS)
-        if grid is not None:
-            atomic_write_text(partial / GRID, yaml.safe_dump(grid.to_dict(), sort_keys=False))
+        yield partial
         names = sorted((path.name for path in partial.iterdir()), key=lambda name: name == WEIGHTS)
         for name in names:
             (partial / name).replace(out_dir / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_losses(
+    out_dir: Path,
+    config: Any,
+    *,
+    history: dict[int, dict[str, float]],
+    networks: Mapping[str, SubNetwork],
+) -> None:
+    """Write `losses.yaml` and `curves.png`, in which the whole model untouched is a line."""
+    plot_training(out_dir / CURVES, read_curves(out_dir), untouched=history[min(history)]["full"])
+    count = parameter_counter(config)
+    sizes = {name: {"num_params": count(sub), **sub.to_dict()} for name, sub in networks.items()}
+    losses = {"networks": sizes, "nats_per_token": history}
+    atomic_write_text(out_dir / LOSSES, yaml.safe_dump(losses, sort_keys=False))
 
 
 def read_curves(out_dir: Path) -> Curves:

@@ -9,6 +9,7 @@ import torch
 from litgpt import GPT
 from torch import Tensor, nn
 
+from whittle_nas.errors import ConfigError
 from whittle_nas.train import lora
 from whittle_nas.train.options import LoraOptions
 from whittle_nas.weights.checkpoint import Checkpoint, check_finite
@@ -29,11 +30,19 @@ def load_trainable(
         found: the checkpoint.
         options: adapters; None trains all weights.
         precision: `32-true` and `bf16-true` convert everything; with `bf16-mixed` what is trained
-            is float32 and what is frozen stays as stored.
+            is float32 and what is frozen stays as stored, float16 as bfloat16: the arithmetic's
+            own format, into which it would be cast, and saved, in every forward pass.
 
     Raises:
-        ConfigError: for everything that can be wrong with the weights.
+        ConfigError: for everything that can be wrong with the weights, and for all weights in
+            bfloat16, which loses steps that are small against a weight.
     """
+    if options is None and precision == "bf16-true":
+        raise ConfigError(
+            "trainer.precision=bf16-true with lora=null: bfloat16 has 8 bits, and a step below "
+            "1/256 of a weight leaves it as it is, so most of the training would be lost; use "
+            "bf16-mixed, or adapters"
+        )
     config = found.config if options is None else lora.lora_config(found.config, options)
     with torch.device("meta"):
         model: nn.Module = GPT(config) if options is None else lora.GPT(config)  # type: ignore[arg-type]
@@ -75,6 +84,8 @@ def _convert(model: nn.Module, precision: str) -> None:
     for name, parameter in model.named_parameters():
         if lora.is_adapter(name) or not has_adapters:
             parameter.data = parameter.data.float()
+        elif parameter.dtype is torch.float16:
+            parameter.data = parameter.data.bfloat16()
 
 
 class TrainedTensors(Mapping[str, Tensor]):

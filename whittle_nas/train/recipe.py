@@ -25,6 +25,9 @@ class Recipe:
         num_workers: processes that prepare batches.
         log_every_n_steps: optimiser steps between two rows of the logs.
         validate_every: optimiser steps between two validations.
+        score_every: optimiser steps between two scorings of a Pareto sampler.
+        score_samples: validation samples on which it scores.
+        max_full_loss: nats per token of the whole model at which the training stops; None never.
     """
 
     sandwich: SandwichOptions
@@ -39,6 +42,9 @@ class Recipe:
     num_workers: int = 0
     log_every_n_steps: int = 10
     validate_every: int = 100
+    score_every: int = 50
+    score_samples: int = 16
+    max_full_loss: float | None = None
 
 
 def learning_rate(step: int, options: OptimizerOptions, total_steps: int) -> float:
@@ -50,3 +56,29 @@ def learning_rate(step: int, options: OptimizerOptions, total_steps: int) -> flo
     progress = (step - warmup) / max(1, total_steps - warmup)
     wave = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return options.min_lr + (options.lr - options.min_lr) * wave
+
+
+def validation_interval(total_steps: int, *, step_passes: int, validation_passes: int) -> int:
+    """Optimiser steps between two validations that take about a tenth of the training's time.
+
+    A tenth of the training, or more: six steps on a laptop need no seven validations.
+
+    Args:
+        total_steps: of the training.
+        step_passes: networks times batches of an optimiser step; a backward pass costs two forward.
+        validation_passes: networks times batches of a validation, forward only.
+    """
+    return max(1, total_steps // 10, math.ceil(10 * validation_passes / (3 * step_passes)))
+
+
+SCORED = 24  # sub-networks that a Pareto sampler looks at at a time
+
+
+def scoring_interval(*, step_passes: int, scoring_passes: int) -> int:
+    """Optimiser steps between two scorings that take about a twentieth of the training's time.
+
+    Args:
+        step_passes: networks times batches of an optimiser step; a backward pass costs two forward.
+        scoring_passes: networks times batches of a scoring, forward only, half as large on average.
+    """
+    return max(1, math.ceil(20 * 0.5 * scoring_passes / (3 * step_passes)))

@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,9 +16,14 @@ from torch import Tensor
 
 from whittle_nas.space.samplers import Sampler
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.train import losses
-from whittle_nas.train.batches import IGNORE, Sample, attention_mask, positions
+from whittle_nas.train.backward import backward
+from whittle_nas.train.batches import Sample
+from whittle_nas.train.blocks import block_loss
+from whittle_nas.train.forward import hidden_and_blocks, labelled_hidden, labels_of
+from whittle_nas.train.losses import cross_entropy_sum
 from whittle_nas.train.options import Distillation, LossOptions, SandwichOptions, Strategy
+from whittle_nas.train.targets import Targets
+from whittle_nas.train.teacher import Lesson, Teacher, lesson_of
 from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
 
 
@@ -73,63 +77,29 @@ def networks_of_step(
     return networks
 
 
-def labelled_hidden(
-    supernet: SuperNetwork, sub: SubNetwork, batch: Sample, *, checkpoint_blocks: bool = False
-) -> Tensor:
-    """Final hidden states at the positions that have a label, (N, D)."""
-    model: Any = supernet.subnet(sub, hidden=True, checkpoint_blocks=checkpoint_blocks)
-    hidden = model(batch.input_ids) if batch.segments is None else _packed(model, batch)
-    hidden = hidden.flatten(0, 1)  # (B * T, D)
-    keep = (batch.labels.flatten() != IGNORE).nonzero().squeeze(1)
-    return hidden if len(keep) == len(hidden) else hidden.index_select(0, keep)
-
-
-def labels_of(batch: Sample) -> Tensor:
-    """The labels alone, (N,)."""
-    labels = batch.labels.flatten()
-    return labels[labels != IGNORE]
-
-
-def _packed(model: Any, batch: Sample) -> Tensor:
-    """litgpt's forward pass up to the last norm, with attention and positions kept per sample.
-
-    litgpt's own `forward` takes a mask and positions only together with a KV cache, but its blocks
-    take both.
-    """
-    assert batch.segments is not None
-    at = positions(batch.segments)
-    cos, sin = model.cos[at], model.sin[at]  # (B, T, rope_n_elem)
-    x = model.transformer.wte(batch.input_ids)
-    if model.config.scale_embeddings:
-        x = x * torch.tensor(model.config.n_embd**0.5, dtype=x.dtype)
-    mask = attention_mask(batch.segments, x.dtype)
-    for number, block in enumerate(model.transformer.h):
-        kinds = model.config.rope_indices
-        part = (cos, sin) if kinds is None else (cos[..., kinds[number]], sin[..., kinds[number]])
-        x = block(x, *part, mask, None, None)
-    return model.transformer.ln_f(x)
-
-
 def accumulate(
     supernet: SuperNetwork,
     batch: Sample,
     networks: list[Network],
     options: LossOptions,
     *,
+    teacher: Teacher | None = None,
     checkpoint_blocks: bool = False,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Tensor:
     """Add to `.grad` the gradients of the *sums* over tokens of all networks' losses.
 
     Each network runs forward and backward before the next one starts, so that the activations of
-    one network exist at a time. The full network's logits are computed once, for its own loss,
-    and kept for the others' distillation.
+    one network exist at a time. The teacher's logits are computed once; in place they are those
+    of the full network's own loss.
 
     Args:
         supernet: holds the parameters.
         batch: inputs and labels.
         networks: of this step; the full network first if it is among them.
         options: losses.
+        teacher: the frozen one, of the full and the sampled networks; without it the full network
+            teaches the others.
         checkpoint_blocks: recompute the blocks' activations in the backward pass.
         total: sum over processes, for balanced weighting.
 
@@ -137,38 +107,50 @@ def accumulate(
         Sums over tokens of cross entropy and distillation loss per network, (networks, 2).
     """
     labels = labels_of(batch)
-    vocabulary = supernet.config.padded_vocab_size
-    teaches = options.distillation is not Distillation.none and any(
-        network.sub != supernet.full for network in networks
-    )
-    teacher = None
-    if teaches and networks[0].sub != supernet.full:
-        teacher = full_logits(supernet, batch, options)
+    in_place = teacher is None and options.distillation is not Distillation.none
+    lesson = Lesson()
+    if teacher is not None:
+        lesson = lesson_of(teacher, batch, options)
+    elif in_place and networks[0].sub != supernet.full:
+        lesson = lesson_of(Teacher(supernet), batch, options)
     summed = []
     for network in networks:
         whole = network.sub == supernet.full
-        sums = losses.backward(
-            labelled_hidden(supernet, network.sub, batch, checkpoint_blocks=checkpoint_blocks),
+        keep = Targets(len(labels), options) if whole and in_place and len(networks) > 1 else None
+        hidden, of_blocks = _learn(supernet, network.sub, batch, options, lesson, checkpoint_blocks)
+        sums = backward(
+            hidden,
             supernet.head(network.sub),
             labels,
             options,
-            teacher=None if whole else teacher,
+            targets=None if whole and in_place else lesson.targets,
             weight=network.weight,
-            vocabulary=vocabulary,
+            vocabulary=supernet.config.padded_vocab_size,
             total=total,
-            keep_logits=whole and teaches and teacher is None,
+            keep=keep,
+            block_loss=of_blocks,
         )
-        teacher = teacher if sums.logits is None else sums.logits
+        lesson = lesson if keep is None else Lesson(keep)
         summed.append(torch.stack([sums.ce, sums.kd]))
     return torch.stack(summed)
 
 
-@torch.no_grad()
-def full_logits(supernet: SuperNetwork, batch: Sample, options: LossOptions) -> Tensor:
-    """Logits of the full network at the positions that have a label, (N, V)."""
-    hidden = labelled_hidden(supernet, supernet.full, batch)
-    size = positions_per_chunk(supernet.config.padded_vocab_size, options.chunk_elements)
-    return losses.in_chunks(hidden, supernet.head(supernet.full), size)
+def _learn(
+    supernet: SuperNetwork,
+    sub: SubNetwork,
+    batch: Sample,
+    options: LossOptions,
+    lesson: Lesson,
+    checkpoint_blocks: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Final hidden states of a network, and the loss of its blocks if there is one."""
+    hidden, blocks = hidden_and_blocks(
+        supernet, sub, batch, blocks=bool(lesson.blocks), checkpoint_blocks=checkpoint_blocks
+    )
+    if not lesson.blocks:
+        return hidden, None
+    loss = block_loss(blocks, lesson.blocks, supernet.plan(sub).layers, options.hidden)
+    return hidden, options.hidden_weight * loss
 
 
 @torch.no_grad()
@@ -184,7 +166,7 @@ def loss_sums(
     size = positions_per_chunk(supernet.config.padded_vocab_size, chunk_elements)
     return torch.stack(
         [
-            losses.cross_entropy_sum(
+            cross_entropy_sum(
                 labelled_hidden(supernet, sub, batch), supernet.head(sub), labels, size=size
             )
             for sub in subs

@@ -1,0 +1,179 @@
+"""The frozen teacher: the checkpoint as it came in, in memory once."""
+
+import litgpt
+import pytest
+import torch
+
+from tests.train.conftest import CONFIG
+from whittle_nas.errors import ConfigError
+from whittle_nas.space import SubNetwork
+from whittle_nas.train import lora
+from whittle_nas.train.batches import collate, from_blocks
+from whittle_nas.train.forward import labelled_hidden
+from whittle_nas.train.memory import estimate_memory
+from whittle_nas.train.options import (
+    Distillation,
+    HiddenLoss,
+    LoraOptions,
+    LossOptions,
+    OptimizerOptions,
+    SandwichOptions,
+    TrainerOptions,
+)
+from whittle_nas.train.prepare import load_trainable
+from whittle_nas.train.run import Networks, TrainingOptions, train
+from whittle_nas.train.specialise import slice_of, specialise, whole_teacher
+from whittle_nas.train.teacher import Teacher, frozen, lesson_of, make_teacher
+from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
+
+OPTIONS = TrainerOptions(accelerator="cpu", enable_progress_bar=False, max_steps=4)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return saved(tmp_path / "checkpoint", CONFIG)
+
+
+def saved(path, config, dtype=torch.float32):
+    torch.manual_seed(3)
+    path.mkdir()
+    config = litgpt.Config(**config)
+    tensors = litgpt.GPT(config).to(dtype).state_dict()
+    write_checkpoint(path, tensors, config=config, source=path)
+    return open_checkpoint(path)
+
+
+def samples():
+    torch.manual_seed(4)
+    return from_blocks(torch.randint(31, (12, 9)))
+
+
+def trained(checkpoint, **options):
+    torch.manual_seed(5)
+    arguments = {"trainer": OPTIONS, "optimizer": OptimizerOptions(lr=0.05), "batch_size": 3}
+    full = SubNetwork.from_config(checkpoint.config)
+    small = SubNetwork.from_dict({**full.to_dict(), "n_layer": 1})
+    return train(
+        TrainingOptions(**{**arguments, **options}),
+        checkpoint,
+        lambda _supernet, _trainer: Networks(small, Networks.only(small).sampler, {"full": full}),
+        samples=samples(),
+        valid=samples()[:3],
+        out_dir=None,
+        teacher=options.pop("teacher", None),
+    )
+
+
+def test_adapters_off_is_a_second_copy_bit_for_bit(checkpoint):
+    """Also after training has moved the adapters, and without a byte of memory."""
+    student = trained(checkpoint, lora=LoraOptions(r=4, dropout=0.1)).supernet
+    batch, loss = collate(samples()[:3]), LossOptions()
+    teacher = make_teacher(loss, student, checkpoint)
+    copy = frozen(checkpoint, like=checkpoint.config)
+    expected = labelled_hidden(copy, copy.full, batch)
+    found = labelled_hidden(teacher.model, teacher.model.full, batch)
+    assert torch.equal(found, expected)
+    assert torch.equal(teacher.model.head(teacher.model.full)(found), copy.head(copy.full)(found))
+    assert not torch.equal(labelled_hidden(student, student.full, batch), expected)
+    own = {p.data_ptr() for p in student.model.parameters()}
+    assert {p.data_ptr() for p in teacher.model.model.parameters()} <= own
+
+
+def test_a_training_with_adapters_off_is_one_with_a_second_copy(checkpoint):
+    lora_options = LoraOptions(r=4, dropout=0.0)
+    shared = trained(checkpoint, lora=lora_options)
+    torch.manual_seed(5)
+    full = SubNetwork.from_config(checkpoint.config)
+    small = SubNetwork.from_dict({**full.to_dict(), "n_layer": 1})
+    copied = train(
+        TrainingOptions(
+            lora=lora_options, trainer=OPTIONS, optimizer=OptimizerOptions(lr=0.05), batch_size=3
+        ),
+        checkpoint,
+        lambda _supernet, _trainer: Networks(small, Networks.only(small).sampler, {"full": full}),
+        samples=samples(),
+        valid=samples()[:3],
+        out_dir=None,
+        teacher=Teacher(frozen(checkpoint, like=checkpoint.config)),
+    )
+    ours, theirs = (t.supernet.model.state_dict() for t in (shared, copied))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_all_weights_learn_from_the_checkpoint_as_it_came_in(checkpoint):
+    result = trained(checkpoint, lora=None)
+    original = load_supernet(checkpoint.path)
+    (teacher,) = result.module._teacher
+    for name, tensor in original.model.state_dict().items():
+        assert torch.equal(teacher.model.model.state_dict()[name], tensor)
+    moved = result.supernet.model.state_dict()["lm_head.weight"]
+    assert not torch.equal(moved, original.model.lm_head.weight)
+
+
+def test_another_checkpoint_teaches(checkpoint, tmp_path):
+    larger = saved(tmp_path / "larger", {**CONFIG, "n_embd": 48, "n_layer": 4})
+    student = load_trainable(checkpoint, LoraOptions(r=2))
+    loss = LossOptions(teacher=str(larger.path))
+    teacher = make_teacher(loss, student, checkpoint)
+    assert teacher.model.config.n_embd == 48
+    lesson_of(teacher, collate(samples()[:2]), loss)
+    with pytest.raises(ConfigError, match="4 blocks and the student 3"):
+        make_teacher(
+            LossOptions(teacher=str(larger.path), hidden=HiddenLoss.cosine), student, checkpoint
+        )
+    other = saved(tmp_path / "other", {**CONFIG, "padded_vocab_size": 40})
+    with pytest.raises(ConfigError, match="padded_vocab_size is 40"):
+        make_teacher(LossOptions(teacher=str(other.path)), student, checkpoint)
+
+
+def test_a_specialised_slice_compares_its_blocks_with_those_it_was_cut_from(checkpoint):
+    """At the start, the blocks of a network that lacks nothing but the last layer are equal."""
+    full = SubNetwork.from_config(checkpoint.config)
+    start = slice_of(checkpoint, SubNetwork.from_dict({**full.to_dict(), "n_layer": 2}))
+    options = TrainingOptions(
+        loss=LossOptions(hidden=HiddenLoss.square_head),
+        lora=None, trainer=OPTIONS, optimizer=OptimizerOptions(lr=0.01), batch_size=3,
+    )  # fmt: skip
+    result = specialise(
+        options, start, samples=samples(), valid=samples()[:3],
+        teacher=whole_teacher(options, checkpoint),
+    )  # fmt: skip
+    assert result.supernet.config.n_layer == 2
+    assert start.layers == (0, 1)
+    before = open_checkpoint(checkpoint.path).state_dict()
+    assert torch.equal(before["lm_head.weight"], start.tensors["lm_head.weight"])  # it is as it was
+
+
+def test_frozen_float16_weights_are_converted_once(tmp_path):
+    checkpoint = saved(tmp_path / "half", CONFIG, torch.float16)
+    model = load_trainable(checkpoint, LoraOptions(r=2), precision="bf16-mixed").model
+    formats = {name: p.dtype for name, p in model.named_parameters()}
+    assert {t for n, t in formats.items() if lora.is_adapter(n)} == {torch.float32}
+    assert {t for n, t in formats.items() if not lora.is_adapter(n)} == {torch.bfloat16}
+
+
+def test_memory_counts_stored_formats_and_teachers():
+    config = litgpt.Config(**CONFIG)
+
+    def estimate(options=LoraOptions(r=2), precision="bf16-mixed", **more):  # noqa: B008
+        stored = more.pop("stored", torch.bfloat16)
+        return estimate_memory(
+            config, options, batch=2, tokens=16, precision=precision, loss=LossOptions(**more),
+            stored=stored,
+        )  # fmt: skip
+
+    half, single = estimate(), estimate(stored=torch.float32)
+    assert single.weights == 2 * half.weights
+    assert half.teacher == 0
+    assert estimate(None).teacher == half.weights  # a frozen copy
+    assert estimate(None, teacher="in_place").teacher == 0
+    plain = estimate(distillation=Distillation.none)
+    tokens, vocabulary = 2 * 16, CONFIG["padded_vocab_size"]
+    chunk = tokens * vocabulary * 4 * 3
+    assert half.logits - plain.logits == chunk + tokens * vocabulary * 2
+    assert estimate(teacher_top_k=4).logits - plain.logits == chunk + tokens * (4 * 12 + 4)
+
+
+def test_sandwich_options_do_not_matter_to_one_network():
+    options = TrainingOptions(sandwich=SandwichOptions(num_random=7))
+    assert options.alone().sandwich.strategy.value == "standard"

@@ -1,0 +1,164 @@
+"""The two ways of `nas finetune`: networks that share weights, and networks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from whittle_nas.cli.common import is_first_process, seed_everything
+from whittle_nas.cli.training_report import (
+    Row,
+    print_grid,
+    print_losses,
+    print_next,
+    report,
+    warn_of_rise,
+)
+from whittle_nas.errors import ConfigError
+from whittle_nas.space import SearchSpace, SubNetwork, load_space
+from whittle_nas.train.batches import Sample
+from whittle_nas.train.options import SamplerKind, SamplerOptions, Strategy
+from whittle_nas.train.output import write_outputs
+from whittle_nas.train.run import TrainingOptions, train
+from whittle_nas.train.sampling import choose_networks, mean_loss
+from whittle_nas.train.specialise import slice_of, specialise, whole_teacher, write_slices
+from whittle_nas.weights.axes import num_params
+from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.files import remove_run
+
+WEIGHTS = "lit_model.pth"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a call of the command is about."""
+
+    options: TrainingOptions
+    checkpoint: Checkpoint
+    samples: Sequence[Sample]
+    valid: Sequence[Sample]
+    out_dir: Path
+    resume: bool
+    untied: bool = False
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether nothing is written."""
+        return self.options.trainer.fast_dev_run
+
+    def prepare(self) -> None:
+        """Make the directory, without what an earlier run left unless it goes on."""
+        if self.is_dry or not is_first_process():
+            return
+        if not self.resume:
+            remove_run(self.out_dir, (WEIGHTS, "checkpoints", "logs"))
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+
+
+def named(
+    checkpoint: Checkpoint, subnetworks: Path | None, *, share: bool, sampler: SamplerOptions
+) -> dict[str, SubNetwork]:
+    """The sub-networks of `--subnetworks` by name, none without that option.
+
+    Raises:
+        ConfigError: for a file that can't be read, and for options that do not go together.
+    """
+    from whittle_nas.cli.candidates import choose_candidates
+
+    if subnetworks is None:
+        if share:
+            raise ConfigError("--share true shares weights among --subnetworks: give that file")
+        return {}
+    if sampler != SamplerOptions():
+        raise ConfigError("--subnetworks says which networks are trained: leave `sampler` out")
+    candidates = choose_candidates(checkpoint, subnetworks=subnetworks)
+    return {candidate.label: candidate.subnetwork for candidate in candidates}
+
+
+def space_to_train(checkpoint: Checkpoint, source: str) -> SearchSpace:
+    """The search space of a name or file."""
+    info = checkpoint.info
+    return load_space(source, checkpoint.config, head_channels=info.head_channels)
+
+
+def train_alone(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
+    """Train every sub-network with weights of its own, one after the other."""
+    options = task.options
+    teacher = whole_teacher(options, task.checkpoint)
+    task.prepare()
+    rows: list[Row] = []
+    for name, sub in chosen.items():
+        target = task.out_dir / name
+        if task.resume and (target / WEIGHTS).is_file():
+            print(f"{name} is trained already: {target}")
+            continue
+        seed_everything(options.seed)  # so that no network depends on those before it
+        start = slice_of(task.checkpoint, sub)
+        trained = specialise(
+            options,
+            start,
+            samples=task.samples,
+            valid=task.valid,
+            teacher=teacher,
+            out_dir=None if task.is_dry else target,
+            resume=task.resume,
+        )
+        if task.is_dry or not trained.trainer.is_global_zero:
+            continue
+        history = trained.history
+        before, after = history[min(history)]["full"], history[max(history)]["full"]
+        rows.append((name, num_params(start.config), before, after))
+        warn_of_rise(name, before, after)
+    if not rows:
+        return
+    if teacher is not None:
+        loss = mean_loss(teacher, teacher.full, task.valid)
+        rows.append(("teacher", num_params(teacher.config), loss, loss))
+    print_losses(rows)
+    print_next(task.out_dir, Strategy.standard, chosen)
+
+
+def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwork]) -> None:
+    """Train the super-network, or the sub-networks `chosen` with the weights that they share."""
+    options = task.options
+    if chosen:
+        options = replace(options, sandwich=replace(options.sandwich, train_smallest=False))
+    strategy = options.sandwich.strategy
+    trained = train(
+        options,
+        task.checkpoint,
+        lambda supernet, _: choose_networks(
+            options.sampler,
+            space,
+            supernet,
+            strategy=strategy,
+            num_validated=options.validation.num_networks,
+            chosen=chosen,
+            samples=task.samples,
+            seed=options.seed,
+        ),
+        samples=task.samples,
+        valid=task.valid,
+        out_dir=None if task.is_dry else task.out_dir,
+        resume=task.resume,
+        prepare=task.prepare,
+    )
+    if is_first_process():
+        print_grid(trained.networks.grid)
+    if task.is_dry or not trained.trainer.is_global_zero:
+        return
+    kind = SamplerKind.fixed if chosen else options.sampler.kind
+    summary = {
+        "strategy": strategy.value,
+        "teacher": options.loss.teacher,
+        "distillation": options.loss.distillation.value,
+        "sampler": kind.value,
+        "steps": trained.module.global_step,
+        "head_untied": task.untied,
+    }
+    shared = None if strategy is Strategy.standard else space
+    write_outputs(task.out_dir, trained, space=shared, training=summary)
+    write_slices(task.out_dir, chosen)
+    report(trained)
+    print_next(task.out_dir, strategy, chosen)

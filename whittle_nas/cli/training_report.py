@@ -1,0 +1,143 @@
+"""What `nas finetune` prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.data.options import TextData
+from whittle_nas.space import check_supported
+from whittle_nas.train.options import Strategy
+
+MAX_RISE = 0.03  # share of its validation loss that the whole model may lose without a word
+Row = tuple[str, int | None, float, float]  # network, parameters, nats before and after
+
+
+def show_memory(checkpoint_dir: Path, config: Any, data: TextData, options: Any) -> None:
+    """Print what a dry run will need; warn where the device is smaller.
+
+    Args:
+        checkpoint_dir: the checkpoint.
+        config: of its model; None where there are no weights and the file has to say it.
+        data: gives the tokens per sample.
+        options: `train.run.TrainingOptions`.
+    """
+    import torch
+
+    from whittle_nas.cli.common import print_table
+    from whittle_nas.train.memory import device_bytes, estimate_memory, stored_format
+    from whittle_nas.weights.checkpoint import read_model_config
+
+    if config is None:
+        if not (checkpoint_dir / "model_config.yaml").is_file():
+            return  # open_checkpoint says what is missing
+        config = read_model_config(checkpoint_dir / "model_config.yaml")
+        check_supported(config)
+    trainer = options.trainer
+    needed = estimate_memory(
+        config,
+        options.lora,
+        batch=options.batch_size,
+        tokens=data.check(config.block_size),
+        precision=trainer.precision,
+        loss=options.loss,
+        checkpoint_blocks=options.checkpoint_blocks,
+        stored=stored_format(checkpoint_dir),
+    )
+    on_cuda = trainer.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    there = device_bytes(torch.device("cuda" if on_cuda else "cpu"))
+    if trainer.fast_dev_run:
+        rows = [(field.name, getattr(needed, field.name) / 2**30) for field in fields(needed)]
+        print_table(("memory", "GiB"), [*rows, ("total", needed.total / 2**30)])
+    if needed.total > there:
+        print(
+            f"nas: the training needs about {needed.total / 2**30:.1f} GiB per device and this "
+            f"one has {there / 2**30:.1f}: lower batch_size or data.block_size, or set "
+            "checkpoint_blocks to true",
+            file=sys.stderr,
+        )
+
+
+def print_data(train: Any, held_out: Any) -> None:
+    """What is scored, and what else about the data a user may not expect."""
+    print(f"validation data: {held_out.about}")
+    for name, found in (("training", train), ("validation", held_out)):
+        if found.num_cut or found.num_unlabelled:
+            print(
+                f"{name} data: {found.num_cut} samples reach the block size and were cut, "
+                f"{found.num_unlabelled} had no label left and were dropped"
+            )
+
+
+def print_tie(tied: bool, *, untied: bool) -> None:
+    """What becomes of a head that is the token table."""
+    if tied:
+        print("head: it is the token table and stays so; --untie_head true trains it apart")
+    if untied:
+        print("head: untied from the token table; the result stores and counts both")
+
+
+def print_grid(grid: Any) -> None:
+    """Bins of a grid in which nothing was found."""
+    if grid is not None and grid.empty_bins:
+        bins = ", ".join(map(str, grid.empty_bins))
+        print(f"grid: no sub-network was found in bins {bins} (of {len(grid.edges) - 1})")
+
+
+def print_losses(rows: Sequence[Row]) -> None:
+    """Validation losses before and after, by size."""
+    from whittle_nas.cli.common import print_table
+
+    by_size = sorted(rows, key=lambda row: (row[1] or 0, row[0] == "untouched model"))
+    print_table(("network", "parameters", "before", "after"), by_size, "validation, nats per token")
+
+
+def report(trained: Any) -> None:
+    """Losses of the validated networks, and a warning where the whole model lost too much.
+
+    Args:
+        trained: `train.run.Trained` of a whole checkpoint.
+    """
+    from whittle_nas.weights.counting import parameter_counter
+
+    history, networks = trained.history, trained.networks.validated
+    before, after = history[min(history)], history[max(history)]
+    count = parameter_counter(trained.checkpoint.config)
+    rows: list[Row] = [
+        (name, count(sub), before[name], after[name]) for name, sub in networks.items()
+    ]
+    rows.append(("untouched model", count(networks["full"]), before["full"], before["full"]))
+    print_losses(rows)
+    if trained.module.stopped:
+        print(f"nas: stopped early: {trained.module.stopped}", file=sys.stderr)
+    warn_of_rise("the whole model", before["full"], after["full"])
+
+
+def warn_of_rise(what: str, before: float, after: float) -> None:
+    """Say it where a training made a model worse."""
+    rise = after / before - 1
+    if rise > MAX_RISE:
+        print(
+            f"nas: {what} got worse: its validation loss rose by {100 * rise:.1f} %, from "
+            f"{before:.4f} to {after:.4f} nats per token; lower optimizer.lr, train on more text, "
+            "or stop with validation.max_full_loss",
+            file=sys.stderr,
+        )
+
+
+def print_next(out_dir: Path, strategy: Strategy, chosen: Mapping[str, Any]) -> None:
+    """Where the result is, and the command that reads it."""
+    from whittle_nas.cli.common import command_line
+
+    evaluate = ("nas", "evaluate", "--out_dir", "<dir>", "--data.files", "<test text>")
+    if chosen or strategy is Strategy.standard:
+        paths = [out_dir / name for name in chosen] or [out_dir]
+        print(f"trained {'networks' if chosen else 'model'}: {', '.join(map(str, paths))}")
+        print(f"evaluate it with: {command_line(*evaluate, '--checkpoint_dir', paths[0])}")
+        return
+    print(f"trained super-network: {out_dir}")
+    search = ("nas", "search", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
+    print(f"search it with: {command_line(*search, '--data.files', '<validation text>')}")

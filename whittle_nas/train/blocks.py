@@ -1,0 +1,70 @@
+"""Losses on what the blocks put out, beside the one on the logits.
+
+N tokens that have a label, L blocks, D n_embd of the teacher and d <= D of the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whittle_nas.train.options import HiddenLoss
+
+
+def square_head(student: Tensor, teacher: Tensor) -> Tensor:
+    """|a - b|^2 / |a|^2 of the teacher's stream a and the student's b, (N, d) twice -> (N,).
+
+    SquareHead (Kurtic et al., 2023) divides two means over the batch; here the tokens are compared
+    one by one, so that the first token's huge stream does not stand for all, and so that processes
+    that share a batch get what one would.
+    """
+    difference = (student.float() - teacher.float()).square().sum(-1)
+    return difference / teacher.float().square().sum(-1).clamp_min(1e-12)
+
+
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cos(a, b) of the two streams, (N, d) twice -> (N,)."""
+    return 1 - torch.nn.functional.cosine_similarity(student.float(), teacher.float(), dim=-1)
+
+
+KINDS: dict[HiddenLoss, Callable[[Tensor, Tensor], Tensor]] = {
+    HiddenLoss.square_head: square_head,
+    HiddenLoss.cosine: cosine,
+}
+
+
+def block_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], layers: Sequence[int], kind: HiddenLoss
+) -> Tensor:
+    """Sum over tokens of the mean over blocks, a scalar.
+
+    Args:
+        student: outputs of its blocks, (N, d) each.
+        teacher: outputs of the teacher's L blocks, (N, D) each; the first d channels are compared,
+            which are the ones that a narrower student has.
+        layers: which of the teacher's blocks each of the student's came from.
+        kind: of the loss.
+    """
+    pairs = zip(student, layers, strict=True)
+    found = [KINDS[kind](b, teacher[layer][:, : b.shape[-1]]).sum() for b, layer in pairs]
+    return torch.stack(found).mean()
+
+
+@contextmanager
+def outputs_of(model: Any, keep: Tensor) -> Iterator[list[Tensor]]:
+    """Collect what the blocks put out at the tokens `keep` (B, T), (N, d) each."""
+    found: list[Tensor] = []
+
+    def note(_module: Any, _inputs: Any, output: Tensor) -> None:
+        found.append(output[keep])
+
+    handles = [block.register_forward_hook(note) for block in model.transformer.h]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,142 @@
+"""One sub-network trained alone: from its slice, taught by the whole model.
+
+It needs no super-network training. `nas finetune --subnetworks` writes what comes out, and the
+search ranks its candidates by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.train.batches import Sample
+from whittle_nas.train.options import IN_PLACE, ORIGINAL, Distillation
+from whittle_nas.train.output import completing, write_losses
+from whittle_nas.train.prepare import TrainedTensors
+from whittle_nas.train.run import Networks, Trained, TrainingOptions, train
+from whittle_nas.train.teacher import Teacher, frozen
+from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from whittle_nas.weights.files import atomic_directory
+from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.slicing import plan_slices, slice_state_dict
+from whittle_nas.weights.supernet import SuperNetwork
+
+
+@dataclass(frozen=True)
+class Slice(Checkpoint):
+    """A sub-network of a checkpoint as a checkpoint in memory.
+
+    Attributes:
+        layers: of the super-network, that its blocks came from.
+        tensors: its weights, views of the super-network's file where they can be.
+    """
+
+    layers: tuple[int, ...] = ()
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights."""
+        return dict(self.tensors)
+
+
+def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
+    """A sub-network's weights as they stand in the super-network.
+
+    Raises:
+        ConfigError: if the sizes do not fit.
+    """
+    info = checkpoint.info
+    plan = plan_slices(
+        sub, checkpoint.config, layer_order=info.layer_order, head_channels=info.head_channels
+    )
+    return Slice(
+        path=checkpoint.path,
+        config=plan.config,
+        info=SupernetInfo.default(plan.config),
+        layers=plan.layers,
+        tensors=slice_state_dict(plan, checkpoint.state_dict()),
+    )
+
+
+def whole_teacher(options: TrainingOptions, checkpoint: Checkpoint) -> SuperNetwork | None:
+    """The frozen model that teaches every network of a call; None where the labels alone do.
+
+    Raises:
+        ConfigError: if nobody can teach as the options say.
+    """
+    loss = options.loss
+    if loss.distillation is Distillation.none:
+        return None
+    if loss.teacher == IN_PLACE:
+        raise ConfigError(
+            "loss.teacher=in_place: a network that is trained alone has no full network beside it; "
+            "use original or the directory of a checkpoint"
+        )
+    chosen = checkpoint if loss.teacher == ORIGINAL else open_checkpoint(Path(loss.teacher))
+    return frozen(chosen, like=checkpoint.config, precision=options.trainer.precision)
+
+
+def specialise(
+    options: TrainingOptions,
+    start: Slice,
+    *,
+    samples: Sequence[Sample],
+    valid: Sequence[Sample],
+    teacher: SuperNetwork | None,
+    out_dir: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[], object] = lambda: None,
+) -> Trained:
+    """Train one sub-network with weights of its own.
+
+    Args:
+        options: how; which networks a step runs does not matter here.
+        start: its weights; `slice_of`, repaired or not.
+        samples: training samples.
+        valid: validation samples.
+        teacher: from `whole_teacher`.
+        out_dir: gets an ordinary checkpoint, losses and logs; None keeps it in memory.
+        resume: go on from the newest checkpoint in `out_dir`.
+        on_step: called after every optimiser step.
+
+    Raises:
+        ConfigError: for everything that can be wrong; `Diverged` if the loss is not finite.
+    """
+    lesson = None if teacher is None else Teacher(teacher, start.layers)
+    trained = train(
+        options.alone(),
+        start,
+        lambda supernet, _: Networks.only(supernet.full),
+        samples=samples,
+        valid=valid,
+        out_dir=out_dir,
+        teacher=lesson,
+        resume=resume,
+        on_step=on_step,
+    )
+    if out_dir is not None and trained.trainer.is_global_zero:
+        networks = trained.networks.validated
+        write_losses(out_dir, start.config, history=trained.history, networks=networks)
+        with completing(out_dir) as folder:
+            tensors = TrainedTensors(trained.supernet.model, start.state_dict())
+            write_checkpoint(folder, tensors, config=start.config, source=start.path)
+    return trained
+
+
+def write_slices(checkpoint_dir: Path, subs: Mapping[str, SubNetwork]) -> None:
+    """Write sub-networks of a super-network as ordinary checkpoints, in directories inside of it.
+
+    Args:
+        checkpoint_dir: the super-network.
+        subs: the sub-networks by the names of their directories.
+    """
+    whole = open_checkpoint(checkpoint_dir)
+    for name, sub in subs.items():
+        part = slice_of(whole, sub)
+        with atomic_directory(checkpoint_dir / name, overwrite=True) as folder:
+            write_checkpoint(folder, part.tensors, config=part.config, source=whole.path)

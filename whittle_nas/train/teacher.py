@@ -1,0 +1,146 @@
+"""Who teaches: the checkpoint as it came in, frozen, or another one.
+
+A teacher is an ordinary `SuperNetwork` whose parameters need no gradient. In-place distillation
+needs none: there the full network teaches, as it is in that step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt import GPT
+from litgpt.config import Config
+from torch import Tensor, nn
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.train import lora
+from whittle_nas.train.batches import Sample
+from whittle_nas.train.forward import hidden_and_blocks
+from whittle_nas.train.options import (
+    IN_PLACE,
+    ORIGINAL,
+    Distillation,
+    HiddenLoss,
+    LossOptions,
+)
+from whittle_nas.train.targets import Targets
+from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint
+from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
+from whittle_nas.weights.tying import tie_head
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model, and which of its blocks each block of the student came from."""
+
+    model: SuperNetwork
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says about a batch: its distributions, and what its blocks put out."""
+
+    targets: Targets | None = None  # the labels alone teach
+    blocks: tuple[Tensor, ...] = ()
+
+
+@torch.no_grad()
+def lesson_of(teacher: Teacher, batch: Sample, options: LossOptions) -> Lesson:
+    """One forward pass of a teacher, its head a few tokens at a time."""
+    model, full = teacher.model, teacher.model.full
+    wanted = options.hidden is not HiddenLoss.none
+    hidden, blocks = hidden_and_blocks(model, full, batch, blocks=wanted)
+    targets, head = Targets(len(hidden), options), model.head(full)
+    size = positions_per_chunk(model.config.padded_vocab_size, options.chunk_elements)
+    for start in range(0, len(hidden), size):
+        at = slice(start, start + size)
+        targets.put(at, head(hidden[at]))
+    return Lesson(targets, tuple(blocks[layer] for layer in teacher.layers if wanted))
+
+
+def make_teacher(
+    loss: LossOptions,
+    student: SuperNetwork,
+    original: Checkpoint,
+    *,
+    precision: str = "32-true",
+) -> Teacher | None:
+    """The frozen teacher that the options ask for; None if there is none.
+
+    Args:
+        loss: who teaches.
+        student: what is trained; with adapters it holds the original's weights, too.
+        original: the checkpoint that came in.
+        precision: of the training.
+
+    Raises:
+        ConfigError: if the teacher's vocabulary or context does not fit.
+    """
+    if loss.distillation is Distillation.none or loss.teacher == IN_PLACE:
+        return None
+    other = loss.teacher != ORIGINAL
+    checkpoint = open_checkpoint(Path(loss.teacher)) if other else original
+    whole = student.config.n_layer == checkpoint.config.n_layer
+    if loss.hidden is not HiddenLoss.none and not whole:
+        raise ConfigError(
+            f"loss.hidden={loss.hidden.value}: the teacher has {checkpoint.config.n_layer} blocks "
+            f"and the student {student.config.n_layer}, so there are no pairs; set loss.hidden none"
+        )
+    if other or not has_adapters(student.model):
+        model = frozen(checkpoint, like=student.config, precision=precision)
+    else:
+        model = without_adapters(student, checkpoint.config)
+    return Teacher(model, tuple(range(student.config.n_layer)))
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether a model has LoRA matrices."""
+    return any(lora.is_adapter(name) for name, _ in model.named_parameters())
+
+
+def without_adapters(student: SuperNetwork, config: Config) -> SuperNetwork:
+    """The adapted model with its adapters off: a second face of the same parameters.
+
+    Nothing is copied, and where the student is moved or converted the teacher is too.
+    """
+    with torch.device("meta"):
+        model: Any = GPT(config)
+    for path, module in model.named_modules():
+        for key in list(module._parameters):
+            adapted = student.model.get_submodule(path)
+            source = getattr(adapted, "linear", adapted)  # LoRALinear keeps its weight there
+            module._parameters[key] = source._parameters[key]
+    model.cos, model.sin = student.model.cos, student.model.sin
+    model._max_seq_length = student.model.max_seq_length
+    return SuperNetwork(model.eval(), student.info)
+
+
+def frozen(original: Checkpoint, *, like: Config, precision: str = "32-true") -> SuperNetwork:
+    """A frozen copy; weights that need no conversion stay mapped from the checkpoint's file.
+
+    Raises:
+        ConfigError: if it could not teach a model such as `like`.
+    """
+    config = original.config
+    for name, fits in (
+        ("padded_vocab_size", config.padded_vocab_size == like.padded_vocab_size),
+        ("block_size", config.block_size >= like.block_size),
+    ):
+        if not fits:
+            raise ConfigError(
+                f"loss.teacher={original.path}: {name} is {getattr(config, name)} and the "
+                f"student's is {getattr(like, name)}; a teacher has the same tokens and at least "
+                "the same context"
+            )
+    with torch.device("meta"):
+        model: Any = GPT(config)
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    tensors = {name: tensor.to(dtype) for name, tensor in original.state_dict().items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    tie_head(model)
+    model.cos, model.sin = model.rope_cache()
+    return SuperNetwork(model.requires_grad_(False).eval(), original.info)
