@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")
@@ -24,9 +25,10 @@ import torch
 from litgpt import GPT, Config
 
 from whittle_nas.importance.options import Aggregation
-from whittle_nas.importance.pipeline import MeasureOptions, measure
+from whittle_nas.importance.pipeline import MeasureOptions, measure, settle
 from whittle_nas.importance.statistics import collect
 from whittle_nas.metrics.measured import peak_memory_bytes
+from whittle_nas.weights.supernet import SuperNetwork
 
 _LLAMA = {
     "mlp_class_name": "LLaMAMLP", "norm_class_name": "RMSNorm", "bias": False,
@@ -48,7 +50,7 @@ MODELS = {
     ),
     "pythia-70m": Config.from_name("pythia-70m", block_size=512),
 }  # fmt: skip
-BATCH_SIZE, BATCHES = 4, 2
+BATCH_SIZE, BATCHES = 4, 3  # enough text to rotate all of them
 
 
 def plain(model: GPT, tokens: torch.Tensor) -> None:
@@ -67,7 +69,7 @@ def without_head(model: GPT, tokens: torch.Tensor) -> None:
         model.lm_head = head
 
 
-def ratios(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def ratios(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every run, taken in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
@@ -86,7 +88,7 @@ def bench_scoring(name: str, rounds: int) -> dict[str, float]:
     tokens = torch.randint(
         0, model.config.padded_vocab_size, (BATCH_SIZE * BATCHES, model.config.block_size)
     )
-    runs: dict[str, Callable[[], None]] = {
+    runs: dict[str, Callable[[], object]] = {
         "plain": lambda: plain(model, tokens),
         "without_head": lambda: without_head(model, tokens),
     }
@@ -94,6 +96,8 @@ def bench_scoring(name: str, rounds: int) -> dict[str, float]:
         runs[how.value] = lambda how=how: collect(
             model, tokens, aggregation=how, batch_size=BATCH_SIZE
         )
+    without_order = MeasureOptions(batch_size=BATCH_SIZE)
+    runs["bases"] = lambda: measure(model, tokens, without_order)
     seconds = ratios(runs, rounds)
     found = {"plain_s": statistics.median(seconds["plain"])}
     for how in list(runs)[2:]:
@@ -101,7 +105,11 @@ def bench_scoring(name: str, rounds: int) -> dict[str, float]:
             pairs = zip(seconds[how], seconds[base], strict=True)
             found[f"{how}/{base}"] = statistics.median(a / b for a, b in pairs)
     options = MeasureOptions(batch_size=BATCH_SIZE, layer_blocks=len(tokens))
-    runs["with_layer_order"] = lambda: measure(model, tokens, options)
+    scores, supernet = measure(model, tokens, options).scores, SuperNetwork(model)
+    runs["with_layer_order"] = lambda: (
+        measure(model, tokens, options),
+        settle(supernet, tokens, scores, options),
+    )
     start = time.perf_counter()
     runs["with_layer_order"]()
     found["with_layer_order/plain"] = (time.perf_counter() - start) / found["plain_s"]
@@ -114,11 +122,11 @@ def bench_scoring(name: str, rounds: int) -> dict[str, float]:
     return found
 
 
-def bench_sorting(gigabytes: float) -> dict[str, float]:
+def bench_sorting(gigabytes: float, *, rotate: bool) -> dict[str, float]:
     """Peak resident memory of writing a sorted checkpoint, over the size of its weights."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source", Path(folder) / "sorted"
-        for step in ("make", "sort"):
+        for step in ("make", "rotate" if rotate else "sort"):
             command = [sys.executable, __file__, f"--{step}", str(gigabytes)]
             done = subprocess.run(
                 [*command, str(source), str(target)], check=True, capture_output=True, text=True
@@ -148,9 +156,9 @@ def make(gigabytes: float, source: Path) -> None:
     write_checkpoint(source, tensors, config=config, source=source)
 
 
-def sort(source: Path, target: Path) -> None:
-    """Sort it by random scores, and say how much memory that took."""
-    from whittle_nas.importance.pipeline import Measured, write_sorted
+def sort(source: Path, target: Path, *, rotate: bool) -> None:
+    """Sort it by random scores, or rotate it at random, and say how much memory that took."""
+    from whittle_nas.importance.pipeline import write_sorted
     from whittle_nas.importance.scores import Scores, rank
     from whittle_nas.weights.checkpoint import open_checkpoint
 
@@ -165,11 +173,14 @@ def sort(source: Path, target: Path) -> None:
         qk_channels=torch.zeros(c.n_layer, c.n_query_groups, 0),
         block_importance=torch.rand(c.n_layer),
     )
-    measured = Measured(scores, rank(scores, c), tuple(range(c.n_layer)), (0.0,) * c.n_layer)
+    bases = rank(scores, c)
+    if rotate:
+        turn = torch.linalg.qr(torch.randn(c.n_embd, c.n_embd)).Q
+        bases = replace(bases, embd=turn)
     target.mkdir()
     before = peak_resident_bytes()
     start = time.perf_counter()
-    write_sorted(target, checkpoint, measured, settings={})
+    write_sorted(target, checkpoint, bases)
     took = time.perf_counter() - start
     peak = peak_resident_bytes()
     print(json.dumps({"peak_bytes": peak, "before_bytes": before, "seconds": took}))
@@ -192,12 +203,14 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0, help="0 skips sorting")
     parser.add_argument("--make", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--sort", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--rotate", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
         make(float(options.make[0]), Path(options.make[1]))
         return
-    if options.sort:
-        sort(Path(options.sort[1]), Path(options.sort[2]))
+    if options.sort or options.rotate:
+        _, source, target = options.sort or options.rotate
+        sort(Path(source), Path(target), rotate=bool(options.rotate))
         return
     results: dict[str, object] = {
         "torch": torch.__version__,
@@ -207,8 +220,10 @@ def main() -> None:
         results[name] = found = bench_scoring(name, options.rounds)
         print(name, {key: round(value, 3) for key, value in found.items()}, flush=True)
     if options.gigabytes > 0:
-        results["sorting"] = found = bench_sorting(options.gigabytes)
-        print("sorting", {key: round(value, 3) for key, value in found.items()})
+        for what in ("sorting", "rotating"):
+            found = bench_sorting(options.gigabytes, rotate=what == "rotating")
+            results[what] = found
+            print(what, {key: round(value, 3) for key, value in found.items()})
     options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -17,6 +17,8 @@ mkdir -p "$out"
 # Options and values in turn; `all of the published code's choices` is the last of the short list.
 variants=(
   default
+  "basis permutation"
+  "basis rotation"
   "scope global"
   "neuron_activation fc"
   "head_activation proj_input"

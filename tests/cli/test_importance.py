@@ -13,7 +13,7 @@ from whittle_nas.__main__ import main
 from whittle_nas.cli.importance import importance
 from whittle_nas.cli.parser import make_parser, parse
 from whittle_nas.data import load_blocks
-from whittle_nas.importance.sorting import read_importance
+from whittle_nas.importance.sorting import SortedTensors, read_importance
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/importance.yaml"))
@@ -82,11 +82,12 @@ def test_same_seed_same_files_byte_for_byte(checkpoint_dir, text, tmp_path):
 
 def test_a_sorted_checkpoint_is_sorted_again(checkpoint_dir, text, tmp_path, capsys):
     once, again, direct = (tmp_path / name for name in ("once", "again", "direct"))
-    assert run(checkpoint_dir, once, text, "--aggregation", "variance_norm") == 0
+    orders = ("--basis", "permutation")
+    assert run(checkpoint_dir, once, text, "--aggregation", "variance_norm", *orders) == 0
     assert capsys.readouterr().err.count("warning") == 0
-    assert run(once, again, text) == 0
+    assert run(once, again, text, *orders) == 0
     assert "is sorted already" in capsys.readouterr().err
-    assert run(checkpoint_dir, direct, text) == 0
+    assert run(checkpoint_dir, direct, text, *orders) == 0
     twice, single = (read_importance(out / "importance.safetensors") for out in (again, direct))
     assert twice.settings["times_sorted"] == 2
     for name, value in single.scores.to_dict().items():
@@ -96,6 +97,39 @@ def test_a_sorted_checkpoint_is_sorted_again(checkpoint_dir, text, tmp_path, cap
     equal = [torch.equal(tensors[name], wanted[name]) for name in tensors]
     # near-equal scores may change places by rounding; anything wrong would show everywhere
     assert sum(equal) > 0.9 * len(equal)
+
+
+ENOUGH = ("--data.num_blocks", "16")  # 512 tokens for 48 channels
+
+
+def test_a_rotated_checkpoint_is_rotated_again(checkpoint_dir, text, tmp_path):
+    """The second file says how the first model becomes the last one."""
+    once, again = tmp_path / "once", tmp_path / "again"
+    assert run(checkpoint_dir, once, text, "--basis", "rotation", *ENOUGH) == 0
+    assert run(once, again, text, "--basis", "rotation", "--data.seed", "1", *ENOUGH) == 0
+    torch.testing.assert_close(logits(again), logits(checkpoint_dir), rtol=1e-4, atol=1e-4)
+    found = read_importance(again / "importance.safetensors")
+    first = open_checkpoint(checkpoint_dir)
+    wanted = SortedTensors(first.state_dict, found.bases, first.config)
+    for name, tensor in open_checkpoint(again).state_dict().items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_tied_head_is_untied_and_said_so(checkpoint_dir, text, tmp_path, capsys):
+    out, kept = tmp_path / "sorted", tmp_path / "kept"
+    tensors = torch.load(checkpoint_dir / "lit_model.pth", weights_only=True)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    torch.save(tensors, checkpoint_dir / "lit_model.pth")
+    (checkpoint_dir / "config.json").write_text('{"tie_word_embeddings": true}')
+    assert run(checkpoint_dir, kept, text, *ENOUGH) == 0
+    assert "unties the head" in capsys.readouterr().out
+    assert open_checkpoint(kept).tied
+    assert json.loads((kept / "config.json").read_text())["tie_word_embeddings"] is True
+    assert run(checkpoint_dir, out, text, *ENOUGH, "--basis", "rotation") == 0
+    assert "the head is untied" in capsys.readouterr().out
+    assert not open_checkpoint(out).tied
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    torch.testing.assert_close(logits(out), logits(checkpoint_dir), rtol=1e-4, atol=1e-4)
 
 
 def test_layer_order_and_neurons_can_be_chosen(checkpoint_dir, text, tmp_path):
@@ -128,6 +162,12 @@ MISTAKES = {
     "block size": (["--data.files", "text.txt", "--data.block_size", "4096"], "1..128"),
     "batch size": (["--data.files", "text.txt", "--batch_size", "0"], "--batch_size 0"),
     "micro batch": (["--data.files", "text.txt", "--micro_batch_size", "0"], "at least 1"),
+    "min layers": (["--data.files", "text.txt", "--min_layers", "0"], "--min_layers 0"),
+    "basis": (["--data.files", "text.txt", "--basis", "random"], "random"),
+    "too little text for a rotation": (
+        ["--data.files", "text.txt", "--data.num_blocks", "3", "--basis", "rotation"],
+        "at least 10 * n_embd = 480 calibration tokens",
+    ),
     "layer width": (["--data.files", "text.txt", "--layer_width", "1.5"], "at most 1"),
     "aggregation": (["--data.files", "text.txt", "--aggregation", "median"], "median"),
     "unknown option": (["--data.file", "text.txt"], "data.file"),

@@ -6,7 +6,7 @@ from litgpt import GPT
 
 from tests.conftest import fill_random, tiny_config
 from whittle_nas.importance.magnitude import by_magnitude
-from whittle_nas.importance.options import Criterion
+from whittle_nas.importance.options import Basis, Criterion
 from whittle_nas.importance.pipeline import MeasureOptions, measure
 from whittle_nas.importance.statistics import collect
 
@@ -65,6 +65,6 @@ def test_the_option_ranks_by_magnitude():
     model, _, found = scored("Llama-3.1-8B")
     tokens = torch.randint(0, model.config.padded_vocab_size, (2, 7))
     measured = measure(model, tokens, MeasureOptions(criterion=Criterion.magnitude))
-    assert measured.orders.embd == found.embd.argsort(descending=True, stable=True).tolist()
-    plain = measure(model, tokens, MeasureOptions())
-    assert plain.orders.embd != measured.orders.embd
+    assert measured.bases.embd == found.embd.argsort(descending=True, stable=True).tolist()
+    plain = measure(model, tokens, MeasureOptions(basis=Basis.permutation))
+    assert plain.bases.embd != measured.bases.embd

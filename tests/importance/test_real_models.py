@@ -8,12 +8,13 @@ from litgpt import GPT
 
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
-from whittle_nas.importance.pipeline import MeasureOptions, measure
+from whittle_nas.importance.pipeline import MeasureOptions, measure, settle
 from whittle_nas.importance.report import draw_subnetworks, make_report, perplexities
-from whittle_nas.importance.sorting import PermutedTensors
+from whittle_nas.importance.sorting import SortedTensors
 from whittle_nas.space import load_space
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 from whittle_nas.weights.supernet import SuperNetwork
+from whittle_nas.weights.tying import untied
 
 # checkpoint, calibration text, held-out text, fewest layers, RPD that the default reaches
 MODELS = {
@@ -53,9 +54,10 @@ def test_rpd_between_half_and_full_size(name, request):
 
     before = load_supernet(path, dtype=torch.float32)
     measured = measure(before.model, tokens, MeasureOptions())
-    model = GPT(config)
-    model.load_state_dict(dict(PermutedTensors(before.model.state_dict, measured.orders, config)))
-    info = replace(before.info, layer_order=measured.layer_order)
-    report = make_report(subs, quality(before), quality(SuperNetwork(model.eval(), info)), config)
+    model = GPT(untied(config)).eval()
+    model.load_state_dict(dict(SortedTensors(before.model.state_dict, measured.bases, config)))
+    settled = settle(SuperNetwork(model), tokens, measured.scores, MeasureOptions())
+    info = replace(before.info, layer_order=settled.layer_order)
+    report = make_report(subs, quality(before), quality(SuperNetwork(model, info)), config)
     assert report.full_after == pytest.approx(report.full_before, rel=1e-4)
     assert report.improvement.mean >= wanted

@@ -11,16 +11,15 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.importance.options import Scope
 from whittle_nas.importance.scores import Scores, rank
 from whittle_nas.importance.sorting import (
-    PermutedTensors,
     SortedFrom,
-    compose,
+    SortedTensors,
     original_scores,
     read_importance,
     write_importance,
 )
 from whittle_nas.importance.statistics import collect
+from whittle_nas.weights.bases import compose, transform
 from whittle_nas.weights.checkpoint import save_tensors
-from whittle_nas.weights.orders import permute
 
 
 def random_scores(config, seed: int = 0) -> Scores:
@@ -44,7 +43,7 @@ def random_scores(config, seed: int = 0) -> Scores:
 def sorted_model(model: GPT, orders) -> GPT:
     """A second model with the first one's weights in their new order."""
     other = GPT(model.config)
-    tensors = dict(PermutedTensors(model.state_dict, orders, model.config))
+    tensors = dict(SortedTensors(model.state_dict, orders, model.config))
     other.load_state_dict(tensors, strict=True)
     return other.to(model.lm_head.weight.dtype).eval()
 
@@ -60,13 +59,19 @@ def test_logits_stay_the_same(tiny_gpt, scope):
     assert (after - before).abs().max() <= 1e-4 * before.abs().max()
 
 
+def unsorted(config):
+    """The order in which everything stands already."""
+    zeros = {name: torch.zeros_like(t) for name, t in random_scores(config).to_dict().items()}
+    return rank(Scores(**zeros), config)
+
+
 def permute_wte(model, orders):
-    return permute("transformer.wte.weight", model.transformer.wte.weight, orders, model.config)
+    return transform("transformer.wte.weight", model.state_dict(), orders, model.config)
 
 
 def test_bfloat16_weights_are_only_reordered(tiny_gpt):
     model = tiny_gpt.to(torch.bfloat16)
-    moved = PermutedTensors(
+    moved = SortedTensors(
         model.state_dict, rank(random_scores(model.config), model.config), model.config
     )
     for name, tensor in model.state_dict().items():
@@ -86,7 +91,7 @@ def test_entries_stand_in_falling_importance(tiny_gpt):
     for name in ("embd", "neurons", "groups", "heads", "value_channels"):
         steps = getattr(again, name).diff(dim=-1)
         assert (steps <= 1e-4 * getattr(again, name).abs().max()).all(), name
-    for name, value in original_scores(again, orders, config).to_dict().items():
+    for name, value in original_scores(again, orders, unsorted(config), config).to_dict().items():
         torch.testing.assert_close(value, getattr(first, name), rtol=1e-3, atol=1e-4, msg=name)
 
 
@@ -101,9 +106,10 @@ def test_orders_compose(family):
     config = tiny_config(family)
     first, then = (rank(random_scores(config, seed), config) for seed in (1, 2))
     model = fill_random(GPT(config))
-    for name, tensor in model.state_dict().items():
-        twice = permute(name, permute(name, tensor, first, config), then, config)
-        assert torch.equal(twice, permute(name, tensor, compose(first, then), config)), name
+    twice = SortedTensors(lambda: SortedTensors(model.state_dict, first, config), then, config)
+    once = SortedTensors(model.state_dict, compose(first, then), config)
+    for name in model.state_dict():
+        assert torch.equal(twice[name], once[name]), name
 
 
 @pytest.mark.parametrize("kind", ["Llama-3.1-8B", "pythia-160m"])
@@ -127,7 +133,7 @@ def original_as_sorted(scores: Scores, orders, config) -> Scores:
         },
         block_importance=scores.block_importance,
     )
-    where = original_scores(ids, orders, config)  # original id -> sorted id
+    where = original_scores(ids, orders, unsorted(config), config)  # original id -> sorted id
     found = {name: t.clone() for name, t in scores.to_dict().items()}
     found["embd"][where.embd] = scores.embd
     for name in ("neurons", "groups", "heads", "value_channels", "qk_channels"):
@@ -150,14 +156,14 @@ def test_a_tied_table_is_stored_once(tmp_path):
     tensors = fill_random(GPT(config)).state_dict()
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
     orders = rank(random_scores(config), config)
-    save_tensors(tmp_path / "tied.pth", PermutedTensors(lambda: tensors, orders, config))
+    save_tensors(tmp_path / "tied.pth", SortedTensors(lambda: tensors, orders, config))
     found = torch.load(tmp_path / "tied.pth", mmap=True, weights_only=True)
     assert found["lm_head.weight"].data_ptr() == found["transformer.wte.weight"].data_ptr()
     assert torch.equal(found["lm_head.weight"], permute_wte_of(tensors, orders, config))
 
 
 def permute_wte_of(tensors, orders, config):
-    return permute("lm_head.weight", tensors["lm_head.weight"], orders, config)
+    return transform("lm_head.weight", tensors, orders, config)
 
 
 def content(config) -> SortedFrom:
@@ -175,7 +181,7 @@ def test_the_file_reads_back_and_repeats(tmp_path, kind):
     write_importance(tmp_path / "b.safetensors", found)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     again = read_importance(tmp_path / "a.safetensors")
-    assert as_lists(again.orders) == as_lists(found.orders)
+    assert as_lists(again.bases) == as_lists(found.bases)
     assert (again.layer_order, again.settings) == (found.layer_order, found.settings)
     for name, value in found.scores.to_dict().items():
         assert torch.equal(getattr(again.scores, name), value)

@@ -10,7 +10,7 @@ from tests.conftest import FAMILIES, fill_random, tiny_config
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import HeadChannels, SubNetwork
 from whittle_nas.weights import axes
-from whittle_nas.weights.orders import LayerOrder, Orders, permute
+from whittle_nas.weights.bases import Bases, LayerBasis, transform
 from whittle_nas.weights.slicing import copied, plan_slices, take, view_of
 from whittle_nas.weights.supernet import SupernetInfo, SuperNetwork
 
@@ -131,7 +131,7 @@ def test_counts_at_real_sizes(name):
         assert axes.num_params(config) == num_parameters(GPT(config))
 
 
-def random_orders(config: Config) -> Orders:
+def random_orders(config: Config) -> Bases:
     """Any permutation that is allowed: rotary channels stay, shared q/k norms share an order."""
     groups, per_group, size = (
         config.n_query_groups,
@@ -148,7 +148,7 @@ def random_orders(config: Config) -> Orders:
         unrotated = [n + i for i in perm(size - n)]
         qk = [[*range(n), *unrotated]] * groups
         layers.append(
-            LayerOrder(
+            LayerBasis(
                 neurons=perm(config.intermediate_size),
                 groups=perm(groups),
                 heads=[perm(per_group) for _ in range(groups)],
@@ -156,14 +156,15 @@ def random_orders(config: Config) -> Orders:
                 value_channels=[perm(size) for _ in range(groups)],
             )
         )
-    return Orders(embd=perm(config.n_embd), layers=layers)
+    return Bases(embd=perm(config.n_embd), layers=layers)
 
 
 def test_permuting_leaves_logits_unchanged(tiny_gpt):
     config, x = tiny_gpt.config, ids(tiny_gpt.config)
     orders = random_orders(config)
     permuted = GPT(config)
-    state = {n: permute(n, t, orders, config) for n, t in tiny_gpt.state_dict().items()}
+    tensors = tiny_gpt.state_dict()
+    state = {n: transform(n, tensors, orders, config) for n in tensors}
     assert any(not torch.equal(state[n], t) for n, t in tiny_gpt.state_dict().items())
     permuted.load_state_dict(state, strict=True)
     torch.testing.assert_close(permuted(x), tiny_gpt(x), rtol=1e-4, atol=1e-4)

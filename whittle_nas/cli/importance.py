@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from whittle_nas.data import TextData
 from whittle_nas.errors import ConfigError
 from whittle_nas.importance.options import (
     Aggregation,
+    Basis,
     Criterion,
     HeadActivation,
     LayerCriterion,
@@ -44,6 +46,7 @@ def importance(
     out_dir: Path,
     data: TextData = TextData(num_blocks=128, valid_fraction=0.1),
     criterion: Criterion = Criterion.activation,
+    basis: Basis = Basis.auto,
     aggregation: Aggregation = Aggregation.mean_mean,
     scope: Scope = Scope.layer,
     neuron_activation: NeuronActivation = NeuronActivation.down_input,
@@ -51,6 +54,7 @@ def importance(
     layer_order: LayerCriterion = LayerCriterion.greedy,
     layer_width: float = 0.75,
     layer_blocks: int = 16,
+    min_layers: int | None = None,
     batch_size: int = 4,
     micro_batch_size: int | None = None,
     report: ReportOptions = ReportOptions(),
@@ -62,8 +66,9 @@ def importance(
     """Sort the weights of a checkpoint by importance; its outputs stay the same.
 
     One pass over calibration text scores every embedding channel, head, query group, head channel,
-    neuron and layer. The weights are then permuted so that the important entries come first, which
-    is what sub-networks keep.
+    neuron and layer. The weights then get a new basis in which the important entries come first,
+    which is what sub-networks keep: heads and neurons change places, the residual stream is rotated
+    to its principal directions where that is exact, and so are the value channels of every group.
 
     Args:
         checkpoint_dir: A litgpt checkpoint.
@@ -71,6 +76,10 @@ def importance(
         data: Calibration text.
         criterion: Rank channels, heads and neurons by what they do on the text, or by the size of
             their weights, a baseline.
+        basis: What becomes of the residual stream: `rotation` to its principal directions, which
+            folds the scales of all norms and gives a tied head a table of its own; `permutation` of
+            its channels, and of value channels; `auto` rotates where the outputs stay the same
+            (RMSNorms before each part of a layer) and where a second table costs little.
         aggregation: How activations become scores: the first word reduces the sequences of a
             batch, the second the tokens of a sequence.
         scope: Order each layer for itself, or all layers alike (as the published code does).
@@ -84,6 +93,8 @@ def importance(
         layer_width: Width of the network, sorted, in which layers are dropped for `greedy` and
             `block_drop`: 1 is the whole model.
         layer_blocks: Blocks of calibration text for `greedy` and `block_drop`.
+        min_layers: Layers that are left when `greedy` stops; they are ranked by what they cost
+            last. Half of them by default.
         batch_size: Sequences per calibration batch, over which the aggregation reduces.
         micro_batch_size: Sequences per forward pass, where a batch does not fit into memory.
         report: Measure random sub-networks before and after.
@@ -102,15 +113,22 @@ def importance(
     )
     from whittle_nas.cli.importance_report import draw_scores
     from whittle_nas.data import load_blocks
-    from whittle_nas.importance.pipeline import MeasureOptions, measure, write_sorted
+    from whittle_nas.importance.pipeline import (
+        MeasureOptions,
+        measure,
+        record,
+        settle,
+        write_sorted,
+    )
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
     from whittle_nas.weights.files import atomic_directory, check_free
 
     counts = {"layer_blocks": layer_blocks, "batch_size": batch_size}
-    check_least(1, **counts, micro_batch_size=micro_batch_size)
+    check_least(1, **counts, micro_batch_size=micro_batch_size, min_layers=min_layers)
     check_free(out_dir, overwrite=overwrite)
     options = MeasureOptions(
         criterion=criterion,
+        basis=basis,
         aggregation=aggregation,
         scope=scope,
         neuron_activation=neuron_activation,
@@ -118,6 +136,7 @@ def importance(
         layer_order=layer_order,
         layer_width=_share("layer_width", layer_width),
         layer_blocks=layer_blocks,
+        min_layers=min_layers,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
     )
@@ -132,16 +151,18 @@ def importance(
     before = trial.run(supernet, "before sorting") if trial else []
     del supernet  # one model at a time
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
+        write_sorted(partial, checkpoint, measured.bases, progress=progress_bar)
+        supernet = load_supernet(partial, **where)
+        settled = settle(supernet, blocks.tokens, measured.scores, options, progress=progress_bar)
+        del supernet
         settings = {**options.to_dict(), "data": dict(blocks.about)}
-        found = write_sorted(
-            partial, checkpoint, measured, settings=settings, progress=progress_bar
-        )
-        draw_scores(partial, measured, options.layer_order)
+        found = record(partial, checkpoint, measured, settled, settings=settings)
+        draw_scores(partial, measured, settled, options.layer_order)
         if trial:
             after = trial.run(load_supernet(partial, **where), "after sorting")
             trial.write(partial, before, after)
     print(f"calibrated on {blocks}")
-    _summary(found, out_dir)
+    _summary(found, measured.notes, out_dir)
 
 
 def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed: int) -> Any:
@@ -167,9 +188,11 @@ def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed:
     )
 
 
-def _summary(found: Any, out_dir: Path) -> None:
+def _summary(found: Any, notes: Sequence[str], out_dir: Path) -> None:
     from whittle_nas.cli.common import command_line
 
+    for note in notes:
+        print(note)
     order = ", ".join(map(str, found.layer_order))
     print(f"layers, most important first: {order}")
     print(f"sorted checkpoint, scores and pictures: {out_dir}")

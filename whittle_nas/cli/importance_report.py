@@ -15,7 +15,7 @@ from whittle_nas.cli.common import progress_bar
 from whittle_nas.data import Part, TextData, TokenBlocks, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.options import LayerCriterion
-from whittle_nas.importance.pipeline import Measured
+from whittle_nas.importance.pipeline import Measured, Settled
 from whittle_nas.importance.report import draw_subnetworks, make_report, perplexities
 from whittle_nas.plots import plot_before_after, plot_importance
 from whittle_nas.space import SubNetwork, load_space
@@ -77,7 +77,9 @@ def plan_trial(
     return Trial([SubNetwork.from_config(config), *drawn], blocks, config, conditions)
 
 
-def draw_scores(out_dir: Path, measured: Measured, criterion: LayerCriterion) -> None:
+def draw_scores(
+    out_dir: Path, measured: Measured, settled: Settled, criterion: LayerCriterion
+) -> None:
     """Write `importance.png`."""
     labels = {
         LayerCriterion.greedy: "loss when it was dropped (nats/token)",
@@ -85,12 +87,12 @@ def draw_scores(out_dir: Path, measured: Measured, criterion: LayerCriterion) ->
         LayerCriterion.block_importance: "block importance",
     }
     by_angle = criterion is LayerCriterion.block_importance
-    layers = measured.scores.block_importance.tolist() if by_angle else measured.layer_losses
+    layers = measured.scores.block_importance.tolist() if by_angle else settled.layer_losses
     plot_importance(
         out_dir / "importance.png",
         layers=layers,
         layer_label=labels[criterion],
-        layer_order=measured.layer_order,
+        layer_order=settled.layer_order,
         heads=measured.scores.heads.flatten(1).tolist(),
         neurons=measured.scores.neurons.tolist(),
     )

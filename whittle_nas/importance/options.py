@@ -78,3 +78,26 @@ class LayerCriterion(str, Enum):
     greedy = "greedy"
     block_drop = "block_drop"
     block_importance = "block_importance"
+
+
+class Basis(str, Enum):
+    """What becomes of the residual stream.
+
+    `permutation` orders its channels; `rotation` takes its principal directions, which folds the
+    scales of all norms and unties a tied head; `auto` rotates where that is exact and pays.
+    """
+
+    auto = "auto"
+    rotation = "rotation"
+    permutation = "permutation"
+
+
+class NormFactors(str, Enum):
+    """Whether norms of narrow networks are scaled for the channels that they lack.
+
+    `auto` measures both on calibration text.
+    """
+
+    auto = "auto"
+    on = "on"
+    off = "off"

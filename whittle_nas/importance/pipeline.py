@@ -1,20 +1,23 @@
-"""Measure a model and write it sorted: the two steps of `nas importance`."""
+"""The steps of `nas importance`: measure a model, write it sorted, settle its layers, record."""
 
 from __future__ import annotations
 
+import json
 import math
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whittle_nas.importance import layers
+from whittle_nas.importance.bases import Covariances, choose_rotation, with_matrices
 from whittle_nas.importance.magnitude import by_magnitude
-from whittle_nas.importance.narrowing import narrowed
+from whittle_nas.importance.narrowing import narrowed_sizes
 from whittle_nas.importance.options import (
     Aggregation,
+    Basis,
     Criterion,
     HeadActivation,
     LayerCriterion,
@@ -24,17 +27,21 @@ from whittle_nas.importance.options import (
 from whittle_nas.importance.scores import Scores, rank
 from whittle_nas.importance.sorting import (
     FILE_NAME,
-    PermutedTensors,
     SortedFrom,
-    compose,
+    SortedTensors,
     original_scores,
     read_importance,
     write_importance,
 )
 from whittle_nas.importance.statistics import collect
 from whittle_nas.progress import Progress, no_progress
+from whittle_nas.reading import read_json
+from whittle_nas.weights import axes
+from whittle_nas.weights.bases import Bases, compose
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
-from whittle_nas.weights.orders import Orders
+from whittle_nas.weights.info import FILE_NAME as INFO
+from whittle_nas.weights.supernet import SuperNetwork
+from whittle_nas.weights.tying import untied
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class MeasureOptions:
     """How a model is measured; the meaning of each is in `nas importance --help`."""
 
     criterion: Criterion = Criterion.activation
+    basis: Basis = Basis.auto
     aggregation: Aggregation = Aggregation.mean_mean
     scope: Scope = Scope.layer
     neuron_activation: NeuronActivation = NeuronActivation.down_input
@@ -49,13 +57,21 @@ class MeasureOptions:
     layer_order: LayerCriterion = LayerCriterion.greedy
     layer_width: float = 0.75
     layer_blocks: int = 16
+    min_layers: int | None = None
     batch_size: int = 4
     micro_batch_size: int | None = None
+
+    @property
+    def turns_values(self) -> bool:
+        """Whether value channels get matrices; the baselines are about orders."""
+        activations = self.criterion is Criterion.activation and self.scope is Scope.layer
+        return activations and self.basis is not Basis.permutation
 
     def to_dict(self) -> dict[str, Any]:
         """What the result depends on, as plain values."""
         return {
             "criterion": self.criterion.value,
+            "basis": self.basis.value,
             "aggregation": self.aggregation.value,
             "scope": self.scope.value,
             "neuron_activation": self.neuron_activation.value,
@@ -63,23 +79,36 @@ class MeasureOptions:
             "layer_order": self.layer_order.value,
             "layer_width": self.layer_width,
             "layer_blocks": self.layer_blocks,
+            "min_layers": self.min_layers,
             "batch_size": self.batch_size,
         }
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of a model by its own ids.
+    """What calibration text says about a model.
 
     Attributes:
-        scores: of all entries.
-        orders: entries by falling score.
+        scores: of all entries by the model's own ids; of channels that a matrix makes, by the new
+            channels.
+        bases: the new basis.
+        notes: sentences for the user.
+    """
+
+    scores: Scores
+    bases: Bases
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What narrow networks of the sorted model say.
+
+    Attributes:
         layer_order: layer ids, most important first.
         layer_losses: (L,) nats per token that order the layers; NaN with block importance.
     """
 
-    scores: Scores
-    orders: Orders
     layer_order: tuple[int, ...]
     layer_losses: tuple[float, ...]
 
@@ -87,7 +116,7 @@ class Measured:
 def measure(
     model: Any, tokens: Tensor, options: MeasureOptions, *, progress: Progress = no_progress
 ) -> Measured:
-    """Score a model on calibration text.
+    """Score a model on calibration text, and choose its new basis.
 
     Args:
         model: `litgpt.GPT`, in evaluation mode.
@@ -96,94 +125,162 @@ def measure(
         progress: shows the passes.
 
     Raises:
-        ConfigError: if an activation is not finite.
+        ConfigError: if an activation is not finite, or if a rotation was asked for that is not
+            exact or that so little text can't find.
     """
+    config, inputs = model.config, tokens[:, :-1]
+    rotate, note = choose_rotation(
+        options.basis,
+        config,
+        tied=axes.is_tied(config),
+        num_tokens=inputs.numel(),
+        criterion=options.criterion,
+    )
+    covariances = None
+    if rotate or options.turns_values:
+        covariances = Covariances(config, stream=rotate, device=model.cos.device)
     scores = collect(
         model,
-        tokens[:, :-1],
+        inputs,
         aggregation=options.aggregation,
         neuron_activation=options.neuron_activation,
         head_activation=options.head_activation,
         batch_size=options.batch_size,
         micro_batch_size=options.micro_batch_size,
+        covariances=covariances,
         progress=progress,
     )
     if options.criterion is Criterion.magnitude:
         scores = by_magnitude(scores, model)
-    orders = rank(scores, model.config, scope=options.scope)
-    order, losses = _layer_order(model, tokens, scores, orders, options, progress)
-    return Measured(scores, orders, tuple(order), tuple(losses))
+    bases = rank(scores, config, scope=options.scope)
+    if covariances is not None:
+        scores, bases = with_matrices(
+            scores, bases, covariances, model, values=options.turns_values
+        )
+    return Measured(scores, bases, (note,) if note else ())
+
+
+def settle(
+    supernet: SuperNetwork,
+    tokens: Tensor,
+    scores: Scores,
+    options: MeasureOptions,
+    *,
+    progress: Progress = no_progress,
+) -> Settled:
+    """Order the layers of a sorted model by what its narrow networks lose without them.
+
+    Args:
+        supernet: the sorted model.
+        tokens: (N, T + 1) token ids; the first `layer_blocks` are used.
+        scores: of the model.
+        options: what is measured.
+        progress: shows what is done.
+    """
+    sample = tokens[: options.layer_blocks]
+    order, losses = _layer_order(supernet, sample, scores, options, progress)
+    return Settled(tuple(order), tuple(losses))
 
 
 def _layer_order(
-    model: Any,
-    tokens: Tensor,
+    supernet: SuperNetwork,
+    sample: Tensor,
     scores: Scores,
-    orders: Orders,
     options: MeasureOptions,
     progress: Progress,
 ) -> tuple[list[int], list[float]]:
     """Layer ids, most important first, and the losses that say so."""
+    config = supernet.config
     if options.layer_order is LayerCriterion.block_importance:
         order = layers.falling_order(scores.block_importance.tolist())
-        return order, [math.nan] * model.config.n_layer
-    sample, size = tokens[: options.layer_blocks], options.micro_batch_size or options.batch_size
-    narrow = narrowed(model, orders, options.layer_width)
+        return order, [math.nan] * config.n_layer
+    way: Any = {
+        "batch_size": options.micro_batch_size or options.batch_size,
+        "progress": progress,
+    }
+    with torch.inference_mode():
+        narrow = supernet.subnet(narrowed_sizes(config, options.layer_width))
     if options.layer_order is LayerCriterion.greedy:
-        return layers.greedy_order(narrow, sample, batch_size=size, progress=progress)
-    kept = range(model.config.n_layer)
-    losses = layers.losses_without_each(narrow, sample, kept=kept, batch_size=size)
+        least = options.min_layers or config.n_layer // 2
+        return layers.greedy_order(narrow, sample, min_layers=least, **way)
+    kept = range(config.n_layer)
+    found = layers.losses_without(narrow, sample, kept, kept=kept, **way)
+    losses = [found[layer] for layer in kept]
     return layers.falling_order(losses), losses
 
 
 def write_sorted(
+    out_dir: Path, checkpoint: Checkpoint, bases: Bases, *, progress: Progress = no_progress
+) -> None:
+    """Write a checkpoint with its weights in a new basis; `record` completes the directory.
+
+    Args:
+        out_dir: existing, empty directory.
+        checkpoint: what is sorted.
+        bases: how.
+        progress: shows the tensors that are written.
+    """
+    rotated = isinstance(bases.embd, Tensor)
+    tensors = SortedTensors(checkpoint.state_dict, bases, checkpoint.config)
+    write_checkpoint(
+        out_dir,
+        tensors,
+        config=untied(checkpoint.config) if rotated else checkpoint.config,
+        source=checkpoint.path,
+        info=checkpoint.info,
+        progress=progress,
+    )
+    described = checkpoint.path / "config.json"
+    if described.is_file():  # all sizes stay, so it stays true but for a head that was untied
+        content = read_json(described)
+        if rotated and content.get("tie_word_embeddings", True):
+            content["tie_word_embeddings"] = False
+        text = json.dumps(content, indent=2)
+        (out_dir / described.name).write_text(f"{text}\n", encoding="utf-8")
+
+
+def record(
     out_dir: Path,
     checkpoint: Checkpoint,
     measured: Measured,
+    settled: Settled,
     *,
     settings: dict[str, Any],
-    progress: Progress = no_progress,
 ) -> SortedFrom:
-    """Write a checkpoint with its weights sorted, `importance.safetensors` and `supernet.yaml`.
+    """Write `importance.safetensors` and `supernet.yaml` of a sorted checkpoint.
 
     A checkpoint that was sorted before is sorted again; the file then still speaks of the ids that
     the model had in the beginning.
 
     Args:
-        out_dir: existing, empty directory.
-        checkpoint: what is sorted.
+        out_dir: where `write_sorted` wrote.
+        checkpoint: what was sorted.
         measured: by the checkpoint's own ids.
+        settled: of the sorted model.
         settings: how it was measured, kept in both files.
-        progress: shows the tensors that are written.
     """
-    config = checkpoint.config
-    found = _since_the_beginning(checkpoint, measured, settings)
-    write_checkpoint(
-        out_dir,
-        PermutedTensors(checkpoint.state_dict, measured.orders, config),
-        config=config,
-        source=checkpoint.path,
-        info=replace(checkpoint.info, layer_order=measured.layer_order, importance=found.settings),
-        progress=progress,
-    )
+    found = _since_the_beginning(checkpoint, measured, settled, settings)
+    info = replace(checkpoint.info, layer_order=found.layer_order, importance=found.settings)
+    (out_dir / INFO).write_text(info.dump(), encoding="utf-8")
     write_importance(out_dir / FILE_NAME, found)
-    # All sizes stay, so the Hugging Face config stays true.
-    if (checkpoint.path / "config.json").is_file():
-        shutil.copyfile(checkpoint.path / "config.json", out_dir / "config.json")
     return found
 
 
 def _since_the_beginning(
-    checkpoint: Checkpoint, measured: Measured, settings: dict[str, Any]
+    checkpoint: Checkpoint, measured: Measured, settled: Settled, settings: dict[str, Any]
 ) -> SortedFrom:
-    scores, orders, times = measured.scores, measured.orders, 1
+    scores, bases, times = measured.scores, measured.bases, 1
     before = checkpoint.info.importance
     earlier = checkpoint.path / FILE_NAME
     if before is not None:
         times += int(before.get("times_sorted", 1))
         if earlier.is_file():
-            first = read_importance(earlier).orders
-            scores = original_scores(scores, first, checkpoint.config)
-            orders = compose(first, orders)
-    settings = {**settings, "times_sorted": times}
-    return SortedFrom(scores, orders, measured.layer_order, measured.layer_losses, settings)
+            first = read_importance(earlier).bases
+            scores = original_scores(scores, first, bases, checkpoint.config)
+            bases = compose(first, bases)
+    settings = {
+        **settings,
+        "rotated": isinstance(bases.embd, Tensor),
+        "times_sorted": times,
+    }
+    return SortedFrom(scores, bases, settled.layer_order, settled.layer_losses, settings)

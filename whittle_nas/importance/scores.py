@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whittle_nas.importance.options import Scope
-from whittle_nas.weights.orders import LayerOrder, Orders
+from whittle_nas.weights.bases import Bases, LayerBasis
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Scores:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def rank(scores: Scores, config: Any, *, scope: Scope = Scope.layer) -> Orders:
-    """Orders by falling score; equal scores keep their order.
+def rank(scores: Scores, config: Any, *, scope: Scope = Scope.layer) -> Bases:
+    """Bases by falling score; equal scores keep their order.
 
     Args:
         scores: scores of the model.
@@ -53,16 +53,16 @@ def rank(scores: Scores, config: Any, *, scope: Scope = Scope.layer) -> Orders:
         # One norm weight serves all heads, so their channels must move together.
         shared = scores.qk_channels.mean(1, keepdim=True).expand_as(scores.qk_channels)
         scores = replace(scores, qk_channels=shared)
-    return Orders(
+    return Bases(
         embd=_falling(scores.embd).tolist(),
         layers=[_rank_layer(scores, layer, config) for layer in range(config.n_layer)],
     )
 
 
-def _rank_layer(scores: Scores, layer: int, config: Any) -> LayerOrder:
+def _rank_layer(scores: Scores, layer: int, config: Any) -> LayerBasis:
     rotary = list(range(config.rope_n_elem))
     unrotated = _falling(scores.qk_channels[layer]) + config.rope_n_elem
-    return LayerOrder(
+    return LayerBasis(
         neurons=_falling(scores.neurons[layer]).tolist(),
         groups=_falling(scores.groups[layer]).tolist(),
         heads=_falling(scores.heads[layer]).tolist(),

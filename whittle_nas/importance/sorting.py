@@ -13,9 +13,10 @@ from torch import Tensor
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.importance.scores import Scores
-from whittle_nas.weights.orders import LayerOrder, Orders, permute
+from whittle_nas.weights.bases import Bases, LayerBasis, transform
 
 FILE_NAME = "importance.safetensors"
+NORM_SHARES = "norm_shares"
 _PER_LAYER = ("neurons", "groups", "heads", "qk_channels", "value_channels")
 
 
@@ -24,102 +25,81 @@ class SortedFrom:
     """Content of `importance.safetensors`; ids are those of the model before it was ever sorted.
 
     Attributes:
-        scores: by original id.
-        orders: original ids, most important first.
+        scores: by original id; of channels that a matrix made, by the new channels.
+        bases: from original entries, most important first.
         layer_order: layer ids, most important first.
         layer_losses: (L,) nats per token, of the chosen layer criterion; NaN where there is none.
         settings: how it was measured.
+        norm_shares: (2 L + 1, D) for every norm and k = 1..D, the mean of |x_(1..k)| / |x| over
+            calibration tokens, x the norm's input in the new basis; None if it was not measured.
     """
 
     scores: Scores
-    orders: Orders
+    bases: Bases
     layer_order: tuple[int, ...]
     layer_losses: tuple[float, ...]
     settings: dict[str, Any]
+    norm_shares: Tensor | None = None
 
 
-class PermutedTensors(Mapping[str, Tensor]):
-    """Weights in their new order, each read and made when it is asked for.
+class SortedTensors(Mapping[str, Tensor]):
+    """Weights in their new basis, each read and made when it is asked for.
 
     The file is mapped anew for every tensor: pages of a mapping that were touched stay resident
     until it is closed, and in the end that would be the whole checkpoint.
     """
 
-    def __init__(
-        self, load: Callable[[], Mapping[str, Tensor]], orders: Orders, config: Any
-    ) -> None:
-        self._load, self._orders, self._config = load, orders, config
-        first: dict[Any, str] = {}
-        # A table that two names share (a tied head) is made once, so that it is stored once.
-        self._owner = {name: first.setdefault(_place(t), name) for name, t in load().items()}
-        shared = {owner for name, owner in self._owner.items() if name != owner}
-        self._shared: dict[str, Tensor | None] = dict.fromkeys(shared)
+    def __init__(self, load: Callable[[], Mapping[str, Tensor]], bases: Bases, config: Any) -> None:
+        self._load, self._bases, self._config = load, bases, config
+        self._names = list(load())
 
     def __getitem__(self, name: str) -> Tensor:
-        owner = self._owner[name]
-        found = self._shared.get(owner)
-        if found is None:
-            found = permute(owner, self._load()[owner], self._orders, self._config)
-            if owner in self._shared:
-                self._shared[owner] = found
-        return found
+        return transform(name, self._load(), self._bases, self._config)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._owner)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._owner)
+        return len(self._names)
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+def original_scores(scores: Scores, first: Bases, then: Bases, config: Any) -> Scores:
+    """Scores by the ids that the model had before it was sorted by `first`.
 
-
-def compose(first: Orders, then: Orders) -> Orders:
-    """The one order that sorts as `first`, then `then` do; ids are those before `first`."""
-    return Orders(
-        embd=_pick(first.embd, then.embd),
-        layers=[_compose_layer(a, b) for a, b in zip(first.layers, then.layers, strict=True)],
-    )
-
-
-def _compose_layer(first: LayerOrder, then: LayerOrder) -> LayerOrder:
-    # Row g of `then` belongs to the group at position g of `first`, which was its group groups[g].
-    at = {group: position for position, group in enumerate(first.groups)}
-    composed = {
-        name: [
-            _pick(getattr(first, name)[group], getattr(then, name)[at[group]])
-            for group in range(len(first.groups))
-        ]
-        for name in ("heads", "qk_channels", "value_channels")
-    }
-    return LayerOrder(
-        neurons=_pick(first.neurons, then.neurons),
-        groups=_pick(first.groups, then.groups),
-        **composed,
-    )
-
-
-def _pick(items: Any, order: Any) -> list[int]:
-    return [items[i] for i in order]
-
-
-def original_scores(scores: Scores, orders: Orders, config: Any) -> Scores:
-    """Scores by the ids that the model had before it was sorted by `orders`."""
+    Args:
+        scores: by the ids after `first`; of channels that `then` turns with a matrix, by the new
+            channels.
+        first: how the model was sorted.
+        then: how it is sorted now.
+        config: `litgpt.Config` of the model.
+    """
     moved = {name: tensor.clone() for name, tensor in scores.to_dict().items()}
-    moved["embd"][torch.tensor(orders.embd)] = scores.embd
-    for layer, order in enumerate(orders.layers):
-        moved["neurons"][layer, torch.tensor(order.neurons)] = scores.neurons[layer]
-        moved["groups"][layer, torch.tensor(order.groups)] = scores.groups[layer]
-        for position, group in enumerate(order.groups):
-            free = torch.tensor(order.qk_channels[group])[config.rope_n_elem :]
-            for name, ids in (
-                ("heads", torch.tensor(order.heads[group])),
-                ("value_channels", torch.tensor(order.value_channels[group])),
-                ("qk_channels", free - config.rope_n_elem),
+    moved["embd"] = _moved_back(scores.embd, first.embd, then.embd)
+    for layer, (old, new) in enumerate(zip(first.layers, then.layers, strict=True)):
+        moved["neurons"][layer] = _moved_back(scores.neurons[layer], old.neurons, new.neurons)
+        moved["groups"][layer] = _moved_back(scores.groups[layer], old.groups, new.groups)
+        for position, group in enumerate(old.groups):
+            free = [channel - config.rope_n_elem for channel in old.qk_channels[group]]
+            for name, before in (
+                ("heads", old.heads[group]),
+                ("value_channels", old.value_channels[group]),
+                ("qk_channels", free[config.rope_n_elem :]),
             ):
-                moved[name][layer, group, ids] = getattr(scores, name)[layer, position]
+                found = getattr(scores, name)[layer, position]
+                after = getattr(new, name)[position]
+                moved[name][layer, group] = _moved_back(found, before, after)
     return Scores(**moved)
+
+
+def _moved_back(scores: Tensor, first: Any, then: Any) -> Tensor:
+    """Scores of one axis; new channels have no original ids."""
+    if isinstance(then, Tensor):
+        return scores
+    if isinstance(first, Tensor):
+        return scores[list(then)]
+    found = torch.empty_like(scores)
+    found[list(first)] = scores
+    return found
 
 
 def write_importance(path: Path, found: SortedFrom) -> None:
@@ -127,10 +107,15 @@ def write_importance(path: Path, found: SortedFrom) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"scores.{name}": t.contiguous() for name, t in found.scores.to_dict().items()}
-    for name, ids in _order_lists(found.orders).items():
-        tensors[f"orders.{name}"] = torch.tensor(ids, dtype=torch.int32)
+    for name, value in _by_name(found.bases).items():
+        if isinstance(value, Tensor):
+            tensors[f"matrices.{name}"] = value.cpu().float().contiguous()
+        else:
+            tensors[f"orders.{name}"] = torch.tensor(value, dtype=torch.int32)
     tensors["layer_order"] = torch.tensor(found.layer_order, dtype=torch.int32)
     tensors["layer_losses"] = torch.tensor(found.layer_losses, dtype=torch.float32)
+    if found.norm_shares is not None:
+        tensors[NORM_SHARES] = found.norm_shares.cpu().float().contiguous()
     # One key: safetensors writes several in an order that differs from run to run.
     save_file(tensors, path, metadata={"importance": json.dumps(found.settings, sort_keys=True)})
 
@@ -148,25 +133,36 @@ def read_importance(path: Path) -> SortedFrom:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             settings = json.loads(file.metadata()["importance"])
         scores = Scores(**{f: tensors[f"scores.{f}"] for f in Scores.__dataclass_fields__})
-        orders = _orders({n: tensors[f"orders.{n}"].tolist() for n in ("embd", *_PER_LAYER)})
+        bases = _bases({name: _read_axis(tensors, name) for name in ("embd", *_PER_LAYER)})
         layer_order = tuple(tensors["layer_order"].tolist())
         layer_losses = tuple(tensors["layer_losses"].tolist())
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a valid {FILE_NAME}: {error}") from None
-    return SortedFrom(scores, orders, layer_order, layer_losses, settings)
+    shares = tensors.get(NORM_SHARES)
+    return SortedFrom(scores, bases, layer_order, layer_losses, settings, shares)
 
 
-def _order_lists(orders: Orders) -> dict[str, Any]:
-    def plain(ids: Any) -> Any:
-        return ids if isinstance(ids, int) else [plain(item) for item in ids]
-
-    layers = {name: plain([getattr(o, name) for o in orders.layers]) for name in _PER_LAYER}
-    return {"embd": plain(orders.embd), **layers}
+def _read_axis(tensors: Mapping[str, Tensor], name: str) -> Any:
+    matrix = tensors.get(f"matrices.{name}")
+    return tensors[f"orders.{name}"].tolist() if matrix is None else matrix
 
 
-def _orders(lists: dict[str, Any]) -> Orders:
-    layers = zip(*(lists[name] for name in _PER_LAYER), strict=True)
-    return Orders(
-        embd=lists["embd"],
-        layers=[LayerOrder(**dict(zip(_PER_LAYER, values, strict=True))) for values in layers],
+def _by_name(bases: Bases) -> dict[str, Any]:
+    """One value per kind of entry: matrices as one tensor, orders as nested lists."""
+    found: dict[str, Any] = {"embd": bases.embd}
+    for name in _PER_LAYER:
+        values = [getattr(basis, name) for basis in bases.layers]
+        found[name] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    return {n: v if isinstance(v, Tensor) else _plain(v) for n, v in found.items()}
+
+
+def _plain(ids: Any) -> Any:
+    return ids if isinstance(ids, int) else [_plain(item) for item in ids]
+
+
+def _bases(values: dict[str, Any]) -> Bases:
+    layers = zip(*(values[name] for name in _PER_LAYER), strict=True)
+    return Bases(
+        embd=values["embd"],
+        layers=[LayerBasis(**dict(zip(_PER_LAYER, layer, strict=True))) for layer in layers],
     )

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.importance import criteria
+from whittle_nas.importance.bases import Covariances
 from whittle_nas.importance.options import Aggregation, HeadActivation, NeuronActivation
 from whittle_nas.importance.scores import Scores
 from whittle_nas.progress import Progress, no_progress
+from whittle_nas.weights import axes
 from whittle_nas.weights.supernet import without_head
 
 
@@ -92,6 +94,7 @@ def collect(
     head_activation: HeadActivation = HeadActivation.contribution,
     batch_size: int = 4,
     micro_batch_size: int | None = None,
+    covariances: Covariances | None = None,
     progress: Progress = no_progress,
 ) -> Scores:
     """Score every entry of a model by forward passes; the output head is not computed.
@@ -104,6 +107,7 @@ def collect(
         head_activation: whether heads count by their output or by what becomes of it.
         batch_size: sequences per calibration batch, part of the definition of all but `mean_*`.
         micro_batch_size: sequences per forward pass; the scores do not depend on it.
+        covariances: what to add the passes' covariances to.
         progress: shows the passes.
 
     Raises:
@@ -113,17 +117,26 @@ def collect(
     device = model.lm_head.weight.device
     body = without_head(model)
     batches = tokens.split(batch_size)
-    with torch.inference_mode(), _hooked(model, running, neuron_activation, head_activation):
+    with (
+        torch.inference_mode(),
+        _hooked(model, running, neuron_activation, head_activation, covariances),
+    ):
         for batch in progress(batches, "scoring", len(batches)):
             for part in batch.split(micro_batch_size or batch_size):
                 body(part.to(device))
             running.end_batch()
+    if covariances is not None:
+        covariances.tokens += tokens.numel()
     return _gather(running, model.config)
 
 
 @contextmanager
 def _hooked(
-    model: Any, running: RunningScores, neurons: NeuronActivation, heads: HeadActivation
+    model: Any,
+    running: RunningScores,
+    neurons: NeuronActivation,
+    heads: HeadActivation,
+    found: Covariances | None,
 ) -> Iterator[None]:
     """All hooks of the program: what is measured in which module."""
     config = model.config
@@ -135,6 +148,8 @@ def _hooked(
         def before(module: nn.Module, hook: Callable[..., None]) -> None:
             stack.callback(module.register_forward_pre_hook(hook).remove)
 
+        for module, hook in _covariance_hooks(model, found) if found else ():
+            before(module, hook)
         for layer, block in enumerate(model.transformer.h):
             name = f"transformer.h.{layer}"
             for norm in ("norm_1", "norm_2"):
@@ -158,6 +173,19 @@ def _hooked(
 
 def _output(running: RunningScores, kind: str, name: str) -> Callable[..., None]:
     return lambda _module, _inputs, output: running.add(kind, name, output)
+
+
+def _covariance_hooks(
+    model: Any, found: Covariances
+) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+    for name in axes.norms(model.config):
+        norm = model.get_submodule(name.removesuffix(".weight"))
+        yield norm, lambda _module, inputs: found.add_stream(inputs[0])
+    for layer, block in enumerate(model.transformer.h):
+        yield (
+            block.attn.proj,
+            lambda _module, inputs, layer=layer: found.add_values(layer, inputs[0]),
+        )
 
 
 def _input(running: RunningScores, kind: str, name: str) -> Callable[..., None]:

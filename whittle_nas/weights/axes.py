@@ -181,6 +181,35 @@ def parameter_names(config: Any) -> list[str]:
     return names + [f"transformer.ln_f.{kind}" for kind in norm]
 
 
+def norms(config: Any) -> list[str]:
+    """Weights of all norms over residual stream channels, in the order of the forward pass."""
+    kinds = ("norm_1", "post_attention_norm", "norm_2", "post_mlp_norm")
+    named = set(parameter_names(config))
+    ordered = [f"transformer.h.{n}.{kind}.weight" for n in range(config.n_layer) for kind in kinds]
+    return [name for name in [*ordered, "transformer.ln_f.weight"] if name in named]
+
+
+def norm_before(name: str, config: Any) -> str | None:
+    """Weight of the norm whose output a weight multiplies; None where it reads something else."""
+    layer, rest = split_layer(name)
+    if name == "lm_head.weight":
+        return "transformer.ln_f.weight"
+    if layer is None or not rest.endswith(".weight"):
+        return None
+    part = rest.removesuffix(".weight")
+    if part == "attn.qkv":
+        return f"transformer.h.{layer}.norm_1.weight"
+    if part in ("mlp.fc", "mlp.fc_1", "mlp.fc_2"):
+        norm = "norm_1" if config.shared_attention_norm else "norm_2"
+        return f"transformer.h.{layer}.{norm}.weight"
+    return None
+
+
+def has_unit_offset(config: Any) -> bool:
+    """Whether a norm multiplies by 1 + its weight, as litgpt's Gemma does."""
+    return config.norm_class_name == "RMSNorm" and "Gemma" in config.name
+
+
 def _linear(name: str, bias: bool) -> list[str]:
     return [f"{name}.weight", f"{name}.bias"] if bias else [f"{name}.weight"]
 
