@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,8 @@ from hypothesis import settings
 from litgpt import GPT, Config
 
 from whittle_nas.assets import bundled_checkpoint
+from whittle_nas.space import SubNetwork
+from whittle_nas.space.subnetwork import SIZES
 
 # The same examples in every run and on every machine, and none kept from an earlier one.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -56,6 +59,23 @@ FAMILIES = {
 def tiny_config(family: str, **changes) -> Config:
     """A family of litgpt's list, scaled down."""
     return Config.from_name(family, **{**_SMALL, **FAMILIES[family], **changes})
+
+
+def uniform(*sizes: int, of: int = 3, order: Sequence[int] | None = None) -> SubNetwork:
+    """Equal blocks in the first layers of a model, or the most important ones.
+
+    Args:
+        *sizes: n_embd, n_head, n_query_groups, head_size, intermediate_size, n_layer.
+        of: layers of the model.
+        order: layer ids, most important first.
+    """
+    return SubNetwork.uniform(order or range(of), **dict(zip(SIZES, sizes, strict=True)))
+
+
+def resized(sub: SubNetwork, *, order: Sequence[int] | None = None, **sizes: int) -> SubNetwork:
+    """A uniform sub-network with other sizes, in the first or the most important layers."""
+    layers = order or range(len(sub.blocks))
+    return SubNetwork.uniform(layers, **{**(sub.sizes() or {}), **sizes})
 
 
 def fill_random(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -107,9 +107,13 @@ def export_line(checkpoint_dir: str, choice: Sequence[str], name: str) -> str:
     return shlex.join(words)
 
 
-def size_options(sizes: Mapping[str, int]) -> list[str]:
-    """The options of `nas export` for given sizes."""
-    return [word for name, size in sizes.items() for word in (f"--subnetwork.{name}", str(size))]
+def size_options(sizes: Mapping[str, Any]) -> list[str]:
+    """The options of `nas export` for the plain form of a sub-network."""
+    return [
+        word
+        for name, size in sizes.items()
+        for word in (f"--subnetwork.{name}", json.dumps(size, separators=(",", ":")))
+    ]
 
 
 def render(report: Report) -> str:

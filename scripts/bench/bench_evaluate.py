@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +88,11 @@ def in_place(directory: Path, task: LoadedTask, args: argparse.Namespace) -> dic
     encoder = TextEncoder(load_tokenizer(directory, supernet.config), directory)
     kind, requests = questions(task, args.limit)
     full = supernet.full
+    sizes = next(iter(full.shapes)).to_dict()
     subs = [
-        replace(
-            full,
+        SubNetwork.uniform(
+            supernet.info.layer_order,
+            **sizes,
             n_embd=full.n_embd - full.n_embd * i // (2 * args.subnetworks),
             n_layer=full.n_layer - i % (full.n_layer // 2 + 1),
         )

@@ -24,7 +24,7 @@ from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.options import LayerCriterion
 from whittle_nas.importance.pipeline import MeasureOptions, measure
 from whittle_nas.importance.statistics import collect
-from whittle_nas.metrics import analytic
+from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.metrics.latency_parts import Load, Phase
 from whittle_nas.metrics.latency_table import LatencyTable, calibration_networks
 from whittle_nas.metrics.measured import decode_latency, peak_memory_bytes, prefill_latency
@@ -33,6 +33,7 @@ from whittle_nas.space.samplers import build_grid
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import Distillation, LossOptions
 from whittle_nas.train.step import Network, Role, accumulate, finish_gradients
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import plan_slices
@@ -116,9 +117,7 @@ class Bench:
         seconds = found["sandwich"]["seconds"]
         found["ratio"] = seconds / found["litgpt, sum of the four"]["seconds"]
         # Of frozen weights only the gradient with respect to the input is computed: 2 passes.
-        forward = [
-            analytic.flops(sub_config(config, n.sub), self.tokens) for n in self._networks(config)
-        ]
+        forward = [AnalyticCosts(config).flops(n.sub, self.tokens) for n in self._networks(config)]
         found["model_flops"] = 2 * self.batch * sum(forward)
         found["utilisation"] = found["model_flops"] / seconds / self.matmul_flops()
         return found
@@ -240,7 +239,7 @@ class Bench:
             model = self._exported(supernet, sub)
             length = 64 if self.small else 512
             found[name] = {
-                "params": analytic.num_params(model.config),
+                "params": num_params(model.config),
                 "prefill_2x512_ms": prefill_latency(model, batch=2, tokens=length).median_ms,
                 "decode_1_ms": decode_latency(model, batch=1, context=length).median_ms,
                 "decode_16_ms": decode_latency(model, batch=16, context=length).median_ms,

@@ -53,7 +53,7 @@ TIMED = Config(
 def toy_loss(sub: SubNetwork) -> float:
     """Smooth and saturating, as losses of super-networks are."""
     full = SubNetwork.from_config(LARGE)
-    sizes = zip(sub.to_dict().values(), full.to_dict().values(), strict=True)
+    sizes = zip(sub.summary().values(), full.summary().values(), strict=True)
     return 2.0 + sum((1 - size / most) ** 2 for size, most in sizes)
 
 

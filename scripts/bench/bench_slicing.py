@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")
@@ -21,7 +20,7 @@ from litgpt import lora
 from measuring import in_turn
 
 from whittle_nas.metrics.measured import peak_memory_bytes
-from whittle_nas.space import SubNetwork
+from whittle_nas.space import Block, SubNetwork
 from whittle_nas.weights.supernet import SuperNetwork
 
 CONFIG = lora.Config(
@@ -31,9 +30,7 @@ CONFIG = lora.Config(
     rotary_percentage=1.0, lora_r=8, lora_alpha=16, lora_query=True, lora_key=True,
     lora_value=True, lora_projection=True, lora_mlp=True, lora_head=True,
 )  # fmt: skip
-HALF = SubNetwork(
-    n_embd=128, n_head=4, n_query_groups=4, head_size=32, intermediate_size=344, n_layer=8
-)
+HALF = SubNetwork(128, (Block(4, 4, 32, 344),) * 8)
 SHAPES = [(4, 256), (1, 32)]
 
 
@@ -80,7 +77,7 @@ def new_shape_ms(supernet: SuperNetwork, count: int = 20) -> float:
     times = []
     for at in range(count):
         start = time.perf_counter()
-        supernet.subnet(SubNetwork(**{**asdict(HALF), "intermediate_size": 100 + at}))
+        supernet.subnet(SubNetwork(128, (Block(4, 4, 32, 100 + at),) * 8))
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 
@@ -97,7 +94,7 @@ def main() -> None:
     results: dict[str, object] = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "subnetwork": asdict(HALF),
+        "subnetwork": HALF.to_dict(),
         "new_shape_ms": new_shape_ms(supernet),
     }
     for batch, tokens in SHAPES:

@@ -32,7 +32,8 @@ class Ours(common.Side):
         model = GPT(common.config_of(name))
         model.load_state_dict(common.weights(model.config))
         self.supernet = SuperNetwork(model)
-        self.subs = [SubNetwork(**sizes) for sizes in common.four(name)]
+        order = self.supernet.info.layer_order
+        self.subs = [SubNetwork.uniform(order, **sizes) for sizes in common.four(name)]
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         self.alone = [self._alone(sub) for sub in self.subs]
         self.optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5) for m in self.alone]
@@ -83,7 +84,7 @@ class Ours(common.Side):
 
     def evaluate(self, at: int, blocks: int) -> list[float]:
         """Validation loss and parameters of one of the twenty sub-networks."""
-        sub = SubNetwork(**common.twenty(self.name)[at])
+        sub = SubNetwork.uniform(self.supernet.info.layer_order, **common.twenty(self.name)[at])
         model = self.supernet.standalone(sub)
         loss = nats_per_token(model, common.tokens(self.name, blocks, 257, 1))
         return [loss, float(parameter_counter(self.supernet.config)(sub))]
@@ -101,7 +102,8 @@ class Ours(common.Side):
         model.cos, model.sin = (t.bfloat16() for t in (cos, sin))
         self.alone, self.optimizers = [], []
         self.supernet = SuperNetwork(model)
-        self.shapes = [SubNetwork(**s) for s in common.shapes_8b(config.n_layer)]
+        order = range(config.n_layer)
+        self.shapes = [SubNetwork.uniform(order, **s) for s in common.shapes_8b(config.n_layer)]
 
     def switch(self, at: int, repeat: int) -> None:
         """Make sub-networks ready to run, one after the other."""

@@ -15,7 +15,6 @@ from pathlib import Path
 import yaml
 from plots import Panel, mean_spread, plot_curves, shown
 
-SIZES = ("n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size", "n_layer")
 METRICS = {
     "nats_per_token": "loss, nats per token",
     "bits_per_byte": "bits per byte",
@@ -38,13 +37,15 @@ Curve = dict[float, list[Score]]  # scores of all seeds by place
 def pick(front: str, checkpoint_dir: str, *budgets: str) -> None:
     """Print the entry of lowest loss under every budget, in percent of the parameters, as YAML."""
     from whittle_nas.space.front import read_front
+    from whittle_nas.weights.checkpoint import open_checkpoint
 
-    entries, whole = read_front(Path(front)).entries, full_size(checkpoint_dir)
+    order = open_checkpoint(Path(checkpoint_dir)).info.layer_order
+    entries, whole = read_front(Path(front), order).entries, full_size(checkpoint_dir)
     rows = []
     for budget in budgets:
         fits = [e for e in entries if e.metrics["num_params"] <= whole * int(budget) / 100]
         best = min(fits, key=lambda entry: entry.metrics["val_loss"])
-        rows.append({"name": f"p{budget}", **{n: getattr(best.subnetwork, n) for n in SIZES}})
+        rows.append({"name": f"p{budget}", **best.subnetwork.to_dict()})
     yaml.safe_dump(rows, sys.stdout)
 
 
@@ -52,7 +53,13 @@ def sizes(picks: str, name: str) -> None:
     """Print one choice as options of `nas export`."""
     rows = yaml.safe_load(Path(picks).read_text())
     row = next(row for row in rows if row["name"] == name)
-    print(*(f"--subnetwork.{name}={row[name]}" for name in SIZES if name in row))
+    print(
+        *(
+            f"--subnetwork.{name}={str(row[name]).replace(' ', '')}"
+            for name in row
+            if name != "name"
+        )
+    )
 
 
 def depths(checkpoint_dir: str) -> None:

@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from whittle_nas.search.pareto import hypervolume, is_on_front
 from whittle_nas.search.searchers import Problem, make_searcher
 from whittle_nas.search.trials import Status
 from whittle_nas.space import SearchSpace, SubNetwork, load_space
+from whittle_nas.space.subnetwork import SIZES
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 # 2,860 sub-networks of stories260K, from 4 % to all of its parameters.
@@ -52,25 +54,26 @@ def make_table(checkpoint_dir: Path, text: Path, out: Path, blocks: int) -> None
     supernet = load_supernet(checkpoint_dir)
     data = TextData(files=text, block_size=256, num_blocks=blocks)
     tokens = load_blocks(data, checkpoint_dir, config=supernet.config).tokens
-    members = list(load_space(SPACE, supernet.config).members())
+    order = supernet.info.layer_order
+    members = list(load_space(SPACE, supernet.config, layer_order=order).members())
     start = time.perf_counter()
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*members[0].to_dict(), "val_loss"])
+        writer.writerow([*SIZES, "val_loss"])
         for done, sub in enumerate(members, start=1):
             loss = nats_per_token(supernet.standalone(sub), tokens)
-            writer.writerow([*sub.to_dict().values(), repr(loss)])
+            writer.writerow([*sub.summary().values(), repr(loss)])
             if done % 200 == 0:
                 seconds = time.perf_counter() - start
                 print(f"{done} of {len(members)} members, {seconds:.0f} s", file=sys.stderr)
 
 
-def read_table(path: Path) -> dict[SubNetwork, float]:
+def read_table(path: Path, layer_order: Sequence[int]) -> dict[SubNetwork, float]:
     """Loss of every member."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
-        SubNetwork(**{name: int(v) for name, v in row.items() if name != "val_loss"}): float(
+        SubNetwork.uniform(layer_order, **{name: int(row[name]) for name in SIZES}): float(
             row["val_loss"]
         )
         for row in rows
@@ -102,8 +105,9 @@ class Study:
     def __init__(self, table: Path, checkpoint_dir: Path) -> None:
         checkpoint = open_checkpoint(checkpoint_dir)
         config: Config = checkpoint.config
-        self.losses = read_table(table)
-        self.space: SearchSpace = load_space(SPACE, config)
+        order = checkpoint.info.layer_order
+        self.losses = read_table(table, order)
+        self.space: SearchSpace = load_space(SPACE, config, layer_order=order)
         load = Load(1, 256, torch.device("cpu"), torch.float32)
         self.costs = Costs(config, checkpoint.info, load)
         count = self.costs.estimators(["num_params"])["num_params"]

@@ -23,7 +23,7 @@ import yaml
 from litgpt import GPT, Config
 
 from tests.cli.test_main import nas
-from tests.conftest import fill_random, tiny_config
+from tests.conftest import fill_random, resized, tiny_config, uniform
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights.checkpoint import write_checkpoint
@@ -315,11 +315,7 @@ FRONTS = [
     *every(FRONT, {"front.json": front_with(entry={"layers": ["../x"]})}, "'../x'"),
     *every(
         FRONT,
-        {
-            "front.json": front_with(
-                entry={"subnetwork": SubNetwork(10**9, 8, 4, 8, 72, 3).to_dict()}
-            )
-        },
+        {"front.json": front_with(entry={"subnetwork": uniform(10**9, 8, 4, 8, 72, 3).to_dict()})},
         "",
     ),
     *every(FRONT, {"front.json": front_with(checkpoint_dir=["../x"])}, "front.json"),
@@ -641,7 +637,7 @@ def right(tmp_path_factory, bundled) -> Path:
     lines = [f"{i} is a number, and so is {i * i}, its square. " * 3 for i in range(60)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in lines))
     full = SubNetwork.from_config(model)
-    subs = [SubNetwork.from_dict({**full.to_dict(), "n_layer": layers}) for layers in (1, 2)]
+    subs = [resized(full, n_layer=layers) for layers in (1, 2)]
     entries = tuple(
         FrontEntry(index, sub, tuple(range(sub.n_layer)), {"val_loss": 3.0, "num_params": 1e5})
         for index, sub in enumerate(subs)

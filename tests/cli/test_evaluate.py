@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.cli.test_main import nas
+from tests.conftest import resized
 from tests.evaluate.conftest import task_folder  # noqa: F401 - a fixture
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, FrontEntry
@@ -30,9 +31,9 @@ def front_file(checkpoint_dir, tmp_path) -> Path:
     full = SubNetwork.from_config(open_checkpoint(checkpoint_dir).config)
     entries = []
     for index, n_layer in enumerate((1, 2)):
-        sub = SubNetwork.from_dict({**full.to_dict(), "n_layer": n_layer})
+        sub = resized(full, n_layer=n_layer)
         metrics = {"val_loss": 3.0 - index, "latency_ms": 5.0 + index}
-        entries.append(FrontEntry(index, sub, tuple(range(n_layer)), metrics))
+        entries.append(FrontEntry(index, sub, metrics))
     path = tmp_path / "front.json"
     path.write_text(Front(("val_loss",), tuple(entries), str(checkpoint_dir)).dump())
     return path
@@ -171,11 +172,11 @@ def test_a_front_of_other_weights_is_refused(common, front_file, tmp_path, capsy
     content["checkpoint_dir"] = str(_other_weights(Path(content["checkpoint_dir"]), tmp_path))
     front_file.write_text(json.dumps(content))
     assert "belongs to another checkpoint" in fails(capsys, *options)
-    # where the directory is gone, layers tell
+    # where the directory is gone, layers that the model does not have tell
     content["checkpoint_dir"] = "/gone"
     front_file.write_text(json.dumps(content))
     assert nas("evaluate", *options) == 0
-    content["front"][0]["layers"] = [2]
+    content["front"][0]["layers"] = [7]
     front_file.write_text(json.dumps(content))
     assert "belongs to another checkpoint" in fails(capsys, *options)
 

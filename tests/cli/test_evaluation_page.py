@@ -5,13 +5,14 @@ import re
 import shlex
 
 from tests.cli.test_main import nas
+from tests.conftest import uniform
 from tests.evaluate.conftest import task_folder  # noqa: F401 - a fixture
 from whittle_nas.cli.evaluation_page import render
 from whittle_nas.evaluate.report import Score
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import open_checkpoint
 
-SUB = SubNetwork(8, 2, 1, 4, 16, 2)
+SUB = uniform(8, 2, 1, 4, 16, 2, of=2)
 
 
 def content(page: str) -> dict:

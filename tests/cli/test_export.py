@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from tests.cli.test_main import nas
-from whittle_nas.metrics.analytic import num_params
-from whittle_nas.space import SubNetwork
+from tests.conftest import uniform
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
-SUB = SubNetwork(40, 4, 4, 8, 50, 2)
+SUB = uniform(40, 4, 4, 8, 50, 2)
 SIZES = [item for name, value in SUB.to_dict().items() for item in (f"--subnetwork.{name}", value)]
 
 
@@ -64,7 +64,7 @@ def test_model_card_and_licence_go_along(checkpoint_dir, tmp_path, format, libra
         "base_model": "meta-llama/Meta-Llama-3.1-8B",
     }
     assert f"{num_params(open_checkpoint(checkpoint_dir).config):,}" in text
-    for name, size in SUB.to_dict().items():
+    for name, size in SUB.summary().items():
         assert f"| {name} | {size} | {config[name]} |" in text
     assert "`LICENSE.txt`" in text
     assert "weights were not changed" in text
@@ -87,7 +87,7 @@ def front_file(path: Path) -> Path:
     entries = [
         {
             "index": at,
-            "subnetwork": {**SUB.to_dict(), "n_layer": layers},
+            "subnetwork": {**SUB.summary(), "n_layer": layers},
             "layers": list(range(layers)),
             "metrics": {"val_loss": 3.0 - layers, "num_params": 1000 * layers},
         }

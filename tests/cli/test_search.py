@@ -51,7 +51,7 @@ def test_files_table_and_the_next_command(common, tmp_path, capsys):
         assert [row["trial"] for row in csv.DictReader(file)] == [str(n) for n in range(8)]
     assert (out_dir / "front.png").read_bytes()[1:4] == b"PNG"
     assert "<svg" in (out_dir / "front.html").read_text()
-    front = read_front(out_dir / "front.json")
+    front = read_front(out_dir / "front.json", range(3))
     assert front.objectives == ("val_loss", "num_params")
     # What is printed is run: it exports the best sub-network under a budget.
     line = next(line for line in shown.out.splitlines() if line.startswith("export one with: nas"))
@@ -59,7 +59,7 @@ def test_files_table_and_the_next_command(common, tmp_path, capsys):
     arguments[-1] = str(tmp_path / "exported")
     assert nas(*arguments) == 0
     exported = yaml.safe_load((tmp_path / "exported" / "model_config.yaml").read_text())
-    sizes = [entry.subnetwork.to_dict() for entry in front.entries]
+    sizes = [entry.subnetwork.sizes() for entry in front.entries]
     assert any(all(exported[name] == size[name] for name in size) for size in sizes)
 
 
@@ -84,7 +84,7 @@ def test_again_resumed_extended_and_overwritten(common, tmp_path, capsys):
 def test_three_objectives_and_constraints(common, tmp_path, capsys):
     objectives = "--objectives=[perplexity,flops,memory_bytes]"
     assert nas(*common, objectives, "--constraints", "num_params <= 90000") == 0
-    front = read_front(tmp_path / "out" / "front.json")
+    front = read_front(tmp_path / "out" / "front.json", range(3))
     assert max(entry.metrics["num_params"] for entry in front.entries) <= 90000
     assert "memory_bytes <=" in capsys.readouterr().out
 
@@ -144,7 +144,7 @@ def test_lm_eval_tasks_as_objectives(checkpoint_dir, tmp_path, capsys):
         "--num_trials", 4, "--tasks.include_path", folder, "--tasks.limit", 2,
     ]  # fmt: skip
     assert nas(*common, "--objectives", "1 - tiny_quiz.acc, num_params") == 0
-    entries = read_front(tmp_path / "out" / "front.json").entries
+    entries = read_front(tmp_path / "out" / "front.json", range(3)).entries
     assert {entry.metrics["1 - tiny_quiz.acc"] for entry in entries} <= {0.0, 0.25, 0.5, 0.75, 1.0}
     capsys.readouterr()
     assert nas(*common, "--overwrite", "true", "--objectives", "1 - tiny_quiz.f1,flops") == 2

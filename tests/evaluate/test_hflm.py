@@ -9,7 +9,7 @@ import pytest
 import torch
 from litgpt import GPT
 
-from tests.conftest import fill_random, tiny_config
+from tests.conftest import fill_random, resized, tiny_config
 from whittle_nas.data import load_tokenizer
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.encoding import TextEncoder
@@ -217,7 +217,7 @@ def test_generation_equals_hugging_face_generate(stories, stories_hf):
 
 
 def test_in_place_equals_exported(stories, tmp_path):
-    sub = SubNetwork.from_dict({**load_supernet(stories).full.to_dict(), **SUB})
+    sub = resized(load_supernet(stories).full, **SUB)
     requests = instances("loglikelihood", choices())
     in_place = harness_of(stories, sub).loglikelihood(requests)
     litgpt_dir = export(stories, tmp_path / "litgpt", sub, hf=False)

@@ -103,8 +103,11 @@ def test_what_exceeds_the_context_is_cut_from_the_left(context, continuation, ex
 
 
 def test_cost_counts_the_weights_of_a_layer():
-    from whittle_nas.metrics.analytic import num_params_non_embedding
+    from whittle_nas.metrics.analytic import AnalyticCosts
+    from whittle_nas.space import SubNetwork
 
     config = tiny_config("Llama-2-7b-hf", n_layer=1)
     norms = 3 * config.n_embd
-    assert Cost.of(config).linear == num_params_non_embedding(config) - norms
+    whole = SubNetwork.from_config(config)
+    count = AnalyticCosts(config).num_params_non_embedding(whole)
+    assert Cost.of(config).linear == count - norms

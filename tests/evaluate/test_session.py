@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.conftest import resized
 from tests.evaluate.test_tasks import load
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
@@ -37,7 +38,7 @@ def session(bundled, task_folder, tmp_path) -> Session:
 @pytest.fixture
 def subnetworks(bundled) -> list[SubNetwork]:
     full = SubNetwork.from_config(open_checkpoint(bundled).config)
-    return [full, replace(full, n_layer=2), replace(full, n_embd=64)]
+    return [full, resized(full, n_layer=2), resized(full, n_embd=64)]
 
 
 def test_interrupted_and_started_again(session, subnetworks):

@@ -2,7 +2,7 @@
 
 from litgpt import GPT, Config
 
-from tests.conftest import fill_random
+from tests.conftest import fill_random, resized
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
 
@@ -62,7 +62,7 @@ def tiny(name: str, **changes) -> GPT:
 
 def part(model: GPT, **sizes: int) -> GPT:
     """A sub-network of `model` as a stand-alone one."""
-    sub = SubNetwork.from_dict(SubNetwork.from_config(model.config).to_dict() | sizes)
+    sub = resized(SubNetwork.from_config(model.config), **sizes)
     plan = plan_slices(sub, model.config)
     small = GPT(plan.config).eval()
     small.load_state_dict(slice_state_dict(plan, model.state_dict()), strict=True, assign=True)

@@ -48,8 +48,11 @@ def test_rpd_between_half_and_full_size(name, request):
     subs = draw_subnetworks(load_space(spec, config), 100, seed=1337)
 
     def quality(supernet) -> list[float]:
+        order = supernet.info.layer_order
         return perplexities(
-            supernet, [supernet.full, *subs], lambda model: nats_per_token(model, other)
+            supernet,
+            [supernet.full, *(s.reordered(before.info.layer_order, order) for s in subs)],
+            lambda model: nats_per_token(model, other),
         )
 
     before = load_supernet(path, dtype=torch.float32)

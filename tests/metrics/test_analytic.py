@@ -7,7 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import tiny_config
-from whittle_nas.metrics import analytic
+from whittle_nas.metrics.analytic import AnalyticCosts
+from whittle_nas.space import SubNetwork
 
 
 def test_flops_match_torchs_counter(tiny_gpt):
@@ -23,7 +24,10 @@ def test_flops_match_torchs_counter(tiny_gpt):
         window = config.sliding_window_size if slides else tokens
         seen += sum(min(position + 1, window) for position in range(tokens))
     causal = 4 * config.n_head * config.head_size * seen
-    assert analytic.flops(config, tokens) == counter.get_total_flops() - square + causal
+    assert (
+        AnalyticCosts(config).flops(SubNetwork.from_config(config), tokens)
+        == counter.get_total_flops() - square + causal
+    )
 
 
 @pytest.mark.parametrize("length", [5, 40])
@@ -33,16 +37,18 @@ def test_kv_cache_bytes_are_litgpts(tiny_gpt, length):
         buffer for block in tiny_gpt.transformer.h for buffer in block.attn.kv_cache.buffers()
     ]
     held = sum(buffer.numel() * buffer.element_size() for buffer in caches)
-    counted = analytic.kv_cache_bytes(tiny_gpt.config, batch=2, length=length, dtype=torch.bfloat16)
+    costs, whole = AnalyticCosts(tiny_gpt.config), SubNetwork.from_config(tiny_gpt.config)
+    counted = costs.kv_cache_bytes(whole, batch=2, length=length, dtype=torch.bfloat16)
     assert counted == held
 
 
 def test_weight_bytes_and_non_embedding(tiny_gpt):
     held = sum(p.numel() * 2 for p in tiny_gpt.parameters())
-    assert analytic.weight_bytes(tiny_gpt.config, torch.float16) == held
+    costs, whole = AnalyticCosts(tiny_gpt.config), SubNetwork.from_config(tiny_gpt.config)
+    assert costs.weight_bytes(whole, torch.float16) == held
     blocks = sum(p.numel() for p in tiny_gpt.transformer.h.parameters())
     last = sum(p.numel() for p in tiny_gpt.transformer.ln_f.parameters())
-    assert analytic.num_params_non_embedding(tiny_gpt.config) == blocks + last
+    assert costs.num_params_non_embedding(whole) == blocks + last
 
 
 def test_measured_latency_and_memory_are_positive_and_leave_no_cache():

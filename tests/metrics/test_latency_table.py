@@ -6,7 +6,7 @@ import pytest
 import torch
 from litgpt import Config
 
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, uniform
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics import latency_table
 from whittle_nas.metrics.latency_correction import fit_correction
@@ -28,17 +28,18 @@ def counted(monkeypatch):
     """Times that follow from the sizes, and a count of measurements."""
     calls = []
 
-    def stack(config, layer, *_, **__):
-        calls.append(("block", config, layer))
-        windowed = bool(config.sliding_window_indices and config.sliding_window_indices[layer])
+    def stack(block, *_, **__):
+        config = block.config
+        calls.append(("block", config))
+        windowed = bool(config.sliding_window_indices and config.sliding_window_indices[0])
         return 1.0 + config.n_embd * config.intermediate_size / 1000 + 5 * windowed
 
     def ends(config, *_, **__):
-        calls.append(("ends", config, None))
+        calls.append(("ends", config))
         return config.n_embd / 10
 
-    def whole(config, *_):
-        return 2.0 + 1.1 * config.n_layer * stack(config, 0)
+    def whole(plan, *_):
+        return 2.0 + 1.1 * sum(map(stack, plan.blocks))
 
     monkeypatch.setattr(latency_table, "time_stack", stack)
     monkeypatch.setattr(latency_table, "time_ends", ends)
@@ -48,10 +49,10 @@ def counted(monkeypatch):
 
 def test_every_part_is_measured_once_and_kept(tmp_path, counted):
     first = table(tmp_path / "t.json")
-    sub = SubNetwork(32, 4, 4, 8, 40, 3)
+    sub = uniform(32, 4, 4, 8, 40, 3)
     expected = 3 * (1.0 + 32 * 40 / 1000) + 3.2
     assert first.milliseconds(sub) == pytest.approx(expected)
-    assert first.milliseconds(SubNetwork(32, 4, 4, 8, 40, 1)) < expected
+    assert first.milliseconds(uniform(32, 4, 4, 8, 40, 1)) < expected
     assert len(counted) == 2
     assert table(tmp_path / "t.json").milliseconds(sub) == pytest.approx(expected)
     assert len(counted) == 2
@@ -66,7 +67,7 @@ def test_layers_with_and_without_a_window_are_different(tmp_path):
     latency = LatencyTable(tmp_path / "t.json", config, SupernetInfo(layer_order=order), LOAD)
     windows = config.sliding_window_indices
     for n_layer in (1, 2, 3):
-        sub = SubNetwork(32, 4, 4, 8, 40, n_layer)
+        sub = uniform(32, 4, 4, 8, 40, n_layer, order=order)
         expected = n_layer * (1 + 32 * 40 / 1000) + 5 * sum(windows[i] for i in order[:n_layer])
         assert latency.parts(sub)[0] == pytest.approx(expected)
 
@@ -114,7 +115,7 @@ def test_a_sum_that_is_right_stays():
 
 @pytest.mark.usefixtures("counted")
 def test_a_table_for_something_else_is_refused(tmp_path):
-    table(tmp_path / "t.json").milliseconds(SubNetwork(32, 4, 4, 8, 40, 3))
+    table(tmp_path / "t.json").milliseconds(uniform(32, 4, 4, 8, 40, 3))
     with pytest.raises(ConfigError, match="tokens 16 .here 8."):
         table(tmp_path / "t.json", load=Load(1, 8, LOAD.device, LOAD.dtype))
     with pytest.raises(ConfigError, match="architecture"):
@@ -129,7 +130,7 @@ def test_times_of_a_real_model_are_kept_and_positive(tmp_path):
         n_layer=2, n_head=2, n_embd=32, padded_vocab_size=64, block_size=32, intermediate_size=64
     )
     latency = table(tmp_path / "t.json", config=config)
-    small, large = SubNetwork(16, 1, 1, 16, 16, 1), SubNetwork.from_config(config)
+    small, large = uniform(16, 1, 1, 16, 16, 1, of=2), SubNetwork.from_config(config)
     for phase in Phase:
         assert latency.milliseconds(small, phase) > 0
         assert 0 < latency.whole(large, phase) < 1000

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.conftest import uniform
 from whittle_nas.search.searchers import Problem
 from whittle_nas.space import SearchSpace, SubNetwork
 
-FULL = SubNetwork(64, 8, 4, 8, 176, 6)
+FULL = uniform(64, 8, 4, 8, 176, 6, of=6)
 SPEC = {
     "n_embd": {"min": 16, "step": 8},
     "n_head": [2, 4, 8],
@@ -18,14 +19,16 @@ SPEC = {
 
 def toy_cost(sub: SubNetwork) -> float:
     """Parameters of the blocks, about."""
-    attention = (2 * sub.n_head + 2 * sub.n_query_groups) * sub.head_size
-    return float(sub.n_layer * sub.n_embd * (attention + 3 * sub.intermediate_size))
+    rows = ((2 * b.n_head + 2 * b.n_query_groups) * b.head_size for b in sub.blocks if b)
+    neurons = sum(b.intermediate_size for b in sub.blocks if b)
+    return float(sub.n_embd * (sum(rows) + 3 * neurons))
 
 
 def toy_loss(sub: SubNetwork) -> float:
     """Saturates in every dimension, as the loss of super-networks does."""
-    shares = [getattr(sub, name) / getattr(FULL, name) for name in ("n_embd", "intermediate_size")]
-    penalty = sum((1 - share) ** 2 for share in shares) + 0.3 / sub.n_head
+    sizes, full = sub.summary(), FULL.summary()
+    shares = [sizes[name] / full[name] for name in ("n_embd", "intermediate_size")]
+    penalty = sum((1 - share) ** 2 for share in shares) + 0.3 / sizes["n_head"]
     return 1.2 + 2 * penalty + 0.5 * (6 - sub.n_layer) ** 1.5 / 6
 
 

@@ -5,21 +5,21 @@ import re
 
 import pytest
 
+from tests.conftest import uniform
 from whittle_nas.search.html import render
 from whittle_nas.search.trials import Status, Trial
-from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, FrontEntry
 
 
 @pytest.fixture
 def data():
     trials = [
-        Trial(n, SubNetwork(8 + n, 1, 1, 8, 8, 2), Status.complete,
+        Trial(n, uniform(8 + n, 1, 1, 8, 8, 2, of=2), Status.complete,
               {"val_loss": 4.0 - n, "perplexity": 50.0 - n, "num_params": 100 + n, "flops": 9})
         for n in range(3)
     ]  # fmt: skip
-    trials.append(Trial(3, SubNetwork(9, 1, 1, 8, 8, 1), Status.failed, {"num_params": 5}))
-    entries = tuple(FrontEntry(n, t.sub, (0, 1), t.metrics) for n, t in enumerate(trials[:3]))
+    trials.append(Trial(3, uniform(9, 1, 1, 8, 8, 1, of=2), Status.failed, {"num_params": 5}))
+    entries = tuple(FrontEntry(n, t.sub, t.metrics) for n, t in enumerate(trials[:3]))
     front = Front(("val_loss", "num_params"), entries, "a</script>b", {"seed": 1})
     page = render(front, trials, [0.0, 0.5, 0.6, 0.6], "out/front.json")
     found = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.S)

@@ -2,17 +2,17 @@ import math
 
 import pytest
 
+from tests.conftest import uniform
 from whittle_nas.search import halving
 from whittle_nas.search.results import best_per_budget, front_of, hypervolume_over_time
 from whittle_nas.search.trials import Status, Trial
-from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import parse_constraints
 
 OBJECTIVES = ("val_loss", "num_params")
 
 
 def trial(number, loss, params, status=Status.complete, **metrics):
-    sub = SubNetwork(8, 1, 1, 8, 8, number + 1)
+    sub = uniform(8, 1, 1, 8, 8, number + 1, of=7)
     values = {"val_loss": loss, "num_params": params, **metrics}
     return Trial(number, sub, status, values)
 
@@ -24,7 +24,7 @@ TRIALS = [
     trial(3, 2.5, 70),
     trial(4, 2.0, 60),
     trial(5, 0.5, 50, Status.stopped),
-    Trial(6, SubNetwork(8, 1, 1, 8, 8, 7), Status.failed, {"num_params": 1.0}),
+    Trial(6, uniform(8, 1, 1, 8, 8, 7, of=7), Status.failed, {"num_params": 1.0}),
 ]
 
 

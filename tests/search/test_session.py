@@ -71,7 +71,7 @@ def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
     outcome = Session(request_).run(resume=False)
     assert len(outcome.trials) == 16
     assert [trial.blocks for trial in outcome.trials] == [2] * 16
-    front = read_front(request_.out_dir / "front.json")
+    front = read_front(request_.out_dir / "front.json", range(3))
     supernet = load_supernet(request_.checkpoint.path)
     for entry in front.entries:
         model = supernet.standalone(entry.subnetwork)
@@ -79,7 +79,6 @@ def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
         parameters = sum(p.numel() for p in model.parameters())
         assert entry.metrics["num_params"] == parameters
         assert entry.metrics["weight_bytes"] == 4 * parameters
-        assert len(entry.layers) == entry.subnetwork.n_layer
     points = points_of(outcome.trials, request_.objectives)
     best = {t.sub for t, kept in zip(outcome.trials, is_on_front(points), strict=True) if kept}
     assert {entry.subnetwork for entry in front.entries} <= best
@@ -259,7 +258,7 @@ def test_the_best_of_a_budget_are_ranked_again_after_a_training(request_, bundle
     training = load_blocks(data, request_.checkpoint.path, config=config).tokens
     request = replace(request_, recovery=recovery, training=training, num_trials=12)
     outcome = Session(request).run(resume=False)
-    found = read_front(request.out_dir / "recovery.json").entries
+    found = read_front(request.out_dir / "recovery.json", range(3)).entries
     assert len(found) == 3
     assert sorted(entry.metrics["rank_before"] for entry in found) == [1, 2, 3]
     after = [entry.metrics["recovered_val_loss"] for entry in found]

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from tests.conftest import uniform
 from whittle_nas.errors import ConfigError
-from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import (
     Constraint,
     Front,
@@ -16,8 +16,7 @@ from whittle_nas.space.front import (
 ENTRIES = tuple(
     FrontEntry(
         index,
-        SubNetwork(8 * (index + 1), 2, 2, 8, 16, 2),
-        (0, 1),
+        uniform(8 * (index + 1), 2, 2, 8, 16, 2, of=2),
         {"val_loss": 4.0 - index, "num_params": 100.0 * (index + 1), "latency_ms": 9.0 - 2 * index},
     )
     for index in range(4)
@@ -28,7 +27,7 @@ FRONT = Front(("val_loss", "num_params"), ENTRIES, "checkpoints/x", {"seed": 1})
 def test_a_written_front_reads_back_the_same(tmp_path):
     path = tmp_path / "front.json"
     path.write_text(FRONT.dump())
-    found = read_front(path)
+    found = read_front(path, range(2))
     assert found.entries == FRONT.entries
     assert found.objectives == FRONT.objectives
     assert found.checkpoint_dir == "checkpoints/x"
@@ -88,13 +87,13 @@ def test_what_can_not_be_picked(arguments, words):
 def test_files_that_are_no_front(tmp_path, text):
     (tmp_path / "front.json").write_text(text)
     with pytest.raises(ConfigError, match=r"--front .*front\.json"):
-        read_front(tmp_path / "front.json")
+        read_front(tmp_path / "front.json", range(2))
 
 
 def test_a_missing_or_empty_front_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="can't be read"):
-        read_front(tmp_path / "none.json")
+        read_front(tmp_path / "none.json", range(2))
     spec = json.loads(FRONT.dump()) | {"front": []}
     (tmp_path / "front.json").write_text(json.dumps(spec))
     with pytest.raises(ConfigError, match="no sub-network"):
-        read_front(tmp_path / "front.json")
+        read_front(tmp_path / "front.json", range(2))

@@ -4,7 +4,6 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import uniform
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json, read_yaml
 from whittle_nas.search.pareto import hypervolume, improvement, is_on_front, pareto_rank
-from whittle_nas.space import SearchSpace, SubNetwork
+from whittle_nas.space import Block, SearchSpace, SubNetwork
 from whittle_nas.space.front import (
     Constraint,
     Front,
@@ -27,11 +27,11 @@ from whittle_nas.space.front import (
     read_front,
 )
 from whittle_nas.space.samplers import Grid, bin_of, build_grid
+from whittle_nas.space.subnetwork import SIZES
 
 few = settings(max_examples=60)  # of the profile in conftest.py
 
-FULL = SubNetwork(16, 8, 4, 8, 24, 4)
-SIZES = [field.name for field in fields(SubNetwork)]
+FULL = uniform(16, 8, 4, 8, 24, 4, of=4)
 METRICS = ("val_loss", "num_params", "latency_ms", "1 - arc_easy.acc_norm")
 
 
@@ -50,7 +50,7 @@ def domain(limit: int) -> st.SearchStrategy:
 
 @st.composite
 def spaces(draw) -> SearchSpace:
-    limits = {name: getattr(FULL, name) for name in SIZES}
+    limits = FULL.summary()
     spec = draw(st.fixed_dictionaries({}, optional={n: domain(v) for n, v in limits.items()}))
     if draw(st.booleans()):
         spec.pop("intermediate_size", None)
@@ -62,7 +62,12 @@ def spaces(draw) -> SearchSpace:
         raise
 
 
-subnetworks = st.builds(SubNetwork, *[st.integers(1, 10**6)] * len(SIZES))
+sizes = st.integers(0, 10**6)
+blocks = st.none() | st.builds(Block, sizes, sizes, sizes, sizes)
+shapes = st.lists(blocks, min_size=4, max_size=4).map(tuple)
+subnetworks = st.builds(
+    uniform, *[st.integers(1, 10**6)] * 5, st.integers(1, 4), of=st.just(4)
+) | st.builds(SubNetwork, st.integers(1, 10**6), shapes)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=8), inside),
@@ -71,8 +76,11 @@ plain = st.recursive(
 
 
 def cost(sub: SubNetwork) -> float:
-    block = 4 * sub.n_head * sub.head_size + sub.intermediate_size
-    return float(sub.n_layer * sub.n_embd * block)
+    kept = (b for b in sub.blocks if b)
+    return float(sub.n_embd * sum(4 * b.n_head * b.head_size + b.intermediate_size for b in kept))
+
+
+read_grid = partial(Grid.from_dict, cost=cost, layer_order=range(4))
 
 
 def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
@@ -89,15 +97,16 @@ def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
 @few
 @given(subnetworks)
 def test_a_subnetwork_survives_its_plain_form(sub):
-    assert SubNetwork.from_dict(json.loads(json.dumps(sub.to_dict()))) == sub
-    assert all(f"{name}={getattr(sub, name)}" in str(sub).split() for name in SIZES)
+    assert SubNetwork.from_dict(json.loads(json.dumps(sub.to_dict())), range(4)) == sub
+    for name, size in (sub.sizes() or {}).items():
+        assert f"{name}={size}" in str(sub).split()
 
 
 @few
 @given(plain | st.fixed_dictionaries(dict.fromkeys(SIZES, plain)))
 def test_no_other_values_become_a_subnetwork(values):
-    sub = attempt(SubNetwork.from_dict, values)
-    assert isinstance(sub, ConfigError) or sub.to_dict() == values
+    sub = attempt(SubNetwork.from_dict, values, range(4))
+    assert isinstance(sub, ConfigError) or sub.sizes() == values
 
 
 # Search spaces
@@ -115,25 +124,26 @@ def test_a_space_lists_what_it_counts_and_holds(space):
 @few
 @given(spaces(), subnetworks)
 def test_a_space_holds_nothing_else(space, sub):
-    near = SubNetwork(*[1 + value % limit for value, limit in zip(
-        sub.to_dict().values(), FULL.to_dict().values(), strict=True)])  # fmt: skip
+    wanted = sub.summary().values()
+    limits = FULL.summary().values()
+    near = uniform(*[1 + int(v) % w for v, w in zip(wanted, limits, strict=True)], of=4)
     assert space.contains(near) == (near in set(space.members()))
 
 
 @few
 @given(spaces())
 def test_every_member_lies_between_the_ends(space):
-    low, high = space.smallest, space.largest
-    assert space.contains(low)
-    assert space.contains(high)
-    for member in space.members():
+    assert space.contains(space.smallest)
+    assert space.contains(space.largest)
+    low, high = space.smallest.summary(), space.largest.summary()
+    for sizes in (member.summary() for member in space.members()):
         for name in SIZES:
             if name != "n_query_groups" or space.n_query_groups is None:
-                assert getattr(low, name) <= getattr(member, name) <= getattr(high, name)
-        if member.n_head == low.n_head:
-            assert low.n_query_groups <= member.n_query_groups
-        if member.n_head == high.n_head:
-            assert member.n_query_groups <= high.n_query_groups
+                assert low[name] <= sizes[name] <= high[name]
+        if sizes["n_head"] == low["n_head"]:
+            assert low["n_query_groups"] <= sizes["n_query_groups"]
+        if sizes["n_head"] == high["n_head"]:
+            assert sizes["n_query_groups"] <= high["n_query_groups"]
 
 
 @few
@@ -162,7 +172,7 @@ def test_a_wrong_space_is_one_sentence(spec):
 @few
 @given(st.floats(0, 1e-3))
 def test_a_ratio_just_beyond_the_model_is_the_model(beyond):
-    full = SubNetwork(4096, 32, 8, 128, 14336, 32)
+    full = uniform(4096, 32, 8, 128, 14336, 32, of=32)
     space = SearchSpace.from_dict({"mlp_ratio": [3.5 + beyond]}, full)
     assert list(space.members()) == [full]
 
@@ -184,13 +194,16 @@ def test_a_grid_has_a_member_per_bin(space, bins, seed, scored):
         assert member.cost == cost(member.sub)
         assert grid.edges[number] <= member.cost <= grid.edges[-1]
     assert build_grid(space, cost, score=score, **options) == grid
-    assert Grid.from_dict(json.loads(json.dumps(grid.to_dict())), cost=cost) == grid
+    assert (
+        Grid.from_dict(json.loads(json.dumps(grid.to_dict())), cost=cost, layer_order=range(4))
+        == grid
+    )
 
 
 @few
 @given(plain | st.lists(st.fixed_dictionaries(dict.fromkeys(SIZES, plain)), max_size=2))
 def test_a_wrong_grid_is_one_sentence(spec):
-    grid = attempt(partial(Grid.from_dict, cost=cost), spec)
+    grid = attempt(read_grid, spec)
     if not isinstance(grid, ConfigError):
         assert [member.cost for member in grid.members] == sorted(map(cost, grid.subs))
 
@@ -295,10 +308,7 @@ def fronts(draw) -> Front:
     values = st.fixed_dictionaries(
         {name: st.floats(-1e9, 1e9) | st.integers(0, 10**12) for name in METRICS}
     )
-    entries = tuple(
-        FrontEntry(n, draw(subnetworks), tuple(draw(st.lists(st.integers(0, 9)))), draw(values))
-        for n in numbers
-    )
+    entries = tuple(FrontEntry(n, draw(subnetworks), draw(values)) for n in numbers)
     return Front(tuple(draw(st.permutations(METRICS))[:2]), entries, draw(st.text(max_size=9)))
 
 
@@ -311,7 +321,7 @@ def path(tmp_path_factory) -> Path:
 @given(fronts())
 def test_a_front_survives_its_file(path, front):
     path.write_text(front.dump(), encoding="utf-8")
-    found = read_front(path)
+    found = read_front(path, range(4))
     assert found.dump() == front.dump()
     assert found.entries == front.entries
 
@@ -340,11 +350,11 @@ def test_a_front_with_something_else_in_it_is_one_sentence(path, front, data):
     holder = data.draw(st.sampled_from([spec, entry, entry["metrics"], entry["subnetwork"]]))
     holder[data.draw(st.sampled_from(sorted(holder)))] = data.draw(plain)
     path.write_text(json.dumps(spec), encoding="utf-8")
-    found = attempt(read_front, path)
+    found = attempt(read_front, path, range(4))
     if isinstance(found, ConfigError):
         assert str(path) in str(found)
         return
-    assert read_front(path).dump() == found.dump()
+    assert read_front(path, range(4)).dump() == found.dump()
     assert pick_entry(found, index=found.entries[0].index) == found.entries[0]
 
 

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from tests.conftest import uniform
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.samplers import (
@@ -16,7 +17,7 @@ from whittle_nas.space.samplers import (
     build_grid,
 )
 
-FULL = SubNetwork(64, 8, 4, 8, 172, 5)
+FULL = uniform(64, 8, 4, 8, 172, 5, of=5)
 SPACE = SearchSpace.from_dict(
     {
         "n_embd": {"min": 32, "max": 64, "step": 8},
@@ -29,8 +30,8 @@ SPACE = SearchSpace.from_dict(
 
 
 def cost(sub: SubNetwork) -> float:
-    attention = sub.n_embd * sub.n_head * sub.head_size
-    return sub.n_layer * (attention + sub.n_embd * sub.intermediate_size) + sub.n_embd
+    rows = sum(b.n_head * b.head_size + b.intermediate_size for b in sub.blocks if b)
+    return sub.n_embd * (rows + 1)
 
 
 def _samplers():
@@ -132,19 +133,19 @@ def test_the_seed_is_the_grid():
 def test_grid_survives_its_file_and_edits():
     grid = build_grid(SPACE, cost, seed=1, num_bins=5, score=lambda sub: float(sub.n_layer))
     spec = grid.to_dict()
-    assert Grid.from_dict(spec, cost=cost) == grid
+    assert Grid.from_dict(spec, cost=cost, layer_order=range(5)) == grid
     by_hand = [FULL.to_dict(), SPACE.smallest.to_dict()]
-    assert Grid.from_dict(by_hand, cost=cost).subs == (SPACE.smallest, FULL)
+    assert Grid.from_dict(by_hand, cost=cost, layer_order=range(5)).subs == (SPACE.smallest, FULL)
     named = [{"name": f"n{number}", **sizes} for number, sizes in enumerate(by_hand)]
-    assert Grid.from_dict(named, cost=cost).subs == (SPACE.smallest, FULL)
+    assert Grid.from_dict(named, cost=cost, layer_order=range(5)).subs == (SPACE.smallest, FULL)
     front = {"front": [{"index": 0, "subnetwork": sizes, "metrics": {}} for sizes in by_hand]}
-    assert Grid.from_dict(front, cost=cost).subs == (SPACE.smallest, FULL)
+    assert Grid.from_dict(front, cost=cost, layer_order=range(5)).subs == (SPACE.smallest, FULL)
 
 
 @pytest.mark.parametrize("spec", [{}, [], {"members": []}, 3, {"members": [{"n_embd": 3}]}, [4]])
 def test_malformed_grid_file(spec):
     with pytest.raises(ConfigError):
-        Grid.from_dict(spec, cost=cost)
+        Grid.from_dict(spec, cost=cost, layer_order=range(5))
 
 
 @pytest.mark.parametrize("wrong", [{"num_bins": 0}, {"trials_per_bin": 0}])

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litgpt import Config
 
-from tests.conftest import tiny_config
+from tests.conftest import resized, tiny_config, uniform
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import HeadChannels, SearchSpace, SubNetwork, load_space, violations
 from whittle_nas.space.presets import preset_names
 
-FULL = SubNetwork(16, 8, 4, 8, 24, 4)
+FULL = uniform(16, 8, 4, 8, 24, 4, of=4)
 PRESET_MODELS = {
     "aligned": "Llama-3.1-8B",
     "v1-pythia": "pythia-410m",
@@ -53,10 +53,11 @@ def test_aligned_space_keeps_tiles_and_groups():
     space = load_space("aligned", Config.from_name("Llama-3.1-8B"))
     rng = random.Random(1)
     for sub in (space.sample(rng) for _ in range(200)):
+        (block,) = sub.shapes
         assert sub.n_embd % 64 == 0
-        assert sub.intermediate_size % 64 == 0
-        assert sub.n_query_groups == 8
-        assert sub.n_head % 8 == 0
+        assert block.intermediate_size % 64 == 0
+        assert block.n_query_groups == 8
+        assert block.n_head % 8 == 0
 
 
 def domains(limit: int) -> st.SearchStrategy:
@@ -102,9 +103,9 @@ def test_counting_agrees_with_listing(spec, by_ratio, seed):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.builds(SubNetwork, *[st.integers(1, 40)] * 6))
+@given(st.builds(uniform, *[st.integers(1, 40)] * 5, st.integers(1, 3)))
 def test_subnetwork_round_trip_and_rules(sub):
-    assert SubNetwork.from_dict(json.loads(json.dumps(sub.to_dict()))) == sub
+    assert SubNetwork.from_dict(json.loads(json.dumps(sub.to_dict())), range(3)) == sub
     config = tiny_config("Llama-3.1-8B")
     broken = violations(sub, config)
     space = load_space(
@@ -181,20 +182,20 @@ def test_wrong_files(tmp_path):
 )
 def test_rules_are_named(change, rule):
     config = tiny_config("Llama-3.1-8B")
-    sub = SubNetwork(**{**SubNetwork.from_config(config).to_dict(), **change})
+    sub = resized(SubNetwork.from_config(config), **change)
     assert any(rule in broken for broken in violations(sub, config))
 
 
 def test_first_dims_allow_sizes_that_rope_exact_refuses():
     config = tiny_config("Llama-3.1-8B")
-    sub = SubNetwork(**{**SubNetwork.from_config(config).to_dict(), "head_size": 6})
+    sub = resized(SubNetwork.from_config(config), head_size=6)
     assert violations(sub, config, HeadChannels.first) == []
 
 
 def test_yarn_refuses_smaller_heads():
     adjustments = {"factor": 4.0, "beta_fast": 32, "beta_slow": 1, "original_max_seq_len": 32}
     config = tiny_config("Llama-3.1-8B", rope_adjustments=adjustments)
-    sub = SubNetwork(**{**SubNetwork.from_config(config).to_dict(), "head_size": 4})
+    sub = resized(SubNetwork.from_config(config), head_size=4)
     assert "YaRN" in violations(sub, config)[0]
 
 
@@ -205,4 +206,4 @@ def test_yarn_refuses_smaller_heads():
 )  # fmt: skip
 def test_wrong_sizes(sizes):
     with pytest.raises(ConfigError, match="sub-network"):
-        SubNetwork.from_dict(sizes)
+        SubNetwork.from_dict(sizes, range(4))

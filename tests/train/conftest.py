@@ -4,7 +4,7 @@ import litgpt
 import pytest
 import torch
 
-from whittle_nas.space import SubNetwork
+from tests.conftest import uniform
 from whittle_nas.train import lora
 from whittle_nas.train.batches import IGNORE, Sample
 from whittle_nas.train.options import LoraOptions
@@ -17,8 +17,8 @@ CONFIG = {
     "norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "parallel_residual": False,
     "rotary_percentage": 1.0,
 }  # fmt: skip
-SMALL = SubNetwork(12, 2, 2, 4, 17, 1)
-MIDDLE = SubNetwork(20, 4, 2, 8, 33, 2)
+SMALL = uniform(12, 2, 2, 4, 17, 1, order=(1, 2, 0))
+MIDDLE = uniform(20, 4, 2, 8, 33, 2, order=(1, 2, 0))
 
 
 @pytest.fixture(params=["lora", "full"])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.conftest import uniform
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
-from whittle_nas.space import SubNetwork
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import losses
 from whittle_nas.train.batches import IGNORE, Sample, collate, pack
@@ -212,8 +212,8 @@ def test_loss_sums_are_litgpts_losses(supernet, batch):
     torch.testing.assert_close(found, torch.stack(expected).detach(), rtol=1e-5, atol=1e-5)
 
 
-FULL = SubNetwork(24, 4, 2, 8, 40, 3)
-MEMBERS = tuple(SubNetwork(24, 4, 2, 8, width, 3) for width in range(20, 40))
+FULL = uniform(24, 4, 2, 8, 40, 3)
+MEMBERS = tuple(uniform(24, 4, 2, 8, width, 3) for width in range(20, 40))
 
 
 def drawn(step, **options):
@@ -269,5 +269,5 @@ def test_weights_of_the_step_reach_the_gradient(supernet, batch):
 def test_a_long_random_training_does_not_keep_every_shape(supernet):
     for n_embd in range(1, 25):
         for width in range(1, 8):
-            supernet.subnet(SubNetwork(n_embd, 4, 2, 8, width, 1), hidden=True)
+            supernet.subnet(uniform(n_embd, 4, 2, 8, width, 1), hidden=True)
     assert len(supernet._skeletons) <= MAX_SKELETONS

@@ -4,6 +4,7 @@ import litgpt
 import pytest
 import torch
 
+from tests.conftest import resized
 from tests.train.conftest import CONFIG
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
@@ -52,7 +53,7 @@ def trained(checkpoint, **options):
     torch.manual_seed(5)
     arguments = {"trainer": OPTIONS, "optimizer": OptimizerOptions(lr=0.05), "batch_size": 3}
     full = SubNetwork.from_config(checkpoint.config)
-    small = SubNetwork.from_dict({**full.to_dict(), "n_layer": 1})
+    small = resized(full, n_layer=1)
     return train(
         TrainingOptions(**{**arguments, **options}),
         checkpoint,
@@ -84,7 +85,7 @@ def test_a_training_with_adapters_off_is_one_with_a_second_copy(checkpoint):
     shared = trained(checkpoint, lora=lora_options)
     torch.manual_seed(5)
     full = SubNetwork.from_config(checkpoint.config)
-    small = SubNetwork.from_dict({**full.to_dict(), "n_layer": 1})
+    small = resized(full, n_layer=1)
     copied = train(
         TrainingOptions(
             lora=lora_options, trainer=OPTIONS, optimizer=OptimizerOptions(lr=0.05), batch_size=3
@@ -129,7 +130,7 @@ def test_another_checkpoint_teaches(checkpoint, tmp_path):
 def test_a_specialised_slice_compares_its_blocks_with_those_it_was_cut_from(checkpoint):
     """At the start, the blocks of a network that lacks nothing but the last layer are equal."""
     full = SubNetwork.from_config(checkpoint.config)
-    start = slice_of(checkpoint, SubNetwork.from_dict({**full.to_dict(), "n_layer": 2}))
+    start = slice_of(checkpoint, resized(full, n_layer=2))
     options = TrainingOptions(
         loss=LossOptions(hidden=HiddenLoss.square_head),
         lora=None, trainer=OPTIONS, optimizer=OptimizerOptions(lr=0.01), batch_size=3,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from litgpt import GPT
 
-from tests.conftest import FAMILIES, fill_random, tiny_config
+from tests.conftest import FAMILIES, fill_random, resized, tiny_config
 from whittle_nas.importance.scores import Scores, rank
 from whittle_nas.importance.sorting import SortedTensors
 from whittle_nas.space import SubNetwork
@@ -142,8 +142,8 @@ def test_sub_networks_of_a_rotated_model_are_ordinary_models(family):
     """Sliced as stand-alone; the norms that were folded keep nothing but ones (Gemma: zeros)."""
     config = tiny_config(family)
     supernet = SuperNetwork(moved(fill_random(GPT(config)), random_bases(config)))
-    whole = SubNetwork.from_config(config).to_dict()
-    sub = SubNetwork(**{**whole, "n_embd": 31, "intermediate_size": 17, "n_layer": 2})
+    whole = SubNetwork.from_config(config)
+    sub = resized(whole, n_embd=31, intermediate_size=17, n_layer=2)
     ids = torch.randint(0, config.padded_vocab_size, (2, 12))
     torch.testing.assert_close(supernet.standalone(sub)(ids), supernet.subnet(sub)(ids))
     scale = 0.0 if family == "Gemma-2b" else 1.0

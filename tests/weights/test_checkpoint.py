@@ -10,9 +10,9 @@ import torch
 import yaml
 from litgpt import GPT
 
-from tests.conftest import fill_random, tiny_config
+from tests.conftest import fill_random, tiny_config, uniform
 from whittle_nas.errors import ConfigError, disk_errors
-from whittle_nas.space import HeadChannels, SubNetwork
+from whittle_nas.space import HeadChannels
 from whittle_nas.weights.checkpoint import (
     load_supernet,
     open_checkpoint,
@@ -231,7 +231,7 @@ def test_missing_files_are_named(checkpoint_dir, tmp_path):
 def test_stored_number_format_is_kept(checkpoint_dir):
     assert load_supernet(checkpoint_dir).model.lm_head.weight.dtype == torch.float32
     half = load_supernet(checkpoint_dir, dtype=torch.bfloat16)
-    sub = SubNetwork(24, 4, 4, 8, 36, 2)
+    sub = uniform(24, 4, 4, 8, 36, 2)
     assert half.standalone(sub)(torch.zeros(1, 4, dtype=torch.long)).dtype == torch.bfloat16
 
 
@@ -239,7 +239,7 @@ def test_subnetworks_have_cache_and_generate(checkpoint_dir):
     from litgpt.generate.base import generate
 
     supernet = load_supernet(checkpoint_dir)
-    model = supernet.standalone(SubNetwork(24, 4, 4, 8, 36, 2))
+    model = supernet.standalone(uniform(24, 4, 4, 8, 36, 2))
     prompt = torch.arange(5)
     model.set_kv_cache(batch_size=1)
     cached = generate(model, prompt, 12, temperature=0.0)
@@ -255,7 +255,7 @@ def test_training_mode_and_device_follow_the_model():
     from whittle_nas.weights.supernet import SuperNetwork
 
     supernet = SuperNetwork(fill_random(GPT(config)))
-    sub = SubNetwork(24, 4, 4, 8, 36, 2)
+    sub = uniform(24, 4, 4, 8, 36, 2)
     ids = torch.zeros(1, 4, dtype=torch.long)
     for training in (False, True):
         supernet.model.train(training)
@@ -273,7 +273,7 @@ def test_views_kept_between_calls_follow_the_weights():
     config = tiny_config("Llama-3.1-8B")
     model = fill_random(GPT(config)).requires_grad_(False)
     supernet, ids = SuperNetwork(model), torch.arange(6)[None]
-    sub = SubNetwork(24, 4, 4, 8, 36, 2)
+    sub = uniform(24, 4, 4, 8, 36, 2)
 
     def agree() -> None:
         expected = GPT(supernet.plan(sub).config)

@@ -6,7 +6,7 @@ from litgpt import GPT, Config
 from litgpt import lora as litgpt_lora
 from litgpt.utils import num_parameters
 
-from tests.conftest import FAMILIES, fill_random, tiny_config
+from tests.conftest import FAMILIES, fill_random, resized, tiny_config, uniform
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import HeadChannels, SubNetwork
 from whittle_nas.weights import axes
@@ -26,13 +26,13 @@ def odd_sizes(config: Config) -> list[SubNetwork]:
     whole = SubNetwork.from_config(config)
     sizes = [
         whole,
-        SubNetwork(24, config.n_head // 2 if groups <= config.n_head // 2 else groups // 2,
+        uniform(24, config.n_head // 2 if groups <= config.n_head // 2 else groups // 2,
                    min(groups, config.n_head // 2), size, 36, 2),
-        SubNetwork(31, 1, 1, size, 17, 1),  # one head, one group, one layer, n_embd prime
-        SubNetwork(48, config.n_head // groups, 1, size, 72, 3),  # one group with all its heads
+        uniform(31, 1, 1, size, 17, 1),  # one head, one group, one layer, n_embd prime
+        uniform(48, config.n_head // groups, 1, size, 72, 3),  # one group with all its heads
     ]  # fmt: skip
     for smaller in (size // 2, size // 4):
-        sub = SubNetwork(40, config.n_head, groups, smaller, 50, 2)
+        sub = uniform(40, config.n_head, groups, smaller, 50, 2)
         try:
             plan_slices(sub, config)
         except ConfigError:
@@ -188,7 +188,7 @@ def test_gradients_reach_exactly_the_kept_entries(tiny_gpt):
             touched[_grid(plan.indices(kept[name]), parameter)] = True
             assert parameter.grad is not None
             assert not parameter.grad[~touched].any(), name
-            if "attn.qkv.bias" in name or "norm_k" in name or sub.n_head == 1:
+            if "attn.qkv.bias" in name or "norm_k" in name or sub.summary()["n_head"] == 1:
                 continue  # softmax ignores a shift of all keys, and one token sees only itself
             share = (parameter.grad[touched] != 0).float().mean()
             assert share > (0.5 if "wte" in name else 0.9), (name, share)
@@ -238,7 +238,7 @@ def test_rotary_phases_of_smaller_heads_are_those_of_the_kept_pairs(family):
     kept_any = False
     for head_size in (8, 4):
         whole = SubNetwork.from_config(config)
-        sub = SubNetwork(**{**whole.to_dict(), "head_size": head_size})
+        sub = resized(whole, head_size=head_size)
         try:
             small = supernet.standalone(sub)
         except ConfigError:
@@ -259,7 +259,7 @@ def test_first_dims_move_the_phases():
     config = tiny_config("Llama-3.1-8B", head_size=16)
     model = fill_random(GPT(config)).eval()
     info = SupernetInfo(layer_order=(0, 1, 2), head_channels=HeadChannels.first)
-    sub = SubNetwork(48, 8, 4, 8, 72, 3)
+    sub = uniform(48, 8, 4, 8, 72, 3)
     first = SuperNetwork(model, info)
     x = ids(config)
     torch.testing.assert_close(first.subnet(sub)(x), stand_alone(first, sub, GPT)(x))
@@ -270,7 +270,7 @@ def test_first_dims_move_the_phases():
 
 def test_attention_scale_stays_that_of_the_full_head():
     config = tiny_config("Llama-3.1-8B", head_size=16)
-    sub = SubNetwork(48, 8, 4, 8, 72, 3)
+    sub = uniform(48, 8, 4, 8, 72, 3)
     assert plan_slices(sub, config).config.attention_scores_scalar == 16
 
 

@@ -29,7 +29,6 @@ def check(space, supernet):
         supernet.model.state_dict(),
         config,
         space,
-        layer_order=info.layer_order,
         head_channels=info.head_channels,
     )
     for sub in members(space):
@@ -39,7 +38,7 @@ def check(space, supernet):
 
 def test_magnitude_of_every_family(tiny_gpt):
     supernet = SuperNetwork(tiny_gpt, SupernetInfo(layer_order=ORDER))
-    check(load_space("aligned", tiny_gpt.config), supernet)
+    check(load_space("aligned", tiny_gpt.config, layer_order=ORDER), supernet)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +46,11 @@ def test_magnitude_of_every_family(tiny_gpt):
     [
         {"n_embd": {"min": 1, "max": "full", "log_uniform": True}, "mlp_ratio": [0.5, 1, 1.4]},
         {"n_head": [2, 4, 8], "head_size": [4, 8], "n_layer": [1, 3]},
+        {
+            "n_head": {"min": 0},
+            "intermediate_size": [0, 24],
+            "per_layer": ["n_head", "intermediate_size"],
+        },
         {"n_query_groups": [1, 2, 4], "n_head": {"min": 1, "max": 8}, "n_embd": [7, 48]},
     ],
 )
@@ -54,7 +58,7 @@ def test_magnitude_of_every_kind_of_dimension(spec):
     config = tiny_config("Qwen3-0.6B")
     model = fill_random(torch.nn.Module.eval(lora.GPT(lora.lora_config(config, LoraOptions(r=2)))))
     plain = SuperNetwork(_plain(model, config), SupernetInfo(layer_order=ORDER))
-    check(SearchSpace.from_dict(spec, SubNetwork.from_config(config)), plain)
+    check(SearchSpace.from_dict(spec, SubNetwork.from_config(config), layer_order=ORDER), plain)
 
 
 def _plain(model, config):
@@ -76,7 +80,9 @@ def test_counts_of_every_family(family):
     space = load_space("aligned", config)
     supernet = SuperNetwork(fill_random(_empty(config)), SupernetInfo(layer_order=ORDER))
     for sub in members(space):
-        assert count(sub) == axes.num_params(supernet.plan(sub).config)
+        model = supernet.standalone(sub)
+        assert count(sub) == sum(p.numel() for p in model.parameters())
+        assert count(sub) == axes.num_params(model.config)
 
 
 def _empty(config):

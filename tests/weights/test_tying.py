@@ -7,10 +7,9 @@ import pytest
 import torch
 from litgpt import GPT
 
-from tests.conftest import fill_random, tiny_config
+from tests.conftest import fill_random, tiny_config, uniform
 from whittle_nas.__main__ import main
-from whittle_nas.metrics import analytic
-from whittle_nas.space import SubNetwork
+from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.train import lora
 from whittle_nas.train.memory import estimate_memory
 from whittle_nas.train.options import LoraOptions, LossOptions
@@ -20,7 +19,7 @@ from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 from whittle_nas.weights.counting import matmul_counter, parameter_counter
 from whittle_nas.weights.tying import HEAD, TABLE, untied
 
-SUB = SubNetwork(24, 4, 2, 8, 40, 2)
+SUB = uniform(24, 4, 2, 8, 40, 2)
 LEAST = ["--trainer.max_steps", 2, "--batch_size", 2, "--trainer.accelerator", "cpu",
          "--trainer.enable_progress_bar", "false", "--validation.num_networks", 2,
          "--validation.num_samples", 2, "--optimizer.lr", 0.01]  # fmt: skip
@@ -67,13 +66,15 @@ def test_the_table_is_counted_once(checkpoint_dir, twice):
     config, apart = found.config, untied(found.config)
     held = sum(parameter.numel() for parameter in supernet.model.parameters())  # torch's own dedup
     table = config.padded_vocab_size * config.n_embd
-    assert analytic.num_params(config) == held == analytic.num_params(apart) - table
-    assert analytic.weight_bytes(config, torch.bfloat16) == 2 * held
+    costs, costs_apart, whole = AnalyticCosts(config), AnalyticCosts(apart), supernet.full
+    assert costs.num_params(whole) == held == costs_apart.num_params(whole) - table
+    assert costs.weight_bytes(whole, torch.bfloat16) == 2 * held
     own = supernet.plan(SUB).config
     assert axes.num_params(own) == parameter_counter(config)(SUB)
     assert axes.num_params(own) == parameter_counter(apart)(SUB) - config.padded_vocab_size * 24
-    unchanged = (analytic.num_params_non_embedding, lambda c: analytic.flops(c, 32))
-    assert all(count(config) == count(apart) for count in unchanged)
+    for sub in (whole, SUB):
+        assert costs.num_params_non_embedding(sub) == costs_apart.num_params_non_embedding(sub)
+        assert costs.flops(sub, 32) == costs_apart.flops(sub, 32)
     assert matmul_counter(config)(SUB) == matmul_counter(apart)(SUB)
 
 

@@ -14,6 +14,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json, read_yaml
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, read_front
+from whittle_nas.space.rules import violations
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def choose_candidates(
         raise ConfigError(f"--index {list(index)} needs --front")
     found: list[Candidate] = []
     if front is not None:
-        found = _from_front(checkpoint, read_front(front), index)
+        found = _from_front(checkpoint, read_front(front, checkpoint.info.layer_order), index)
     elif subnetworks is not None:
         found = _from_file(checkpoint, subnetworks)
     elif sizes is not None and sizes.given():
-        sub = sizes.resolve(checkpoint.config, checkpoint.info.head_channels)
+        sub = sizes.resolve(checkpoint)
         found = [Candidate("subnetwork", sub)]
     if include_full or not found:
         full = SubNetwork.from_config(checkpoint.config)
@@ -96,25 +97,12 @@ def _check_origin(checkpoint: Any, front: Front) -> None:
     """Refuse a front that was searched on other weights, wherever its directory is now."""
     from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS
     from whittle_nas.weights.identity import fingerprint
-    from whittle_nas.weights.slicing import plan_slices
 
     origin = Path(front.checkpoint_dir)
     there = front.checkpoint_dir and all(isfile(origin / n) for n in (WEIGHTS, MODEL_CONFIG))
     same = not there or fingerprint(origin) == fingerprint(checkpoint.path)
-    info = checkpoint.info
-    for entry in front.entries if same else ():
-        try:
-            plan = plan_slices(
-                entry.subnetwork,
-                checkpoint.config,
-                layer_order=info.layer_order,
-                head_channels=info.head_channels,
-            )
-        except ConfigError:
-            same = False
-            break
-        same = same and (not entry.layers or tuple(entry.layers) == plan.layers)
-    if not same:
+    config, channels = checkpoint.config, checkpoint.info.head_channels
+    if not same or any(violations(e.subnetwork, config, channels) for e in front.entries):
         raise ConfigError(
             f"--front {front.path} belongs to another checkpoint "
             f"({front.checkpoint_dir or 'unknown'}) than --checkpoint_dir {checkpoint.path}"
@@ -132,7 +120,7 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
         for note in ("cost", "score"):  # what grid.yaml says beside the sizes
             sizes.pop(note, None)
         try:
-            sub = Sizes(**sizes).resolve(checkpoint.config, checkpoint.info.head_channels)
+            sub = Sizes(**sizes).resolve(checkpoint)
         except (TypeError, ConfigError) as error:
             reason = str(error).replace("Sizes.__init__() got an unexpected", "unknown")
             raise ConfigError(f"--subnetworks {path}: entry {number}: {reason}") from None

@@ -15,9 +15,8 @@ from whittle_nas.data import Part, TextData, load_blocks
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.session import Session, Text, spread
 from whittle_nas.evaluate.store import PAIRS, Pair, Result
-from whittle_nas.metrics.analytic import num_params
+from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.files import check_free, remove_run
-from whittle_nas.weights.slicing import plan_slices
 
 
 def check_directory(out_dir: Path) -> None:
@@ -89,14 +88,7 @@ def _launch(device: Any, devices: int) -> Any:
 
 
 def _num_params(session: Session, sub: Any) -> int:
-    info = session.checkpoint.info
-    plan = plan_slices(
-        sub,
-        session.checkpoint.config,
-        layer_order=info.layer_order,
-        head_channels=info.head_channels,
-    )
-    return num_params(plan.config)
+    return parameter_counter(session.checkpoint.config)(sub)
 
 
 def _say(line: str) -> None:

@@ -43,7 +43,7 @@ def render(
             subnetworks.items(), costs, scores, strict=True
         )
     ]
-    sizes = next(iter(subnetworks.values())).to_dict()
+    sizes = next(iter(subnetworks.values())).summary()
     tasks = dict.fromkeys(score.task for row in scores for score in row)
     report = page.Report(
         title=f"Evaluation of {checkpoint_dir}",
@@ -108,12 +108,12 @@ def _row(
     costs: Mapping[str, float | None],
     scores: Sequence[Score],
 ) -> Row:
-    sizes = sub.to_dict()
     # Sizes rather than an index: a front may be searched anew, and not every row is from one.
-    command = page.export_line(checkpoint_dir, page.size_options(sizes), f"exported-{label}")
+    choice = page.size_options(sub.to_dict())
+    command = page.export_line(checkpoint_dir, choice, f"exported-{label}")
     values = {_name(score): score.value for score in scores}
     stderrs = {_name(score): score.stderr for score in scores}
-    return Row(label, {**costs, **sizes, **values}, stderrs, command)
+    return Row(label, {**costs, **sub.summary(), **values}, stderrs, command)
 
 
 def _questions(scores: Sequence[Sequence[Score]]) -> str:

@@ -106,7 +106,7 @@ def _write_results(session: Session, one: Evaluated, results: dict[str, Result])
 
 
 def _rows(one: Evaluated, results: dict[str, Result]) -> Iterator[list[object]]:
-    sizes = one.pairs[0].subnetwork.to_dict().values()
+    sizes = one.pairs[0].subnetwork.summary().values()
     for result in results.values():
         for s in scores(result.results):
             yield [

@@ -90,13 +90,14 @@ def export(
 
 
 def _report(slices: Any, notes: Sequence[str], out_dir: Path, format: Format) -> None:
-    from whittle_nas.metrics.analytic import num_params
+    from whittle_nas.space import SubNetwork
+    from whittle_nas.weights.counting import parameter_counter
 
-    config, full = slices.config, slices.full_config
-    share = 100 * num_params(config) / num_params(full)
+    full = SubNetwork.from_config(slices.full_config)
+    count, whole = map(parameter_counter(slices.full_config), (slices.sub, full))
     print(f"exported {slices.sub}")
     print(
-        f"{num_params(config):,} of {num_params(full):,} parameters ({share:.1f} %), layers "
+        f"{count:,} of {whole:,} parameters ({100 * count / whole:.1f} %), layers "
         f"{', '.join(map(str, slices.layers))}"
     )
     print("".join(f"note: {note}\n" for note in notes), end="")

@@ -7,18 +7,20 @@ runs those imports to read the signature.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.common import progress_bar
+from whittle_nas.cli.selection import space_for
 from whittle_nas.data import Part, TextData, TokenBlocks, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.options import LayerCriterion
 from whittle_nas.importance.pipeline import Measured, Settled
 from whittle_nas.importance.report import draw_subnetworks, make_report, perplexities
 from whittle_nas.plots import plot_before_after, plot_importance
-from whittle_nas.space import SubNetwork, load_space
+from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.supernet import SuperNetwork
 
@@ -31,12 +33,14 @@ class Trial:
     text: TokenBlocks
     config: Any
     conditions: dict[str, Any]
+    layer_order: Sequence[int]
 
     def run(self, supernet: SuperNetwork, label: str) -> list[float]:
-        """Perplexity of every sub-network."""
+        """Perplexity of every sub-network; the layers that it keeps follow the order of now."""
+        now = supernet.info.layer_order
         return perplexities(
             supernet,
-            self.subnetworks,
+            [sub.reordered(self.layer_order, now) for sub in self.subnetworks],
             lambda model: nats_per_token(model, self.text.tokens),
             label=label,
             progress=progress_bar,
@@ -71,10 +75,11 @@ def plan_trial(
     """Find the sub-networks and the held-out text, before the long part starts."""
     config = checkpoint.config
     blocks = load_blocks(text, checkpoint.path, config=config, part=Part.VALID)
-    found = load_space(space, config, head_channels=checkpoint.info.head_channels)
+    found = space_for(checkpoint, space)
     drawn = draw_subnetworks(found, count, seed=seed)
     conditions = {"search_space": found.to_dict(), "seed": seed, "data": dict(blocks.about)}
-    return Trial([SubNetwork.from_config(config), *drawn], blocks, config, conditions)
+    subs = [SubNetwork.from_config(config), *drawn]
+    return Trial(subs, blocks, config, conditions, checkpoint.info.layer_order)
 
 
 def draw_scores(

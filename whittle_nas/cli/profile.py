@@ -89,7 +89,7 @@ def profile(
         load = (batch, tokens, place, number)
         _write_table(table, source, search_space, load, table_networks, seed)
         return
-    subs = _chosen(source, subnetwork, _entries(front, index, pick), search_space)
+    subs = _chosen(source, subnetwork, _entries(source, front, index, pick), search_space)
     supernet = _load(source, place, number) if measure else None
     rows = []
     for name, sub in subs:
@@ -97,7 +97,7 @@ def profile(
         if supernet is not None:
             costs |= _measured(supernet, sub, batch, tokens, repeats)
         rows.append({"name": name, "subnetwork": sub.to_dict(), **costs})
-    _print(rows, f"batch {batch} x {tokens} tokens on {place}")
+    _print(rows, dict(subs), f"batch {batch} x {tokens} tokens on {place}")
     if out_dir is not None:
         _write(out_dir, rows, {"batch": batch, "tokens": tokens, "device": str(place)}, overwrite)
     if checkpoint_dir is not None:
@@ -164,14 +164,14 @@ def _length(config: Any, tokens: int | None) -> int:
     return tokens
 
 
-def _entries(front: Path | None, index: int | None, pick: str | None) -> list[Any]:
+def _entries(source: Any, front: Path | None, index: int | None, pick: str | None) -> list[Any]:
     from whittle_nas.space.front import pick_entry, read_front
 
     if front is None:
         if index is not None or pick is not None:
             raise ConfigError("--index and --pick choose from a --front; give one")
         return []
-    read = read_front(front)
+    read = read_front(front, source.info.layer_order)
     if index is None and pick is None:
         return list(read.entries)
     return [pick_entry(read, index=index, pick=pick)]
@@ -190,7 +190,7 @@ def _chosen(
         subs = [(f"front {e.index}", check(e.subnetwork, config, channels)) for e in entries]
         return whole + subs
     if sizes.given():
-        return [*whole, ("chosen", sizes.resolve(config, channels))]
+        return [*whole, ("chosen", sizes.resolve(source))]
     return [*whole, (_SMALLEST, space_of(source, search_space).smallest)]
 
 
@@ -209,20 +209,15 @@ def _load(source: Any, device: Any, dtype: Any) -> Any:
 
 
 def _analytic(source: Any, sub: Any, batch: int, tokens: int, dtype: Any) -> dict[str, Any]:
-    from whittle_nas.metrics import analytic
-    from whittle_nas.weights.slicing import plan_slices
+    from whittle_nas.metrics.analytic import AnalyticCosts
 
-    info = source.info
-    config = plan_slices(
-        sub, source.config, layer_order=info.layer_order, head_channels=info.head_channels
-    ).config
-    cache = analytic.kv_cache_bytes(config, batch=batch, length=tokens, dtype=dtype)
+    costs = AnalyticCosts(source.config)
     return {
-        "num_params": analytic.num_params(config),
-        "num_params_non_embedding": analytic.num_params_non_embedding(config),
-        "flops": analytic.flops(config, tokens),
-        "weight_bytes": analytic.weight_bytes(config, dtype),
-        "kv_cache_bytes": cache,
+        "num_params": costs.num_params(sub),
+        "num_params_non_embedding": costs.num_params_non_embedding(sub),
+        "flops": costs.flops(sub, tokens),
+        "weight_bytes": costs.weight_bytes(sub, dtype),
+        "kv_cache_bytes": costs.kv_cache_bytes(sub, batch=batch, length=tokens, dtype=dtype),
     }
 
 
@@ -248,10 +243,9 @@ def _measured(supernet: Any, sub: Any, batch: int, tokens: int, repeats: int) ->
     }
 
 
-def _print(rows: list[dict[str, Any]], title: str) -> None:
+def _print(rows: list[dict[str, Any]], subs: dict[str, Any], title: str) -> None:
     """The costs as a table, and the sizes below it."""
     from whittle_nas.cli.common import print_table
-    from whittle_nas.space import SubNetwork
 
     columns = [key for key in rows[0] if key != "subnetwork"]
     names = [_SHOWN[key][0] if key in _SHOWN else key for key in columns]
@@ -261,8 +255,8 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
     ]
     print_table(names, cells, title=title)
     if len(rows) <= 3:  # the entries of a front are in front.json
-        for row in rows:
-            print(f"{row['name']}: {SubNetwork.from_dict(row['subnetwork'])}")
+        for name, sub in subs.items():
+            print(f"{name}: {sub}")
 
 
 def _write(out_dir: Path, rows: list[Any], settings: dict[str, Any], overwrite: bool) -> None:

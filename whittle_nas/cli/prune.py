@@ -125,12 +125,10 @@ def _text(data: TextData, checkpoint: Any, method: Method) -> tuple[Any, dict[st
         return torch.empty(0, 2, dtype=torch.long), {}
     if not (data.is_given() or data.sources):
         raise ConfigError(f"--method {method.value} needs calibration text: give --data.files")
-    from whittle_nas.cli.importance_report import describe
     from whittle_nas.data import Part, load_blocks
 
-    part = Part.TRAIN if data.valid_fraction else Part.ALL
-    blocks = load_blocks(data, checkpoint.path, config=checkpoint.config, part=part)
-    return blocks.tokens, describe(data, blocks)
+    blocks = load_blocks(data, checkpoint.path, config=checkpoint.config, part=Part.TRAIN)
+    return blocks.tokens, dict(blocks.about)
 
 
 def _summary(report: dict[str, Any], out_dir: Path) -> None:

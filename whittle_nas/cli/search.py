@@ -132,18 +132,14 @@ def search(
 
 def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Any, Any]:
     """The checkpoint and the space; a space beyond the trained one is allowed, with a warning."""
-    from whittle_nas.cli.selection import space_of
+    from whittle_nas.cli.selection import space_for, space_of
     from whittle_nas.search.constraints import untrained_dimensions
-    from whittle_nas.space import load_space
     from whittle_nas.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(checkpoint_dir)
     space = space_of(checkpoint, search_space)
     if search_space is not None and checkpoint.info.search_space is not None:
-        channels = checkpoint.info.head_channels
-        trained = load_space(
-            checkpoint.info.search_space, checkpoint.config, head_channels=channels
-        )
+        trained = space_for(checkpoint, checkpoint.info.search_space)
         if beyond := untrained_dimensions(space, trained):
             _warn(
                 f"--search_space {search_space} holds sizes that {checkpoint.path} was not trained "

@@ -96,12 +96,12 @@ def _draw(request: Request, outcome: Outcome, growth: Sequence[float]) -> None:
 
 def _print_front(request: Request, outcome: Outcome) -> None:
     entries = outcome.front.entries
-    names = list(request.space.largest.to_dict())
-    varied = [n for n in names if len({entry.subnetwork.to_dict()[n] for entry in entries}) > 1]
+    names = list(request.space.largest.summary())
+    varied = [n for n in names if len({entry.subnetwork.summary()[n] for entry in entries}) > 1]
     rows = [
         [entry.index]
         + [entry.metrics[name] for name in request.objectives]
-        + [entry.subnetwork.to_dict()[name] for name in varied]
+        + [entry.subnetwork.summary()[name] for name in varied]
         for entry in entries
     ]
     title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"

@@ -54,14 +54,14 @@ def choose_subnetwork(
     if front is not None:
         if (index is None) == (pick is None):
             raise ConfigError(f"--front {front} needs either --index or --pick")
-        entries = read_front(front)
+        entries = read_front(front, info.layer_order)
         entry = pick_entry(entries, index=index, pick=pick)
         return check(entry.subnetwork, config, info.head_channels)
     for option, given in (("--index", index), ("--pick", pick)):
         if given is not None:
             raise ConfigError(f"{option} {given} chooses an entry of --front, which is not given")
     if sizes is not None and sizes.given():
-        return sizes.resolve(config, info.head_channels)
+        return sizes.resolve(checkpoint)
     space = space_of(checkpoint, search_space)
     return space.smallest if extreme == "smallest" else space.largest
 
@@ -69,4 +69,15 @@ def choose_subnetwork(
 def space_of(checkpoint: Any, search_space: str | None) -> SearchSpace:
     """The named search space, else the one that was trained, else `aligned`."""
     source = search_space or checkpoint.info.search_space or "aligned"
-    return load_space(source, checkpoint.config, head_channels=checkpoint.info.head_channels)
+    return space_for(checkpoint, source)
+
+
+def space_for(checkpoint: Any, source: Any) -> SearchSpace:
+    """A search space in any of the forms of `load_space`, for a checkpoint."""
+    info = checkpoint.info
+    return load_space(
+        source,
+        checkpoint.config,
+        layer_order=info.layer_order,
+        head_channels=info.head_channels,
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from whittle_nas.cli.common import is_first_process, seed_everything
+from whittle_nas.cli.selection import space_for
 from whittle_nas.cli.training_report import (
     Row,
     print_grid,
@@ -16,7 +17,7 @@ from whittle_nas.cli.training_report import (
     warn_of_rise,
 )
 from whittle_nas.errors import ConfigError
-from whittle_nas.space import SearchSpace, SubNetwork, load_space
+from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import SamplerKind, SamplerOptions, Strategy
 from whittle_nas.train.output import write_outputs
@@ -78,8 +79,7 @@ def named(
 
 def space_to_train(checkpoint: Checkpoint, source: str) -> SearchSpace:
     """The search space of a name or file."""
-    info = checkpoint.info
-    return load_space(source, checkpoint.config, head_channels=info.head_channels)
+    return space_for(checkpoint, source)
 
 
 def train_alone(task: Task, chosen: Mapping[str, SubNetwork]) -> None:

@@ -33,7 +33,7 @@ class Pair:
     def path(self, out_dir: Path) -> Path:
         """Where the result is kept; other keys have other files, so nothing is overwritten."""
         text = json.dumps(self.key, sort_keys=True, default=str)
-        sizes = "-".join(map(str, self.subnetwork.to_dict().values()))
+        sizes = "-".join(map(str, self.subnetwork.summary().values()))
         name = f"{self.task.replace('/', '_')}-{sha256(text.encode()).hexdigest()[:12]}.json"
         return out_dir / PAIRS / sizes / name
 

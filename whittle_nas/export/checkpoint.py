@@ -14,7 +14,6 @@ from whittle_nas.export.hf import HFTarget, hf_target, write_hf, write_hf_config
 from whittle_nas.export.model_card import model_card
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
-from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
 from whittle_nas.weights.slicing import SlicePlan, plan_slices, take
 
@@ -44,10 +43,12 @@ def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> 
     Raises:
         ConfigError: if the sizes do not fit the model, or no Hugging Face architecture has them.
     """
-    info = source.info
-    slices = plan_slices(
-        sub, source.config, layer_order=info.layer_order, head_channels=info.head_channels
-    )
+    slices = plan_slices(sub, source.config, head_channels=source.info.head_channels)
+    if sub.sizes() is None:
+        raise ConfigError(
+            f"--format {'hf' if to_hf else 'litgpt'}: its config has one size for all blocks, and "
+            f"those of this sub-network differ ({sub}); nas evaluate runs it as it is"
+        )
     if to_hf:
         target = hf_target(slices.config)
         notes = engine_notes(target.model_type, slices.config, tied=source.tied)
@@ -114,7 +115,7 @@ class LazySlices(Mapping[str, torch.Tensor]):
         dtype: torch.dtype | None = None,
     ) -> None:
         self._plan, self._tensors, self._dtype = plan, tensors, dtype
-        self._names = axes.parameter_names(plan.config)
+        self._names = plan.parameter_names()
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = take(self._tensors[self._plan.source_name(name)], self._plan.cut(name))

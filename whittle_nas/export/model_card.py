@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from whittle_nas.weights.axes import is_tied, num_params
+from whittle_nas.space import SubNetwork
+from whittle_nas.weights.axes import is_tied
 from whittle_nas.weights.checkpoint import licences
+from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan
 
@@ -51,7 +53,7 @@ def model_card(
         notes: what a user has to know, one sentence each.
     """
     full = slices.full_config
-    count, whole = num_params(slices.config), num_params(full)
+    count, whole = map(parameter_counter(full), (slices.sub, SubNetwork.from_config(full)))
     header = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["pruned"]}
     if base := _base_model(full):
         header["base_model"] = base
@@ -88,7 +90,7 @@ def _history(info: SupernetInfo) -> str:
 def _table(slices: SlicePlan) -> str:
     rows = [
         f"| {name} | {size} | {getattr(slices.full_config, name)} |"
-        for name, size in slices.sub.to_dict().items()
+        for name, size in slices.sub.summary().items()
     ]
     return "\n".join(["| size | this model | the whole |", "|---|---|---|", *rows])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.subnetwork import Block, SubNetwork
 
 
 def narrowed_sizes(config: Any, width: float) -> SubNetwork:
@@ -18,17 +18,11 @@ def narrowed_sizes(config: Any, width: float) -> SubNetwork:
 
     groups, per_group = config.n_query_groups, config.n_head // config.n_query_groups
     groups, per_group = (part(groups), 1) if per_group == 1 else (groups, part(per_group))
-    return SubNetwork(
-        n_embd=part(config.n_embd),
-        n_head=groups * per_group,
-        n_query_groups=groups,
-        head_size=config.head_size,
-        intermediate_size=part(config.intermediate_size),
-        n_layer=config.n_layer,
-    )
+    block = Block(groups * per_group, groups, config.head_size, part(config.intermediate_size))
+    return SubNetwork(part(config.n_embd), (block,) * config.n_layer)
 
 
 def narrowed_stream(config: Any, width: float) -> SubNetwork:
-    """Sizes of a network with fewer residual stream channels, and everything else."""
-    whole = SubNetwork.from_config(config).to_dict()
-    return SubNetwork(**{**whole, "n_embd": max(1, round(width * config.n_embd))})
+    """A network with fewer residual stream channels, and everything else."""
+    whole = SubNetwork.from_config(config)
+    return SubNetwork(max(1, round(width * config.n_embd)), whole.blocks)

@@ -1,74 +1,86 @@
-"""Costs from sizes alone; no model is built.
-
-All take the litgpt config of the network itself: for a sub-network, `supernet.plan(sub).config`.
-"""
+"""Costs from sizes alone; no model is built."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights import axes
+from whittle_nas.weights.counting import matmul_counter, parameter_counter
 
 _TABLES = ("transformer.wte.weight", "lm_head.weight", "lm_head.bias")
 
 
-def num_params(config: Any) -> int:
-    """All parameters; a table that is also the head counts once."""
-    return axes.num_params(config)
+class AnalyticCosts:
+    """Costs of the sub-networks of one model, in microseconds each.
 
-
-def num_params_non_embedding(config: Any) -> int:
-    """Parameters without the token table and the head, which belong to the vocabulary."""
-    names = [name for name in axes.stored_names(config) if name not in _TABLES]
-    return sum(math.prod(axes.shape(name, config)) for name in names)
-
-
-def flops(config: Any, tokens: int) -> int:
-    """Floating-point operations of the forward pass of one sequence.
-
-    Multiply-accumulates count two. Matrix products and causal attention are counted; norms,
-    activations and the softmax, which are a few per mille, are not.
-
-    Args:
-        config: litgpt config of the network.
-        tokens: length of the sequence.
+    Attributes:
+        num_params: all parameters; a table that is also the head counts once.
     """
-    attended = sum(sum(_attended(config, layer, tokens)) for layer in range(config.n_layer))
-    return 2 * _matmul_weights(config) * tokens + 4 * config.n_head * config.head_size * attended
 
+    def __init__(self, config: Any) -> None:
+        """Prepare the counts.
 
-def weight_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Bytes of all parameters in a number format."""
-    return num_params(config) * dtype.itemsize
+        Args:
+            config: litgpt config of the super-network.
+        """
+        self._config = config
+        self.num_params: Callable[[SubNetwork], int] = parameter_counter(config)
+        self._matmul_weights = matmul_counter(config)
+        self._tables = [
+            axes.dims(name, config) for name in axes.stored_names(config) if name in _TABLES
+        ]
+        self._attended = lru_cache(None)(self._count_attended)
 
+    def num_params_non_embedding(self, sub: SubNetwork) -> int:
+        """Parameters without the token table and the head, which belong to the vocabulary."""
+        widths = [sub.n_embd if len(dims) == 2 else 1 for dims in self._tables]
+        return self.num_params(sub) - self._config.padded_vocab_size * sum(widths)
 
-def kv_cache_bytes(config: Any, *, batch: int, length: int, dtype: torch.dtype) -> int:
-    """Bytes of litgpt's key-value cache; layers with a sliding window keep only the window."""
-    kept = sum(min(length, _window(config, layer)) for layer in range(config.n_layer))
-    return 2 * batch * config.n_query_groups * config.head_size * kept * dtype.itemsize
+    def flops(self, sub: SubNetwork, tokens: int) -> int:
+        """Floating-point operations of the forward pass of one sequence.
 
+        Multiply-accumulates count two. Matrix products and causal attention are counted; norms,
+        activations and the softmax, which are a few per mille, are not.
 
-def _matmul_weights(config: Any) -> int:
-    """Weights that every token is multiplied with: all matrices but the looked-up table."""
-    shapes = [
-        axes.shape(name, config)
-        for name in axes.parameter_names(config)
-        if name != "transformer.wte.weight"
-    ]
-    return sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+        Args:
+            sub: the sub-network.
+            tokens: length of the sequence.
+        """
+        attention = sum(
+            block.n_head * block.head_size * self._attended(tokens, self._window(layer))
+            for layer, block in enumerate(sub.blocks)
+            if block is not None
+        )
+        return 2 * self._matmul_weights(sub) * tokens + 4 * attention
 
+    def weight_bytes(self, sub: SubNetwork, dtype: torch.dtype) -> int:
+        """Bytes of all parameters in a number format."""
+        return self.num_params(sub) * dtype.itemsize
 
-def _attended(config: Any, layer: int, tokens: int) -> list[int]:
-    window = _window(config, layer)
-    return [min(position + 1, window) for position in range(tokens)]
+    def kv_cache_bytes(
+        self, sub: SubNetwork, *, batch: int, length: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes of litgpt's key-value cache; layers with a sliding window keep only the window."""
+        rows = sum(
+            block.n_query_groups * block.head_size * min(length, self._window(layer))
+            for layer, block in enumerate(sub.blocks)
+            if block is not None
+        )
+        return 2 * batch * rows * dtype.itemsize
 
+    @staticmethod
+    def _count_attended(tokens: int, window: int) -> int:
+        """Pairs of tokens of which one attends to the other."""
+        return sum(min(position + 1, window) for position in range(tokens))
 
-def _window(config: Any, layer: int) -> int:
-    """How far back a layer sees."""
-    size: int | None = config.sliding_window_size
-    if size is None or not config.sliding_window_indices[layer]:
-        return config.block_size
-    return size
+    def _window(self, layer: int) -> int:
+        """How far back a layer sees."""
+        size: int | None = self._config.sliding_window_size
+        if size is None or not self._config.sliding_window_indices[layer]:
+            return self._config.block_size
+        return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -14,6 +15,8 @@ from torch import nn
 
 from whittle_nas.metrics.measured import time_runs
 from whittle_nas.weights import axes
+from whittle_nas.weights.assembly import assemble, repeated, without_parts
+from whittle_nas.weights.slicing import BlockPlan, SlicePlan
 
 # Weights of a stack: fewer would stay in the cache of the processor, as no large model's do, and
 # decoding, which waits for them, would look up to twice as fast.
@@ -48,27 +51,30 @@ class Load:
     dtype: torch.dtype
 
 
-def time_stack(config: Any, layer: int, load: Load, phase: Phase, *, highest: int) -> float:
+def time_stack(block: BlockPlan, load: Load, phase: Phase, *, highest: int) -> float:
     """Milliseconds per layer of a stack of equal blocks.
 
     What the model does around its blocks is in `time_ends` already and is taken off here: it is a
     tenth of generating one token with a small model.
 
     Args:
-        config: litgpt config of the network.
-        layer: which of its layers the blocks are like; sliding windows and RoPE may differ.
+        block: the block; sliding windows and RoPE are those of its layer.
         load: what it works on.
         phase: what is timed.
         highest: layers of the whole model, the stack has no more.
     """
-    block = axes.num_params(_repeated(config, layer, 2)) - axes.num_params(
-        _repeated(config, layer, 1)
-    )
-    height = min(highest, max(2, -(-_STACK_BYTES // (block * load.dtype.itemsize))))
-    stacked = _repeated(config, layer, height)
-    model = _random_model(stacked, load)
+    names = [f"transformer.h.0.{name}" for name in axes.block_parameter_names(block.config)]
+    held = [
+        name for name in names if axes.is_in(block.shape, axes.split_layer(name)[1], block.config)
+    ]
+    count = sum(math.prod(axes.shape(name, block.config)) for name in held)
+    height = min(highest, max(2, -(-_STACK_BYTES // (count * load.dtype.itemsize))))
+    model = _random_model(repeated(block.config, height), load)
+    for module in model.transformer.h:
+        without_parts(module, block)
     width = load.tokens if phase is Phase.prefill else 1
-    hidden = torch.randn(load.batch, width, config.n_embd, device=load.device, dtype=load.dtype)
+    n_embd = block.config.n_embd
+    hidden = torch.randn(load.batch, width, n_embd, device=load.device, dtype=load.dtype)
     model.transformer.wte = _Fixed(hidden)
     model.transformer.ln_f = nn.Identity()
     model.lm_head = nn.Identity()
@@ -89,7 +95,7 @@ def time_ends(config: Any, load: Load, phase: Phase, *, whole: Any) -> float:
         phase: what is timed.
         whole: litgpt config of the super-network.
     """
-    model = _random_model(_repeated(config, 0, 1), load, vocabulary=config.padded_vocab_size)
+    model = _random_model(repeated(config, 1), load, vocabulary=config.padded_vocab_size)
     model.transformer.h = nn.ModuleList()
     weights = min(_STACK_BYTES, axes.num_params(whole) * load.dtype.itemsize)
     head = config.padded_vocab_size * config.n_embd * load.dtype.itemsize
@@ -97,9 +103,11 @@ def time_ends(config: Any, load: Load, phase: Phase, *, whole: Any) -> float:
     return time_forward(model, load, phase)
 
 
-def time_whole(config: Any, load: Load, phase: Phase) -> float:
-    """Milliseconds of a whole network with random weights."""
-    model = _random_model(config, load, vocabulary=config.padded_vocab_size)
+def time_whole(plan: SlicePlan, load: Load, phase: Phase) -> float:
+    """Milliseconds of a whole sub-network with random weights."""
+    with torch.device(load.device):
+        model = assemble(plan)
+    model = model.to(dtype=load.dtype).requires_grad_(False).eval()
     return time_forward(model, load, phase)
 
 
@@ -128,19 +136,14 @@ def _median(run: Callable[[], Any], device: torch.device) -> float:
     return min(timing.median_ms for timing in rounds)
 
 
-def _repeated(config: Any, layer: int, height: int) -> Any:
-    """The config of `height` layers like one of a network's."""
-    changed: dict[str, Any] = {"n_layer": height, "final_logit_softcapping": None}
-    for per_layer in ("sliding_window_indices", "rope_indices"):
-        values = getattr(config, per_layer)
-        if values is not None:
-            changed[per_layer] = [values[layer]] * height
-    return replace(config, **changed)
-
-
 def _random_model(config: Any, load: Load, *, vocabulary: int = 8) -> Any:
     """A litgpt model whose weights lie on the device as those of an exported model do."""
-    config = replace(config, vocab_size=vocabulary, padded_vocab_size=vocabulary)
+    config = replace(
+        config,
+        vocab_size=vocabulary,
+        padded_vocab_size=vocabulary,
+        final_logit_softcapping=None,
+    )
     with torch.device(load.device):
         model = GPT(config)
     return model.to(dtype=load.dtype).requires_grad_(False).eval()

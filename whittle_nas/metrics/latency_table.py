@@ -12,7 +12,7 @@ import platform
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from whittle_nas.metrics.latency_correction import (
 )
 from whittle_nas.metrics.latency_parts import Load, Phase, time_ends, time_stack, time_whole
 from whittle_nas.space.searchspace import SearchSpace
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.subnetwork import SIZES, Block, SubNetwork
 from whittle_nas.weights.files import atomic_write_text
 from whittle_nas.weights.info import SupernetInfo
-from whittle_nas.weights.slicing import plan_slices
+from whittle_nas.weights.slicing import SlicePlan, plan_slices
 
 FORMAT = 2  # block times without what the model does around its blocks
 _Kind = tuple[int, int]  # whether a layer has a sliding window, and which RoPE
@@ -45,7 +45,7 @@ class LatencyTable:
         Args:
             path: JSON file; every new time is written to it at once.
             config: litgpt config of the super-network.
-            info: its layer order and head channels.
+            info: its head channels.
             load: what is timed, and where.
 
         Raises:
@@ -57,7 +57,7 @@ class LatencyTable:
         self._times: dict[str, dict[str, float]] = {}
         self._corrections: dict[str, Any] = {}
         self._estimators: dict[Phase, tuple[int, np.ndarray]] = {}
-        self._layers: dict[int, Counter[_Kind]] = {}
+        self._layer_kinds = _layer_kinds(config)
         if path.exists():
             self._read()
 
@@ -69,13 +69,12 @@ class LatencyTable:
         """Time of a sub-network without measuring: unknown parts come from a regression."""
         if not self._of(phase):
             self._measure_some(phase)
-        known, unknown_block = self._of(phase), None
+        known = self._of(phase)
         blocks = 0.0
-        for kind, layers in self._kinds(sub.n_layer).items():
-            time = known.get(_block_key(sub, kind))
+        for (block, kind), layers in self._kinds(sub).items():
+            time = known.get(_block_key(sub.n_embd, block, kind))
             if time is None:
-                unknown_block = unknown_block or float(_features(sub) @ self._regression(phase))
-                time = unknown_block
+                time = float(_features(sub.n_embd, *block) @ self._regression(phase))
             blocks += layers * time
         ends = known.get(_ends_key(sub)) or self._nearest_ends(sub, known)
         return self._corrected((blocks, ends), phase)
@@ -83,21 +82,20 @@ class LatencyTable:
     def parts(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> tuple[float, float]:
         """Milliseconds of all blocks and of the ends, uncorrected."""
         known, blocks = self._of(phase), 0.0
-        for kind, layers in self._kinds(sub.n_layer).items():
-            if (key := _block_key(sub, kind)) not in known:
-                config, highest = self._config_of(sub), self._config.n_layer
-                layer = _layer_kinds(config).index(kind)
-                known[key] = time_stack(config, layer, self.load, phase, highest=highest)
+        for (block, kind), layers in self._kinds(sub).items():
+            if (key := _block_key(sub.n_embd, block, kind)) not in known:
+                known[key] = self._time_block(sub, block, kind, phase)
                 self._write()
             blocks += layers * known[key]
         if (key := _ends_key(sub)) not in known:
-            known[key] = time_ends(self._config_of(sub), self.load, phase, whole=self._config)
+            config = self._plan(sub).config
+            known[key] = time_ends(config, self.load, phase, whole=self._config)
             self._write()
         return blocks, known[key]
 
     def whole(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> float:
         """Milliseconds of the sub-network as one model, with random weights."""
-        return time_whole(self._config_of(sub), self.load, phase)
+        return time_whole(self._plan(sub), self.load, phase)
 
     def accuracy(self, phase: Phase = Phase.prefill) -> Accuracy | None:
         """What `calibrate` found, None before."""
@@ -143,14 +141,16 @@ class LatencyTable:
     def _measure_some(self, phase: Phase) -> None:
         """Enough for a first regression."""
         full = SubNetwork.from_config(self._config)
+        sizes, order = full.sizes() or {}, range(self._config.n_layer)
         for name in ("n_layer", "n_embd", "intermediate_size"):
-            self.parts(replace(full, **{name: max(1, getattr(full, name) // 2)}), phase)
+            half = {**sizes, name: max(1, sizes[name] // 2)}
+            self.parts(SubNetwork.uniform(order, **half), phase)
 
     def _regression(self, phase: Phase) -> np.ndarray:
         """Coefficients of `_features` for block times."""
         blocks = {key: time for key, time in self._of(phase).items() if key.startswith("block")}
         if self._estimators.get(phase, (0,))[0] != len(blocks):
-            x = np.array([_features_of(tuple(map(int, k.split()[1:6]))) for k in blocks])
+            x = np.array([_features(*map(int, k.split()[1:6])) for k in blocks])
             y = np.array(list(blocks.values()))
             self._estimators[phase] = (
                 len(blocks),
@@ -163,17 +163,22 @@ class LatencyTable:
         width = min(widths, key=lambda width: abs(width - sub.n_embd))
         return widths[width] * sub.n_embd / width
 
-    def _kinds(self, n_layer: int) -> Counter[_Kind]:
-        """Different layers among the `n_layer` most important ones."""
-        if n_layer not in self._layers:
-            order = self._info.layer_order[:n_layer]
-            kinds = _layer_kinds(self._config)
-            self._layers[n_layer] = Counter(kinds[layer] for layer in sorted(order))
-        return self._layers[n_layer]
+    def _kinds(self, sub: SubNetwork) -> Counter[tuple[Block, _Kind]]:
+        """Different layers of a sub-network."""
+        pairs = zip(sub.blocks, self._layer_kinds, strict=True)
+        return Counter((block, kind) for block, kind in pairs if block is not None)
 
-    def _config_of(self, sub: SubNetwork) -> Any:
-        order, channels = self._info.layer_order, self._info.head_channels
-        return plan_slices(sub, self._config, layer_order=order, head_channels=channels).config
+    def _time_block(self, sub: SubNetwork, block: Block, kind: _Kind, phase: Phase) -> float:
+        at = next(
+            i
+            for i, pair in enumerate(zip(sub.blocks, self._layer_kinds, strict=True))
+            if pair == (block, kind)
+        )
+        plan = self._plan(sub).blocks[sub.layers.index(at)]
+        return time_stack(plan, self.load, phase, highest=self._config.n_layer)
+
+    def _plan(self, sub: SubNetwork) -> SlicePlan:
+        return plan_slices(sub, self._config, head_channels=self._info.head_channels)
 
     def _read(self) -> None:
         try:
@@ -215,7 +220,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _header(config: Any, load: Load) -> dict[str, Any]:
-    sizes = {field.name for field in fields(SubNetwork)} | {"name", "hf_config"}
+    sizes = {*SIZES, "name", "hf_config"}
     per_layer = {"sliding_window_indices", "rope_indices"}
     rest: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
     kind = {name: value for name, value in rest.items() if name not in sizes | per_layer}
@@ -237,23 +242,16 @@ def _layer_kinds(config: Any) -> list[_Kind]:
     return [(int(w), int(r)) for w, r in zip(window, rope, strict=True)]
 
 
-def _block_key(sub: SubNetwork, kind: _Kind) -> str:
+def _block_key(n_embd: int, block: Block, kind: _Kind) -> str:
     """Everything that a block's time depends on."""
-    sizes = (sub.n_embd, sub.n_head, sub.n_query_groups, sub.head_size, sub.intermediate_size)
-    return " ".join(map(str, ("block", *sizes, *kind)))
+    return " ".join(map(str, ("block", n_embd, *block, *kind)))
 
 
 def _ends_key(sub: SubNetwork) -> str:
     return f"ends {sub.n_embd}"
 
 
-def _features(sub: SubNetwork) -> np.ndarray:
-    sizes = (sub.n_embd, sub.n_head, sub.n_query_groups, sub.head_size, sub.intermediate_size)
-    return _features_of(sizes)
-
-
-def _features_of(sizes: tuple[int, ...]) -> np.ndarray:
+def _features(n_embd: int, n_head: int, groups: int, head_size: int, mlp: int) -> np.ndarray:
     """What a block's time is made of: calls, element-wise work, both kinds of matrices, heads."""
-    n_embd, n_head, groups, head_size, mlp = sizes
     heads = (2 * n_head + 2 * groups) * head_size
     return np.array([1.0, n_embd, n_embd * heads, n_embd * mlp, n_head * head_size])

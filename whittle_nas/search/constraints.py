@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.search.objectives import check_metric, is_cost
@@ -102,12 +103,14 @@ def untrained_dimensions(space: SearchSpace, trained: SearchSpace) -> list[str]:
     """Dimensions in which a space goes beyond the one that was trained, with an example each."""
     rng = random.Random(0)
     members = [space.smallest, space.largest, *(space.sample(rng) for _ in range(500))]
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for sub in members:
-        if trained.contains(sub):
-            continue
-        for name, value in sub.to_dict().items():
-            swapped = SubNetwork(**{**trained.largest.to_dict(), name: value})
-            if not trained.contains(swapped):
-                found.setdefault(name, value)
+        for block in () if trained.contains(sub) else sub.shapes:
+            sizes = {"n_embd": sub.n_embd, **block.to_dict(), "n_layer": sub.n_layer}
+            for name, value in sizes.items():
+                known = {**(trained.largest.sizes() or {}), name: value}
+                if not trained.contains(SubNetwork.uniform(trained.layer_order, **known)):
+                    found.setdefault(name, value)
+    if beyond := sorted(space.per_layer - trained.per_layer):
+        found["per_layer"] = beyond
     return [f"{name}={value}" for name, value in found.items()]

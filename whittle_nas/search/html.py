@@ -37,7 +37,7 @@ def render(front: Front, trials: Sequence[Trial], hypervolume: Sequence[float], 
         title=f"Front of {front.checkpoint_dir}",
         summary=f"{len(front.entries)} of {len(trials)} sub-networks are on the front of "
         f"{', '.join(front.objectives)}.",
-        columns=[*metrics, *page.size_columns(first.subnetwork.to_dict())],
+        columns=[*metrics, *page.size_columns(first.subnetwork.summary())],
         rows=[_row(front, entry, path) for entry in front.entries],
         x=front.objectives[-1],
         y=front.objectives[0],
@@ -55,12 +55,11 @@ def _row(front: Front, entry: FrontEntry, path: str) -> Row:
     choice = ["--front", path, "--index", str(entry.index)]
     command = page.export_line(front.checkpoint_dir, choice, f"exported-front-{entry.index}")
     # `nas evaluate` gives the same names.
-    values = {**entry.metrics, **entry.subnetwork.to_dict()}
+    values = {**entry.metrics, **entry.subnetwork.summary()}
     return Row(f"front-{entry.index}", values, command=command)
 
 
 def _trial(front: Front, trial: Trial) -> Row:
-    sizes = trial.sub.to_dict()
-    choice = page.size_options(sizes)
+    choice = page.size_options(trial.sub.to_dict())
     command = page.export_line(front.checkpoint_dir, choice, f"exported-trial-{trial.number}")
-    return Row(f"trial {trial.number}", {**trial.metrics, **sizes}, command=command)
+    return Row(f"trial {trial.number}", {**trial.metrics, **trial.sub.summary()}, command=command)

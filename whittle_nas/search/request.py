@@ -183,5 +183,6 @@ def needs_text(metrics: tuple[str, ...]) -> bool:
 
 
 def _read_grid(path: Path, checkpoint: Checkpoint) -> tuple[SubNetwork, ...]:
-    spec = read_yaml(path)
-    return Grid.from_dict(spec, cost=parameter_counter(checkpoint.config), source=str(path)).subs
+    spec, cost = read_yaml(path), parameter_counter(checkpoint.config)
+    order = checkpoint.info.layer_order
+    return Grid.from_dict(spec, cost=cost, layer_order=order, source=str(path)).subs

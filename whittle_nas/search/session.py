@@ -104,7 +104,7 @@ class Session:
             if not resume:
                 self._begin(ahead)
             self._calibrate()
-            log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics)
+            log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics, self.request.space)
             search = self._search(pool, ahead, record)
             search.recorded = recorded
             trials = search.run()
@@ -150,7 +150,7 @@ class Session:
         settings.check_settings(request.out_dir, request.settings(ahead))
         if not path.is_file():
             return ahead, []
-        recorded, cut_off = read_trials(path, self.metrics)
+        recorded, cut_off = read_trials(path, self.metrics, self.request.space)
         if cut_off:
             self._listener.warn(
                 f"the last line of {path} was cut off and is dropped; its trial is repeated"
@@ -222,8 +222,7 @@ class Session:
         self, objectives: tuple[str, ...], trials: Sequence[Trial], how: dict[str, Any]
     ) -> Front:
         entries = tuple(
-            FrontEntry(index, trial.sub, self.costs.layers(trial.sub), trial.metrics)
-            for index, trial in enumerate(trials)
+            FrontEntry(index, trial.sub, trial.metrics) for index, trial in enumerate(trials)
         )
         return Front(objectives, entries, str(self.request.checkpoint.path), how)
 

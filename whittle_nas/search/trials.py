@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.searchspace import SearchSpace
+from whittle_nas.space.subnetwork import SIZES, SubNetwork
 
 FILE_NAME = "trials.csv"
-_SIZES = tuple(field.name for field in fields(SubNetwork))
+SHAPE = "shape"
 
 
 class Status(str, Enum):
@@ -51,14 +53,15 @@ class Trial:
 class TrialLog:
     """Appends trials to a file; every line is on the disk before `append` returns."""
 
-    def __init__(self, path: Path, metrics: Sequence[str]) -> None:
+    def __init__(self, path: Path, metrics: Sequence[str], space: SearchSpace) -> None:
         """Open the file, and write the header if it is new.
 
         Args:
             path: the file.
             metrics: names of the metric columns.
+            space: where the sub-networks come from.
         """
-        self.columns = columns(metrics)
+        self.columns = columns(metrics, space)
         self._metrics = tuple(metrics)
         new = not path.is_file() or path.stat().st_size == 0
         self._file = path.open("a", encoding="utf-8", newline="")
@@ -68,7 +71,9 @@ class TrialLog:
     def append(self, trial: Trial) -> None:
         """Write one trial."""
         values = [repr(trial.metrics[m]) if m in trial.metrics else "" for m in self._metrics]
-        sizes = list(trial.sub.to_dict().values())
+        sizes: list[object] = list(trial.sub.summary().values())
+        if SHAPE in self.columns:
+            sizes.append(json.dumps(trial.sub.to_dict()))
         note = " ".join(trial.note.split())  # a line break would look like a cut-off line
         rest = [trial.blocks, f"{trial.seconds:.3f}", note]
         self._write([trial.number, trial.status.value, *sizes, *values, *rest])
@@ -85,12 +90,13 @@ class TrialLog:
         os.fsync(self._file.fileno())
 
 
-def columns(metrics: Sequence[str]) -> tuple[str, ...]:
-    """The header of the file."""
-    return ("trial", "status", *_SIZES, *metrics, "blocks", "seconds", "note")
+def columns(metrics: Sequence[str], space: SearchSpace) -> tuple[str, ...]:
+    """The header of the file; sizes say all about a sub-network with equal blocks."""
+    shape = (SHAPE,) if space.per_layer else ()
+    return ("trial", "status", *SIZES, *shape, *metrics, "blocks", "seconds", "note")
 
 
-def read_trials(path: Path, metrics: Sequence[str]) -> tuple[list[Trial], bool]:
+def read_trials(path: Path, metrics: Sequence[str], space: SearchSpace) -> tuple[list[Trial], bool]:
     """Read what a search wrote before it was interrupted.
 
     A last line without a line break was cut off by the interruption: it is removed from the file.
@@ -98,6 +104,7 @@ def read_trials(path: Path, metrics: Sequence[str]) -> tuple[list[Trial], bool]:
     Args:
         path: the file.
         metrics: expected metric columns.
+        space: where the sub-networks come from.
 
     Returns:
         The trials, and whether a line was dropped.
@@ -113,22 +120,26 @@ def read_trials(path: Path, metrics: Sequence[str]) -> tuple[list[Trial], bool]:
             file.truncate(len(whole))
     rows = list(csv.DictReader(io.StringIO(whole.decode("utf-8", errors="replace"))))
     header = next(csv.reader(io.StringIO(whole.decode("utf-8", errors="replace"))), None)
-    if header is not None and tuple(header) != columns(metrics):
+    if header is not None and tuple(header) != columns(metrics, space):
         raise ConfigError(
             f"{path} has the columns {', '.join(header)}, this search writes "
-            f"{', '.join(columns(metrics))}; start anew with another --out_dir"
+            f"{', '.join(columns(metrics, space))}; start anew with another --out_dir"
         )
-    found = [_read(row, metrics, path, line) for line, row in enumerate(rows, start=2)]
+    found = [_read(row, metrics, space, path, line) for line, row in enumerate(rows, start=2)]
     if len({trial.number for trial in found}) < len(found):
         raise ConfigError(f"{path} holds a trial twice; start anew with another --out_dir")
     return found, cut_off
 
 
-def _read(row: Mapping[str, str], metrics: Sequence[str], path: Path, line: int) -> Trial:
+def _read(
+    row: Mapping[str, str], metrics: Sequence[str], space: SearchSpace, path: Path, line: int
+) -> Trial:
     try:
+        shape = row.get(SHAPE)
+        spec = json.loads(shape) if shape else {name: int(row[name]) for name in SIZES}
         return Trial(
             number=int(row["trial"]),
-            sub=SubNetwork.from_dict({name: int(row[name]) for name in _SIZES}),
+            sub=SubNetwork.from_dict(spec, space.layer_order),
             status=Status(row["status"]),
             metrics={name: _number(row[name]) for name in metrics if row[name]},
             blocks=int(row["blocks"]),

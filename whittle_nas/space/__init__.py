@@ -2,9 +2,10 @@
 
 from whittle_nas.space.rules import check_supported, violations
 from whittle_nas.space.searchspace import SearchSpace, load_space
-from whittle_nas.space.subnetwork import HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
 
 __all__ = [
+    "Block",
     "HeadChannels",
     "SearchSpace",
     "SubNetwork",

@@ -42,16 +42,17 @@ class Domain:
         return list(self.values)
 
 
-def parse_domain(name: str, spec: Any, limit: float) -> Domain:
+def parse_domain(name: str, spec: Any, limit: float, *, least: int = 1) -> Domain:
     """Read one dimension of a search space.
 
     Args:
         name: the dimension, for messages.
         spec: its YAML form.
         limit: the full model's size: the meaning of `full`, and the largest value allowed.
+        least: the smallest value allowed; 0 where a layer may do without.
 
     Raises:
-        ConfigError: if the form is unknown or a value lies outside 1..limit.
+        ConfigError: if the form is unknown or a value lies outside least..limit.
     """
     if isinstance(spec, dict):
         domain = _bounds(name, spec, limit)
@@ -63,9 +64,11 @@ def parse_domain(name: str, spec: Any, limit: float) -> Domain:
     ratio = name == "mlp_ratio"
     low, high = domain.values[0], domain.values[-1]
     # A ratio printed with four digits (2.6667 for 8192 / 3072) may exceed the exact one.
-    if (low <= 0 if ratio else low < 1) or high > (limit + 1e-3 if ratio else limit):
+    too_low = low < 0 or (low == 0 and least > 0) if ratio else low < least
+    if too_low or high > (limit + 1e-3 if ratio else limit):
         raise ConfigError(
-            f"search space: {name} runs from {low} to {high}, allowed is 1 to the model's {limit:g}"
+            f"search space: {name} runs from {low} to {high}, allowed is {least} to the model's "
+            f"{limit:g}"
         )
     return domain
 

@@ -88,22 +88,22 @@ class FrontEntry:
 
     Attributes:
         index: its number, by which commands name it.
-        subnetwork: its sizes.
-        layers: ids of the layers that it keeps.
+        subnetwork: its shape.
         metrics: every objective and cost by name.
     """
 
     index: int
     subnetwork: SubNetwork
-    layers: tuple[int, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for `front.json`."""
+        shape = self.subnetwork.to_dict()
+        shape.pop("layers", None)
         return {
             "index": self.index,
-            "subnetwork": self.subnetwork.to_dict(),
-            "layers": list(self.layers),
+            "subnetwork": shape,
+            "layers": list(self.subnetwork.layers),
             "metrics": dict(self.metrics),
         }
 
@@ -138,8 +138,12 @@ class Front:
         return json.dumps(spec, indent=2) + "\n"
 
 
-def read_front(path: Path | str) -> Front:
+def read_front(path: Path | str, layer_order: Sequence[int]) -> Front:
     """Read `front.json`.
+
+    Args:
+        path: the file.
+        layer_order: of the super-network, most important first; for entries without `layers`.
 
     Raises:
         ConfigError: if there is no such file, or if it is not a front.
@@ -153,7 +157,7 @@ def read_front(path: Path | str) -> Front:
         )
     try:
         objectives = tuple(map(_text, spec["objectives"]))
-        entries = [_read_entry(entry, objectives) for entry in spec["front"]]
+        entries = [_read_entry(entry, objectives, layer_order) for entry in spec["front"]]
         checkpoint_dir, how = _text(spec.get("checkpoint_dir", "")), spec.get("how_measured", {})
         if not isinstance(how, dict):
             raise TypeError(f"how_measured is {how!r}")
@@ -168,17 +172,15 @@ def read_front(path: Path | str) -> Front:
     return Front(objectives, tuple(entries), checkpoint_dir, how, path)
 
 
-def _read_entry(spec: Any, objectives: Sequence[str]) -> FrontEntry:
+def _read_entry(spec: Any, objectives: Sequence[str], layer_order: Sequence[int]) -> FrontEntry:
     """One entry; ValueError for a number that is none, KeyError for a missing one."""
     metrics = {_text(name): _number(value) for name, value in spec["metrics"].items()}
     if unknown := [name for name in objectives if math.isnan(metrics[name])]:
         raise ValueError(f"{unknown[0]} is not a number")
-    return FrontEntry(
-        index=_whole(spec["index"]),
-        subnetwork=SubNetwork.from_dict(spec["subnetwork"]),
-        layers=tuple(_whole(layer) for layer in spec.get("layers", ())),
-        metrics=metrics,
-    )
+    shape, layers = spec["subnetwork"], [_whole(layer) for layer in spec.get("layers", ())]
+    if layers and isinstance(shape, dict) and "blocks" not in shape:
+        shape = {**shape, "layers": layers}
+    return FrontEntry(_whole(spec["index"]), SubNetwork.from_dict(shape, layer_order), metrics)
 
 
 def _whole(value: Any) -> int:

@@ -129,8 +129,8 @@ class ParetoSampler(Sampler):
 
     def restored(self, state: Sequence[Mapping[str, Any]]) -> ParetoSampler:
         """The sampler whose `state` this is."""
-        best = {
-            int(entry["bin"]): (SubNetwork.from_dict(entry["subnetwork"]), float(entry["loss"]))
-            for entry in state
-        }
+        best: dict[int, tuple[SubNetwork, float]] = {}
+        for entry in state:
+            sub = SubNetwork.from_dict(entry["subnetwork"], self.space.layer_order)
+            best[int(entry["bin"])] = sub, float(entry["loss"])
         return replace(self, best=best)

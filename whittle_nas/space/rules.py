@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.subnetwork import HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import BLOCK_SIZES, Block, HeadChannels, SubNetwork
 
 
 def check_supported(config: Any) -> None:
@@ -41,26 +42,44 @@ def violations(
         config: the `litgpt.Config` of the super-network.
         head_channels: how a smaller head chooses its query and key channels.
     """
-    full = SubNetwork.from_config(config)
-    broken = []
-    for name, value in sub.to_dict().items():
-        limit = getattr(full, name)
-        if not 1 <= value <= limit:
-            broken.append(f"{name}={value} must be between 1 and the model's {limit}")
-    if sub.n_query_groups >= 1 and sub.n_head % sub.n_query_groups:
+    if len(sub.blocks) != config.n_layer:
+        return [f"there are {len(sub.blocks)} blocks, the model has n_layer={config.n_layer}"]
+    broken = _out_of_range({"n_embd": sub.n_embd, "n_layer": sub.n_layer}, config)
+    for block in sub.shapes:
+        broken += _block_violations(block, config, head_channels)
+    return list(dict.fromkeys(broken))
+
+
+def _block_violations(block: Block, config: Any, head_channels: HeadChannels) -> list[str]:
+    """Rules that one block breaks; no heads mean no attention, no neurons no MLP."""
+    sizes = block.to_dict()
+    if block.n_head == 0:
+        sizes = {"intermediate_size": block.intermediate_size}
+    if block.intermediate_size == 0:
+        del sizes["intermediate_size"]
+    broken = _out_of_range(sizes, config)
+    if block.n_query_groups >= 1 and block.n_head % block.n_query_groups:
         broken.append(
-            f"n_head={sub.n_head} must be a multiple of n_query_groups={sub.n_query_groups}"
+            f"n_head={block.n_head} must be a multiple of n_query_groups={block.n_query_groups}"
         )
-    elif sub.n_query_groups >= 1:
-        heads, most = sub.n_head // sub.n_query_groups, full.n_head // full.n_query_groups
+    elif block.n_query_groups >= 1:
+        heads, most = block.n_head // block.n_query_groups, config.n_head // config.n_query_groups
         if heads > most:
             broken.append(
-                f"n_head={sub.n_head} with n_query_groups={sub.n_query_groups} asks for {heads} "
-                f"heads per group, the model has {most}"
+                f"n_head={block.n_head} with n_query_groups={block.n_query_groups} asks for "
+                f"{heads} heads per group, the model has {most}"
             )
-    if 1 <= sub.head_size < full.head_size:
-        broken += _head_size_violations(sub.head_size, config, head_channels)
+    if 1 <= block.head_size < config.head_size:
+        broken += _head_size_violations(block.head_size, config, head_channels)
     return broken
+
+
+def _out_of_range(sizes: Mapping[str, int], config: Any) -> list[str]:
+    return [
+        f"{name}={value} must be between 1 and the model's {getattr(config, name)}"
+        for name, value in sizes.items()
+        if not 1 <= value <= getattr(config, name)
+    ]
 
 
 def check(
@@ -75,6 +94,21 @@ def check(
     if broken:
         raise ConfigError(f"sub-network does not fit {config.name!r}: " + "; ".join(broken))
     return sub
+
+
+def check_sizes(sizes: Mapping[str, int], config: Any, head_channels: HeadChannels) -> None:
+    """Refuse the six sizes of a sub-network with equal blocks if they do not fit, as `check`.
+
+    Raises:
+        ConfigError: naming every violated rule.
+    """
+    broken = _out_of_range(sizes, config)
+    block = Block(*(sizes[name] for name in BLOCK_SIZES))
+    if not any(size == 0 for size in block):
+        broken += _block_violations(block, config, head_channels)
+    if broken:
+        rules = "; ".join(dict.fromkeys(broken))
+        raise ConfigError(f"sub-network does not fit {config.name!r}: {rules}")
 
 
 def _head_size_violations(head_size: int, config: Any, channels: HeadChannels) -> list[str]:

@@ -111,7 +111,12 @@ class Grid:
 
     @classmethod
     def from_dict(
-        cls, spec: Any, *, cost: Callable[[SubNetwork], float], source: str = "grid"
+        cls,
+        spec: Any,
+        *,
+        cost: Callable[[SubNetwork], float],
+        layer_order: Sequence[int],
+        source: str = "grid",
     ) -> Grid:
         """Inverse of `to_dict`; also reads a search's front, and a list of sizes written by hand.
 
@@ -119,6 +124,7 @@ class Grid:
             spec: the plain form, that of `front.json`, or a list of sub-network sizes, which may
                 have a `name` each.
             cost: gives the costs anew, since a file may have been edited.
+            layer_order: of the super-network, most important first.
             source: names the file in messages.
 
         Raises:
@@ -131,7 +137,7 @@ class Grid:
                 "a front.json"
             )
         try:
-            members = [_read_member(entry, cost) for entry in listed]
+            members = [_read_member(entry, cost, layer_order) for entry in listed]
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
         by_hand = not isinstance(spec, dict)
@@ -142,13 +148,15 @@ class Grid:
         )
 
 
-def _read_member(entry: Any, cost: Callable[[SubNetwork], float]) -> GridMember:
+def _read_member(
+    entry: Any, cost: Callable[[SubNetwork], float], layer_order: Sequence[int]
+) -> GridMember:
     sizes, score = entry, None
     if isinstance(entry, dict):
         sizes, score = entry.get("subnetwork", entry), entry.get("score")
     if isinstance(sizes, dict):
         sizes = {n: size for n, size in sizes.items() if n not in ("cost", "score", "name")}
-    sub = SubNetwork.from_dict(sizes)
+    sub = SubNetwork.from_dict(sizes, layer_order)
     return GridMember(sub, cost(sub), score)
 
 

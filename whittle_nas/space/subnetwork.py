@@ -1,12 +1,19 @@
-"""A sub-network is a value: six sizes in litgpt's words."""
+"""A sub-network is a value: its width, and one block per layer of the super-network."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from whittle_nas.errors import ConfigError
+
+BLOCK_SIZES = ("n_head", "n_query_groups", "head_size", "intermediate_size")
+SIZES = ("n_embd", *BLOCK_SIZES, "n_layer")
 
 
 class HeadChannels(str, Enum):
@@ -21,49 +28,243 @@ class HeadChannels(str, Enum):
     first = "first"
 
 
-@dataclass(frozen=True, order=True)
-class SubNetwork:
-    """Sizes of one sub-network.
-
-    It takes the first entries of every dimension of the super-network and its `n_layer` most
-    important layers in their original order. Inside each of the first `n_query_groups` query
-    groups it keeps the first `n_head / n_query_groups` heads.
-    """
-
-    n_embd: int
+class _Sizes(NamedTuple):
     n_head: int
     n_query_groups: int
     head_size: int
     intermediate_size: int
-    n_layer: int
 
-    def to_dict(self) -> dict[str, int]:
-        """The sizes as a plain dictionary, ready for JSON or YAML."""
-        return asdict(self)
+
+class Block(_Sizes):
+    """Sizes of one layer.
+
+    It takes the first entries of every dimension; inside each of the first `n_query_groups` query
+    groups the first `n_head / n_query_groups` heads. Without heads there is no attention, and then
+    neither groups nor a head size; without `intermediate_size` there is no MLP.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls, n_head: int, n_query_groups: int, head_size: int, intermediate_size: int
+    ) -> Block:
+        """One value for each shape: without heads the other sizes of attention are 0."""
+        if n_head == 0:
+            n_query_groups = head_size = 0
+        return super().__new__(cls, n_head, n_query_groups, head_size, intermediate_size)
 
     @classmethod
-    def from_dict(cls, sizes: Any) -> SubNetwork:
-        """Inverse of `to_dict`.
+    def _make(cls, iterable: Iterable[int]) -> Block:  # type: ignore[override]
+        return cls(*iterable)  # so that `_replace` makes one value for each shape, too
+
+    def to_dict(self) -> dict[str, int]:
+        """The sizes by name."""
+        return self._asdict()
+
+    def __str__(self) -> str:
+        """Heads / groups / head size / neurons."""
+        return "/".join(map(str, self))
+
+
+_EMPTY = Block(0, 0, 0, 0)
+
+
+@functools.total_ordering
+@dataclass(frozen=True)
+class SubNetwork:
+    """The shape of one sub-network.
+
+    Attributes:
+        n_embd: channels of the residual stream; it keeps the first ones.
+        blocks: one value per layer of the super-network, None where the layer is gone. A block
+            without attention and without MLP is a layer that is gone.
+    """
+
+    n_embd: int
+    blocks: tuple[Block | None, ...]
+
+    def __post_init__(self) -> None:
+        if _EMPTY in self.blocks:
+            gone = tuple(None if block == _EMPTY else block for block in self.blocks)
+            object.__setattr__(self, "blocks", gone)
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers that are kept."""
+        return len(self.blocks) - self.blocks.count(None)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Ids of the layers that are kept, ascending."""
+        return tuple(at for at, block in enumerate(self.blocks) if block is not None)
+
+    @functools.cached_property
+    def shapes(self) -> Mapping[Block, int]:
+        """How often each different block stands in the sub-network, in the order of the layers."""
+        return Counter(block for block in self.blocks if block is not None)
+
+    def sizes(self) -> dict[str, int] | None:
+        """The six sizes of a sub-network with equal blocks, None for any other.
+
+        Together with `layers` they say everything. Only formats that know no other networks need
+        this.
+        """
+        if len(self.shapes) != 1:
+            return None
+        block = next(iter(self.shapes))
+        sizes = {"n_embd": self.n_embd, **block.to_dict(), "n_layer": self.n_layer}
+        return sizes if all(sizes.values()) else None
+
+    def summary(self) -> dict[str, float]:
+        """The six sizes as numbers for tables and pages: means where the blocks differ."""
+        found: dict[str, float] = {"n_embd": self.n_embd}
+        total = max(1, self.n_layer)
+        for at, name in enumerate(BLOCK_SIZES):
+            mean = sum(block[at] * times for block, times in self.shapes.items()) / total
+            found[name] = int(mean) if mean == int(mean) else round(mean, 2)
+        return {**found, "n_layer": self.n_layer}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form for JSON or YAML.
+
+        Six sizes, and `layers` unless all are kept; `n_embd` and `blocks` if the blocks differ.
+        """
+        sizes = self.sizes()
+        if sizes is None:
+            return {"n_embd": self.n_embd, "blocks": [b and list(b) for b in self.blocks]}
+        return sizes if None not in self.blocks else {**sizes, "layers": list(self.layers)}
+
+    @classmethod
+    def uniform(
+        cls,
+        layer_order: Sequence[int],
+        *,
+        n_embd: int,
+        n_head: int,
+        n_query_groups: int,
+        head_size: int,
+        intermediate_size: int,
+        n_layer: int,
+    ) -> SubNetwork:
+        """Equal blocks in the `n_layer` most important layers.
+
+        Args:
+            layer_order: every layer id of the super-network, most important first.
+            n_embd: channels of the residual stream.
+            n_head: attention heads.
+            n_query_groups: query groups.
+            head_size: channels per head.
+            intermediate_size: MLP neurons.
+            n_layer: layers that are kept.
 
         Raises:
-            ConfigError: if a size is missing, unknown or not a positive integer.
+            ConfigError: if the super-network has not that many layers.
         """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(sizes, dict) or set(sizes) != set(names):
-            got = sorted(sizes) if isinstance(sizes, dict) else sizes
+        if not 0 <= n_layer <= len(layer_order):
             raise ConfigError(
-                f"a sub-network needs exactly the sizes {', '.join(names)}; got {got}"
+                f"n_layer={n_layer} must be between 1 and the model's {len(layer_order)}"
+            )
+        block = Block(n_head, n_query_groups, head_size, intermediate_size)
+        return cls._repeated(n_embd, block, layer_order[:n_layer], len(layer_order))
+
+    @classmethod
+    def _repeated(cls, n_embd: int, block: Block, layers: Iterable[int], depth: int) -> SubNetwork:
+        kept = set(layers)
+        return cls(n_embd, tuple(block if layer in kept else None for layer in range(depth)))
+
+    @classmethod
+    def from_dict(cls, spec: Any, layer_order: Sequence[int]) -> SubNetwork:
+        """Inverse of `to_dict`; also reads six sizes without `layers`.
+
+        Args:
+            spec: the plain form.
+            layer_order: every layer id of the super-network, most important first: decides which
+                layers are kept where `spec` does not say it.
+
+        Raises:
+            ConfigError: if a size is missing, unknown or not a positive integer, or if there are
+                not as many blocks as layers.
+        """
+        if isinstance(spec, dict) and set(spec) == {"n_embd", "blocks"}:
+            return _from_blocks(spec, len(layer_order))
+        layers = spec.get("layers") if isinstance(spec, dict) else None
+        sizes = {k: v for k, v in spec.items() if k != "layers"} if isinstance(spec, dict) else spec
+        if not isinstance(sizes, dict) or set(sizes) != set(SIZES):
+            got = sorted(map(str, spec)) if isinstance(spec, dict) else spec
+            raise ConfigError(
+                f"a sub-network needs exactly the sizes {', '.join(SIZES)}, or n_embd and blocks; "
+                f"got {got}"
             )
         for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ConfigError(f"sub-network size {name}={value!r} must be a positive integer")
-        return cls(**sizes)
+        if layers is None:
+            return cls.uniform(layer_order, **sizes)
+        _check_layers(layers, sizes["n_layer"], len(layer_order))
+        block = Block(*(sizes[name] for name in BLOCK_SIZES))
+        return cls._repeated(sizes["n_embd"], block, layers, len(layer_order))
 
     @classmethod
     def from_config(cls, config: Any) -> SubNetwork:
-        """The sizes of the whole model that a `litgpt.Config` describes."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+        """The whole model that a `litgpt.Config` describes."""
+        block = Block(*(getattr(config, name) for name in BLOCK_SIZES))
+        return cls(config.n_embd, (block,) * config.n_layer)
+
+    def reordered(self, before: Sequence[int], after: Sequence[int]) -> SubNetwork:
+        """The block of the layer of every rank in one order, in the layer of that rank in another.
+
+        Args:
+            before: layer ids, most important first.
+            after: the same in another order.
+        """
+        moved = {layer: self.blocks[old] for old, layer in zip(before, after, strict=True)}
+        return SubNetwork(self.n_embd, tuple(moved[layer] for layer in range(len(self.blocks))))
+
+    def __lt__(self, other: SubNetwork) -> bool:
+        """By width, then layer by layer; a layer that is gone comes first."""
+        return self._key() < other._key()
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.n_embd, tuple(block or () for block in self.blocks)
 
     def __str__(self) -> str:
         """One line for tables and messages."""
-        return " ".join(f"{name}={value}" for name, value in self.to_dict().items())
+        if sizes := self.sizes():
+            return " ".join(f"{name}={value}" for name, value in sizes.items())
+        runs = ((block, len(list(run))) for block, run in groupby(self.blocks))
+        parts = (f"{n}x{b or 'none'}" if n > 1 else str(b or "none") for b, n in runs)
+        return f"n_embd={self.n_embd} blocks={','.join(parts)}"
+
+
+def _check_layers(layers: Any, n_layer: int, depth: int) -> None:
+    whole = isinstance(layers, list) and all(type(i) is int and 0 <= i < depth for i in layers)
+    if not whole or len(set(layers)) != len(layers) or len(layers) != n_layer:
+        raise ConfigError(
+            f"sub-network layers={layers!r} must be n_layer={n_layer} different layer ids from 0 "
+            f"to {depth - 1}"
+        )
+
+
+def _from_blocks(spec: Mapping[str, Any], depth: int) -> SubNetwork:
+    """Blocks are lists of four sizes, mappings of them, or None."""
+    n_embd, listed = spec["n_embd"], spec["blocks"]
+    if type(n_embd) is not int or n_embd < 1:
+        raise ConfigError(f"sub-network size n_embd={n_embd!r} must be a positive integer")
+    if not isinstance(listed, list) or len(listed) != depth:
+        got = len(listed) if isinstance(listed, list) else listed
+        raise ConfigError(
+            f"a sub-network's blocks must be one per layer of the model, {depth}; got {got}"
+        )
+    return SubNetwork(n_embd, tuple(entry and _block(entry, at) for at, entry in enumerate(listed)))
+
+
+def _block(entry: Any, layer: int) -> Block:
+    named = isinstance(entry, dict) and set(entry) == set(BLOCK_SIZES)
+    values = [entry[name] for name in BLOCK_SIZES] if named else entry
+    whole = isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    if not whole or len(values) != len(BLOCK_SIZES):
+        raise ConfigError(
+            f"sub-network block {layer} must be null or the {len(BLOCK_SIZES)} numbers "
+            f"{', '.join(BLOCK_SIZES)}; got {entry!r}"
+        )
+    return Block(*values)

@@ -49,7 +49,7 @@ def make_sampler(
     cost = parameter_counter(supernet.config)
     if options.kind is SamplerKind.fixed:
         assert options.file is not None
-        grid = read_grid(options.file, cost)
+        grid = read_grid(options.file, cost, supernet.info.layer_order)
         for sub in grid.subs:
             check(sub, supernet.config, supernet.info.head_channels)
         return GridSampler(grid.subs), grid
@@ -132,14 +132,15 @@ def choose_networks(
     return Networks(space.smallest, drawn, validated, grid)
 
 
-def read_grid(path: Path, cost: Callable[[SubNetwork], float]) -> Grid:
+def read_grid(path: Path, cost: Callable[[SubNetwork], float], layer_order: Sequence[int]) -> Grid:
     """Read `grid.yaml`, or a YAML list of sub-network sizes.
 
     Raises:
         ConfigError: naming the file.
     """
     label = f"sampler.file={path}"
-    return Grid.from_dict(read_yaml(path, label=label), cost=cost, source=label)
+    spec = read_yaml(path, label=label)
+    return Grid.from_dict(spec, cost=cost, layer_order=layer_order, source=label)
 
 
 def _score(
@@ -156,7 +157,6 @@ def _score(
             plain_tensors(supernet.model.state_dict()),
             supernet.config,
             space,
-            layer_order=supernet.info.layer_order,
             head_channels=supernet.info.head_channels,
         )
     chosen = list(samples)[: options.calibration_samples]

@@ -50,10 +50,12 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
     Raises:
         ConfigError: if the sizes do not fit.
     """
-    info = checkpoint.info
-    plan = plan_slices(
-        sub, checkpoint.config, layer_order=info.layer_order, head_channels=info.head_channels
-    )
+    plan = plan_slices(sub, checkpoint.config, head_channels=checkpoint.info.head_channels)
+    if sub.sizes() is None:
+        raise ConfigError(
+            f"a sub-network whose blocks differ ({sub}) has no checkpoint of its own; train "
+            "several of them with weights that they share"
+        )
     return Slice(
         path=checkpoint.path,
         config=plan.config,

@@ -14,7 +14,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.rules import rope_n_elem
-from whittle_nas.space.subnetwork import HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import Block, HeadChannels
 
 
 class Axis(Enum):
@@ -160,6 +160,15 @@ def shape(name: str, config: Any) -> tuple[int, ...]:
 
 def parameter_names(config: Any) -> list[str]:
     """Names of all parameters of `litgpt.GPT(config)`, without building it."""
+    block = block_parameter_names(config)
+    names = _linear("lm_head", config.lm_head_bias) + ["transformer.wte.weight"]
+    for layer in range(config.n_layer):
+        names += [f"transformer.h.{layer}.{name}" for name in block]
+    return names + [f"transformer.ln_f.{kind}" for kind in _norm_kinds(config)]
+
+
+def block_parameter_names(config: Any) -> list[str]:
+    """Names of the parameters of one block of `litgpt.GPT(config)`."""
     norm = _norm_kinds(config)
     block = [f"norm_1.{kind}" for kind in norm if config.norm_1]
     block += _linear("attn.qkv", config.bias or config.attn_bias)
@@ -175,10 +184,20 @@ def parameter_names(config: Any) -> list[str]:
         block += _linear(f"mlp.{part}", config.bias)
     if config.post_mlp_norm:
         block += [f"post_mlp_norm.{kind}" for kind in norm]
-    names = _linear("lm_head", config.lm_head_bias) + ["transformer.wte.weight"]
-    for layer in range(config.n_layer):
-        names += [f"transformer.h.{layer}.{name}" for name in block]
-    return names + [f"transformer.ln_f.{kind}" for kind in norm]
+    return block
+
+
+def is_in(block: Block, name: str, config: Any) -> bool:
+    """Whether a block has a module or parameter, such as `attn.qkv.weight`.
+
+    Without attention its norms are gone with it, so that the residual stream stays exactly what it
+    was: a norm with a bias would add that. A norm that attention and MLP share stays for either.
+    """
+    owner = name.partition(".")[0]
+    if owner == "norm_1" and config.shared_attention_norm:
+        return any(block)
+    attention = owner in ("norm_1", "attn", "post_attention_norm")
+    return bool(block.n_head if attention else block.intermediate_size)
 
 
 def norms(config: Any) -> list[str]:
@@ -238,28 +257,28 @@ def num_params(config: Any) -> int:
 
 
 def prefix_selection(
-    sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.rope
+    n_embd: int, block: Block, config: Any, head_channels: HeadChannels = HeadChannels.rope
 ) -> Selection:
-    """What a sub-network keeps: the first entries of everything.
+    """What a block keeps: the first entries of everything.
 
     Smaller heads keep every s-th rotary pair (base^(-2(js)/n) =
     base^(-2j/n') with s = n / n'), or their first channels with `HeadChannels.first`.
     """
-    qk = qk_channels(sub.head_size, config, head_channels)
-    groups = range(sub.n_query_groups)
+    qk = qk_channels(block.head_size, config, head_channels)
+    groups = range(block.n_query_groups)
     return Selection(
-        embd=range(sub.n_embd),
-        neurons=range(sub.intermediate_size),
+        embd=range(n_embd),
+        neurons=range(block.intermediate_size),
         groups=groups,
-        heads=[range(sub.n_head // sub.n_query_groups)] * len(groups),
+        heads=[range(block.n_head // max(1, len(groups)))] * len(groups),
         qk_channels=[qk] * len(groups),
-        value_channels=[range(sub.head_size)] * len(groups),
+        value_channels=[range(block.head_size)] * len(groups),
     )
 
 
 def qk_channels(head_size: int, config: Any, head_channels: HeadChannels) -> Sequence[int]:
     """Query and key channels that a head of `head_size` channels keeps."""
-    if head_channels is HeadChannels.first or head_size == config.head_size:
+    if head_channels is HeadChannels.first or head_size in (0, config.head_size):
         return range(head_size)
     n, kept = config.rope_n_elem, rope_n_elem(config, head_size)
     unrotated = list(range(n, n + head_size - kept))

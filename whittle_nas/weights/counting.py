@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.subnetwork import Block, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.axes import Axis
 
@@ -15,8 +16,8 @@ from whittle_nas.weights.axes import Axis
 def parameter_counter(config: Any) -> Callable[[SubNetwork], int]:
     """A function that counts the parameters of a sub-network.
 
-    Equal to `axes.num_params` of the sub-network's config, in microseconds: rejection sampling
-    asks for tens of thousands of counts.
+    Equal to `axes.num_params` of the sub-network's own config where that can describe it, in
+    microseconds: rejection sampling asks for tens of thousands of counts.
 
     Args:
         config: `litgpt.Config` of the super-network.
@@ -37,34 +38,52 @@ def matmul_counter(config: Any) -> Callable[[SubNetwork], int]:
 
 def _counter(config: Any, counts: Callable[[str, axes.Dims], bool]) -> Callable[[SubNetwork], int]:
     """A function that adds the sizes of the parameters for which `counts` is true."""
-    single = replace(config, n_layer=1, sliding_window_indices=None, rope_indices=None)
-    names = axes.stored_names(single)
-    in_block: Counter[axes.Dims] = Counter()
-    outside: Counter[axes.Dims] = Counter()
-    for name in names:
-        terms = outside if axes.split_layer(name)[0] is None else in_block
-        dims = axes.dims(name, config)
-        terms[dims] += counts(name, dims)
+    single = replace(config, n_layer=0, sliding_window_indices=None, rope_indices=None)
+    outside = _terms(axes.stored_names(single), config, counts, "")
+    names = axes.block_parameter_names(config)
     vocabulary = config.padded_vocab_size
 
-    def count(sub: SubNetwork) -> int:
-        heads, groups = sub.n_head * sub.head_size, sub.n_query_groups * sub.head_size
+    @lru_cache(None)
+    def terms_of(attention: bool, mlp: bool) -> Counter[axes.Dims]:
+        parts = Block(int(attention), int(attention), 1, int(mlp))
+        held = [name for name in names if axes.is_in(parts, name, config)]
+        return _terms(held, config, counts, "transformer.h.0.")
+
+    @lru_cache(2**16)
+    def of_block(n_embd: int, block: Block) -> int:
+        heads, groups = block.n_head * block.head_size, block.n_query_groups * block.head_size
         sizes = {
-            Axis.EMBD: sub.n_embd,
-            Axis.MLP: sub.intermediate_size,
+            Axis.EMBD: n_embd,
+            Axis.MLP: block.intermediate_size,
             Axis.QUERY: heads,
             Axis.HEADS: heads,
             Axis.KEY: groups,
             Axis.VALUE: groups,
-            Axis.CHANNEL: sub.head_size,
-            Axis.VOCAB: vocabulary,
+            Axis.CHANNEL: block.head_size,
         }
-        return sub.n_layer * _total(in_block, sizes) + _total(outside, sizes)
+        return _total(terms_of(block.n_head > 0, block.intermediate_size > 0), sizes)
+
+    def count(sub: SubNetwork) -> int:
+        total = _total(outside, {Axis.EMBD: sub.n_embd, Axis.VOCAB: vocabulary})
+        for block, times in sub.shapes.items():
+            total += times * of_block(sub.n_embd, block)
+        return total
 
     return count
 
 
-def _total(terms: Counter[axes.Dims], sizes: dict[Axis, int]) -> int:
+def _terms(
+    names: Sequence[str], config: Any, counts: Callable[[str, axes.Dims], bool], prefix: str
+) -> Counter[axes.Dims]:
+    """How many of the parameters that count have which dimensions."""
+    terms: Counter[axes.Dims] = Counter()
+    for name in names:
+        dims = axes.dims(prefix + name, config)
+        terms[dims] += counts(name, dims)
+    return terms
+
+
+def _total(terms: Counter[axes.Dims], sizes: Mapping[Axis, int]) -> int:
     total = 0
     for dims, times in terms.items():
         product = times

@@ -6,25 +6,26 @@ n_embd, P pairs of (intermediate_size, n_embd), L layers. Sums are float64.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from whittle_nas.space import HeadChannels, SearchSpace, SubNetwork
+from whittle_nas.space import Block, HeadChannels, SearchSpace, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.axes import Axis
 
+# Blocks with one part alone; `either` has a norm that both parts share.
+_PARTS = {"attention": Block(1, 1, 1, 0), "mlp": Block(0, 0, 0, 1), "either": Block(1, 1, 1, 1)}
 ROWS = 1024  # rows of a matrix that are summed at a time: float64 copies stay small
 
 
 class Magnitudes:
     """Prefix sums of |w| at every size that the search space can choose.
 
-    All weights fall into three tables: attention (A, E), MLP (P,) and what depends on n_embd alone
-    (E,), each a running sum over the layers in their order of importance. A look-up is three
+    All weights fall into tables per layer: attention (L, A, E), MLP (L, P), and what depends on
+    n_embd alone (L, E), by the parts of a block that it comes and goes with. A look-up is a few
     additions, however large the model.
     """
 
@@ -34,7 +35,6 @@ class Magnitudes:
         config: Any,
         space: SearchSpace,
         *,
-        layer_order: Sequence[int],
         head_channels: HeadChannels = HeadChannels.rope,
     ) -> None:
         """Read all weights once.
@@ -43,63 +43,59 @@ class Magnitudes:
             tensors: parameters of the plain model by litgpt name.
             config: its `litgpt.Config`.
             space: whose members will be asked for.
-            layer_order: layer ids, most important first.
             head_channels: how a smaller head chooses its channels.
         """
-        self._config, self._order = config, tuple(layer_order)
+        self._config = config
         self._choices(space, head_channels)
-        num_layers = len(self._order)
-        attention = torch.zeros(num_layers, len(self._attention), len(self._embd)).double()
-        mlp = torch.zeros(num_layers, len(self._mlp)).double()
-        embd = torch.zeros(num_layers, len(self._embd)).double()
-        shared = torch.zeros(len(self._embd)).double()
+        depth, widths = config.n_layer, len(self._embd)
+        self._attention_sums = torch.zeros(depth, len(self._attention), widths).double()
+        self._mlp_sums = torch.zeros(depth, len(self._mlp)).double()
+        self._embd_sums = {parts: torch.zeros(depth, widths).double() for parts in _PARTS}
+        self._shared = torch.zeros(widths).double()
         for name in axes.stored_names(config):
-            layer, _ = axes.split_layer(name)
+            layer, rest = axes.split_layer(name)
             sums, kind = self._sums(name, tensors[name].detach())
             if layer is None:
-                shared += sums
+                self._shared += sums
+            elif kind == "embd":
+                # Those that a block has without the other part: which they come and go with.
+                alone = [axes.is_in(block, rest, config) for block in _PARTS.values()]
+                parts = next(p for p, has in zip(_PARTS, alone, strict=True) if has)
+                self._embd_sums["either" if all(alone) else parts][layer] += sums
             else:
-                table = {"attention": attention, "mlp": mlp, "embd": embd}[kind]
-                table[self._order.index(layer)] += sums
-        self._table_attention = attention.cumsum(0)
-        self._table_mlp = mlp.cumsum(0)
-        self._table_embd = embd.cumsum(0) + shared
+                {"attention": self._attention_sums, "mlp": self._mlp_sums}[kind][layer] += sums
 
     def __call__(self, sub: SubNetwork) -> float:
         """Sum of |w| over all parameters of a member of the space."""
-        last, e = sub.n_layer - 1, self._embd[sub.n_embd]
-        heads = self._attention[sub.n_head, sub.n_query_groups, sub.head_size]
-        pair = self._mlp[sub.intermediate_size, sub.n_embd]
-        return float(
-            self._table_attention[last, heads, e]
-            + self._table_mlp[last, pair]
-            + self._table_embd[last, e]
-        )
+        e = self._embd[sub.n_embd]
+        found = self._shared[e].clone()
+        for block in sub.shapes:
+            layers = [layer for layer, other in enumerate(sub.blocks) if other == block]
+            found += self._embd_sums["either"][layers, e].sum()
+            if block.n_head:
+                heads = self._attention[block[:3]]
+                found += self._attention_sums[layers, heads, e].sum()
+                found += self._embd_sums["attention"][layers, e].sum()
+            if block.intermediate_size:
+                pair = self._mlp[block.intermediate_size, sub.n_embd]
+                found += self._mlp_sums[layers, pair].sum()
+                found += self._embd_sums["mlp"][layers, e].sum()
+        return float(found)
 
     def _choices(self, space: SearchSpace, head_channels: HeadChannels) -> None:
         """Number every choice of the space, and note which entries it keeps."""
-        dimensions = space.dimensions()
-        self._embd = {int(e): i for i, e in enumerate(dimensions["n_embd"])}
-        genes = space.genes(space.largest)
-        attention: dict[tuple[int, int, int], SubNetwork] = {}
-        names = [n for n in ("n_head", "n_query_groups", "head_size") if n in dimensions]
-        for choice in itertools.product(*(dimensions[name] for name in names)):
-            sub = space.build(**{**genes, **dict(zip(names, choice, strict=True))})
-            if sub is not None:
-                attention[sub.n_head, sub.n_query_groups, sub.head_size] = sub
-        self._attention = {key: i for i, key in enumerate(attention)}
+        self._embd = {int(e): i for i, e in enumerate(space.dimensions()["n_embd"])}
+        attention = [choice for choice in space.attention_choices() if choice[0]]
+        self._attention = {choice: i for i, choice in enumerate(attention)}
+        most = max(self._embd)
         self._selections = [
-            axes.prefix_selection(sub, self._config, head_channels) for sub in attention.values()
+            axes.prefix_selection(most, Block(*choice, 0), self._config, head_channels)
+            for choice in attention
         ]
-        width = "mlp_ratio" if "mlp_ratio" in dimensions else "intermediate_size"
-        pairs = set()
-        for e, w in itertools.product(dimensions["n_embd"], dimensions[width]):
-            sub = space.build(**{**genes, "n_embd": e, width: w})
-            if sub is not None:
-                pairs.add((sub.intermediate_size, sub.n_embd))
-        self._mlp = {pair: i for i, pair in enumerate(sorted(pairs))}
+        pairs = sorted((w, e) for e in self._embd for w in space.widths(e) if w)
+        self._mlp = {pair: i for i, pair in enumerate(pairs)}
         self._lengths = torch.tensor(list(self._embd))  # (E,)
-        self._pairs = torch.tensor(sorted(pairs))  # (P, 2)
+        self._pairs = torch.tensor(pairs)  # (P, 2)
 
     def _sums(self, name: str, weight: Tensor) -> tuple[Tensor, str]:
         """Sums of one parameter at every choice, and the table they belong to."""

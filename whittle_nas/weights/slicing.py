@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from whittle_nas.space.rules import check, check_supported
-from whittle_nas.space.subnetwork import HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
 
 Index = int | torch.Tensor | None  # first entries | these entries | all
@@ -24,11 +24,36 @@ class Cut:
         gathers: (dimension, ids): keep these entries, as a copy.
         strip: (count, step, length) if the only gather keeps the first `length` of every `step`
             entries, `count` times, as grouped heads do: a view with one more dimension.
+        factor: what the slice is multiplied with, None for 1.
     """
 
     narrows: tuple[tuple[int, int], ...]
     gathers: tuple[tuple[int, torch.Tensor], ...]
     strip: tuple[int, int, int] | None = None
+    factor: float | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether a view of the full tensor does not do."""
+        return bool(self.gathers) or self.factor is not None
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block of a sub-network.
+
+    Attributes:
+        layer: id of the super-network's layer that it is a part of.
+        shape: its sizes.
+        config: litgpt config of a model of this block alone; a part that the block lacks has the
+            sizes of the whole model there.
+        selection: the entries that it keeps.
+    """
+
+    layer: int
+    shape: Block
+    config: Any
+    selection: axes.Selection
 
 
 @dataclass(frozen=True)
@@ -36,27 +61,57 @@ class SlicePlan:
     """Everything that running or extracting one sub-network needs besides the weights.
 
     Attributes:
-        sub: the sizes.
-        config: the sub-network's own litgpt config.
-        layers: ids of the kept layers, ascending; layer i of the sub-network is `layers[i]`.
-        selection: the kept entries, the same in every layer.
+        sub: the sub-network.
+        config: its litgpt config. Where blocks differ, the sizes of blocks in it are those of the
+            whole model, but for a head size that all have in common.
+        blocks: its blocks; block i of the sub-network is `blocks[i]`.
+        selection: what is kept outside the blocks.
+        full_config: the super-network's config.
+        factors: a constant for a tensor of the sub-network, by its name; None: there are none.
     """
 
     sub: SubNetwork
     config: Any
-    layers: tuple[int, ...]
+    blocks: tuple[BlockPlan, ...]
     selection: axes.Selection
     full_config: Any
+    factors: Callable[[str], float | None] | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Ids of the kept layers, ascending."""
+        return tuple(block.layer for block in self.blocks)
+
+    def factor(self, name: str) -> float | None:
+        """What the slice of a tensor is multiplied with, None for 1."""
+        return None if self.factors is None else self.factors(name)
 
     def source_name(self, name: str) -> str:
         """The super-network's name of a parameter of the sub-network."""
         layer, rest = axes.split_layer(name)
-        return name if layer is None else f"transformer.h.{self.layers[layer]}.{rest}"
+        return name if layer is None else f"transformer.h.{self.blocks[layer].layer}.{rest}"
+
+    def kept_name(self, name: str) -> str | None:
+        """The sub-network's name of a parameter of the super-network; None if it is dropped."""
+        layer, rest = axes.split_layer(name)
+        if layer is None:
+            return name
+        at = next((at for at, block in enumerate(self.blocks) if block.layer == layer), None)
+        if at is None or not axes.is_in(self.blocks[at].shape, rest, self.full_config):
+            return None
+        return f"transformer.h.{at}.{rest}"
+
+    def parameter_names(self) -> list[str]:
+        """Names of all parameters of the sub-network as a plain litgpt model."""
+        names = map(self.kept_name, axes.parameter_names(self.full_config))
+        return [name for name in names if name is not None]
 
     def indices(self, name: str, device: torch.device | None = None) -> tuple[Index, ...]:
         """For each dimension of a parameter: which entries it keeps."""
+        layer, _ = axes.split_layer(name)
+        selection = self.selection if layer is None else self.blocks[layer].selection
         return tuple(
-            _index(axes.kept_entries(dim, self.selection, self.full_config), device)
+            _index(axes.kept_entries(dim, selection, self.full_config), device)
             for dim in axes.dims(name, self.full_config)
         )
 
@@ -73,36 +128,58 @@ class SlicePlan:
         if len(gathers) == 1:
             dim, ids = gathers[0]
             strip = _strip(ids.tolist(), axes.dim_size(full[dim], self.full_config))
-        return Cut(tuple(narrows), tuple(gathers), strip)
+        return Cut(tuple(narrows), tuple(gathers), strip, self.factor(name))
+
+    def cuts(self, device: torch.device | None = None) -> Callable[[str], Cut]:
+        """As `cut`, computed once for all layers of one shape."""
+        known: dict[Any, Cut] = {}
+
+        def cut(name: str) -> Cut:
+            layer, rest = axes.split_layer(name)
+            key = (rest, None if layer is None else self.blocks[layer].shape, self.factor(name))
+            if key not in known:
+                known[key] = self.cut(name, device)
+            return known[key]
+
+        return cut
 
 
 def plan_slices(
     sub: SubNetwork,
     config: Any,
     *,
-    layer_order: Sequence[int] | None = None,
     head_channels: HeadChannels = HeadChannels.rope,
 ) -> SlicePlan:
     """Resolve a sub-network of the model of `config`.
 
     Args:
-        sub: sizes.
+        sub: the sub-network.
         config: the super-network's `litgpt.Config` (or `litgpt.lora.Config`).
-        layer_order: layer ids, most important first; default: the first layers are.
         head_channels: how a smaller head chooses its query and key channels.
 
     Raises:
-        ConfigError: if the sizes do not fit, naming each violated rule.
+        ConfigError: if it does not fit, naming each violated rule.
     """
     check_supported(config)
     check(sub, config, head_channels)
-    order = range(config.n_layer) if layer_order is None else layer_order
-    layers = tuple(sorted(order[: sub.n_layer]))
+    selections = {
+        shape: axes.prefix_selection(sub.n_embd, shape, config, head_channels)
+        for shape in sub.shapes
+    }
+    configs: dict[Any, Any] = {}
+    blocks = []
+    for layer in sub.layers:
+        shape = sub.blocks[layer]
+        assert shape is not None
+        key = (shape, *(values and values[layer] for values in per_layer(config).values()))
+        if key not in configs:
+            configs[key] = sub_config(SubNetwork(sub.n_embd, (shape,)), config, [layer])
+        blocks.append(BlockPlan(layer, shape, configs[key], selections[shape]))
     return SlicePlan(
         sub=sub,
-        config=sub_config(sub, config, layers),
-        layers=layers,
-        selection=axes.prefix_selection(sub, config, head_channels),
+        config=sub_config(sub, config, sub.layers),
+        blocks=tuple(blocks),
+        selection=blocks[0].selection,
         full_config=config,
     )
 
@@ -113,14 +190,27 @@ def sub_config(sub: SubNetwork, config: Any, layers: Sequence[int]) -> Any:
     The name stays, since litgpt chooses Gemma's and OLMo's norms, converters and prompt styles by
     it. The attention scale stays 1/sqrt(full head size); per-layer settings are re-indexed.
     """
-    changed: dict[str, Any] = sub.to_dict()
-    if sub.head_size != config.head_size and config.attention_scores_scalar is None:
+    changed: dict[str, Any] = {"n_embd": sub.n_embd, "n_layer": len(layers)}
+    with_heads = {shape[:3] for shape in sub.shapes if shape.n_head}
+    widths = {shape.intermediate_size for shape in sub.shapes} - {0}
+    if len({heads[2] for heads in with_heads}) == 1:
+        changed["head_size"] = next(iter(with_heads))[2]
+    if len(with_heads) == 1:
+        changed["n_head"], changed["n_query_groups"], _ = next(iter(with_heads))
+    if len(widths) == 1:
+        changed["intermediate_size"] = next(iter(widths))
+    smaller_heads = changed.get("head_size", config.head_size) != config.head_size
+    if smaller_heads and config.attention_scores_scalar is None:
         changed["attention_scores_scalar"] = config.head_size
-    for per_layer in ("sliding_window_indices", "rope_indices"):
-        values = getattr(config, per_layer)
+    for name, values in per_layer(config).items():
         if values is not None:
-            changed[per_layer] = [values[layer] for layer in layers]
+            changed[name] = [values[layer] for layer in layers]
     return replace(config, **changed)
+
+
+def per_layer(config: Any) -> dict[str, Any]:
+    """Settings that have one value per layer."""
+    return {name: getattr(config, name) for name in ("sliding_window_indices", "rope_indices")}
 
 
 def take(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
@@ -129,7 +219,7 @@ def take(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
         tensor = tensor.narrow(dim, 0, length)
     for dim, index in cut.gathers:  # after narrowing, so that less is copied
         tensor = tensor.index_select(dim, index)
-    return tensor
+    return tensor if cut.factor is None else tensor * cut.factor
 
 
 def view_of(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
@@ -150,10 +240,11 @@ def copied(view: torch.Tensor, cut: Cut) -> torch.Tensor:
     other way round, so `take` does not use it.
     """
     if cut.strip is not None:
-        return view.flatten(cut.gathers[0][0], cut.gathers[0][0] + 1)
-    for dim, index in cut.gathers:
-        view = view.index_select(dim, index)
-    return view
+        view = view.flatten(cut.gathers[0][0], cut.gathers[0][0] + 1)
+    else:
+        for dim, index in cut.gathers:
+            view = view.index_select(dim, index)
+    return view if cut.factor is None else view * cut.factor
 
 
 def slice_state_dict(
@@ -166,14 +257,13 @@ def slice_state_dict(
         tensors: the super-network's parameters by litgpt name.
         names: parameters of the sub-network; default: those of a plain `litgpt.GPT`.
     """
-    cache: dict[str, Cut] = {}
+    names = plan.parameter_names() if names is None else names
+    cuts: dict[torch.device, Callable[[str], Cut]] = {}
     found = {}
-    for name in axes.parameter_names(plan.config) if names is None else names:
-        rest = axes.split_layer(name)[1]
+    for name in names:
         tensor = tensors[plan.source_name(name)]
-        if rest not in cache:
-            cache[rest] = plan.cut(name, tensor.device)
-        found[name] = take(tensor, cache[rest])
+        cut = cuts.setdefault(tensor.device, plan.cuts(tensor.device))
+        found[name] = take(tensor, cut(name))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 from whittle_nas.space.rules import check_supported
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.weights.axes import split_layer
+from whittle_nas.weights.assembly import (
+    Tables,
+    give_tables,
+    make_block,
+    make_shell,
+    needs_tables,
+    rotary_tables,
+)
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import (
+    BlockPlan,
     Cut,
     SlicePlan,
     copied,
@@ -26,6 +35,7 @@ from whittle_nas.weights.slicing import (
     view_of,
 )
 
+MAX_BLOCKS = 2048
 MAX_SKELETONS = 128  # a random sampler meets new shapes at every step of a long training
 
 
@@ -56,24 +66,21 @@ class SuperNetwork:
         self,
         model: Any,
         info: SupernetInfo | None = None,
-        *,
-        build: Callable[[Any], Any] | None = None,
     ) -> None:
         """Wrap a model.
 
         Args:
             model: a litgpt model.
             info: which layers go first; default: the order of the layers.
-            build: makes the model of a config; needed only where `type(model)(config)` does not,
-                for instance after a layer was replaced.
         """
         check_supported(model.config)
         self.model = model
         self.info = info or SupernetInfo.default(model.config)
         self.full = SubNetwork.from_config(model.config)
-        self._build = build or type(model)
+        self._build = type(model)
         self._skeletons: dict[Any, Any] = {}
-        self._rope: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._blocks: dict[Any, Any] = {}
+        self._rope: dict[Any, Tables] = {}
 
     @property
     def config(self) -> Any:
@@ -92,12 +99,7 @@ class SuperNetwork:
         Raises:
             ConfigError: if the sizes do not fit, naming each violated rule.
         """
-        return plan_slices(
-            sub,
-            self.config,
-            layer_order=self.info.layer_order,
-            head_channels=self.info.head_channels,
-        )
+        return plan_slices(sub, self.config, head_channels=self.info.head_channels)
 
     def subnet(
         self, sub: SubNetwork, *, hidden: bool = False, checkpoint_blocks: bool = False
@@ -122,10 +124,7 @@ class SuperNetwork:
             # Tensors made in inference mode could not be saved for a backward pass later.
             with torch.inference_mode(False):
                 found = self._make_skeleton(sub, checkpoint_blocks)
-        self._skeletons[key] = found  # the latest stands last
-        if len(self._skeletons) > MAX_SKELETONS:
-            del self._skeletons[next(iter(self._skeletons))]
-        return found
+        return _keep(self._skeletons, key, found, MAX_SKELETONS)
 
     def head(self, sub: SubNetwork) -> Callable[[torch.Tensor], torch.Tensor]:
         """The sub-network's last layer, hidden states `(..., n_embd)` to logits `(..., V)`."""
@@ -139,9 +138,8 @@ class SuperNetwork:
         """The sub-network's state dict; views of the super-network's tensors where possible."""
         plan = self.plan(sub)
         tensors = self.model.state_dict()
-        names = [name for name in tensors if _kept_name(name, plan) is not None]
-        renamed = [str(_kept_name(name, plan)) for name in names]
-        return slice_state_dict(plan, tensors, renamed)
+        names = [name for name in map(plan.kept_name, tensors) if name is not None]
+        return slice_state_dict(plan, tensors, names)
 
     def standalone(self, sub: SubNetwork) -> Any:
         """The sub-network as an ordinary litgpt model for inference.
@@ -150,7 +148,9 @@ class SuperNetwork:
         `generate`, hooks. It is in evaluation mode and its parameters need no gradient.
         """
         plan = self.plan(sub)
-        model = self._empty(plan)
+        model = self._shell(plan)
+        blocks = [self._block(plan, block, model) for block in plan.blocks]
+        model.transformer.h = nn.ModuleList(blocks)
         model.load_state_dict(self.slices(sub), strict=True, assign=True)
         return model.requires_grad_(False).eval()
 
@@ -159,57 +159,71 @@ class SuperNetwork:
         cos = self.model.cos
         return cos.device, cos.dtype, self.model.max_seq_length
 
-    def _empty(self, plan: SlicePlan) -> Any:
-        """A litgpt model on the meta device with real rotary tables."""
+    def _shell(self, plan: SlicePlan) -> Any:
+        """A litgpt model without its blocks on the meta device, with real rotary tables."""
         with torch.device("meta"):
-            model = self._build(plan.config)
-        model.cos, model.sin = self._rotary_tables(model)
+            model = make_shell(plan, self._build)
+        model.cos, model.sin = self._rotary_tables(plan.config, self.model.max_seq_length)
         # The setter would compute the tables again (on meta) if the lengths differed.
         model._max_seq_length = self.model.max_seq_length
         return model
 
-    def _rotary_tables(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if model.config.rope_n_elem == self.config.rope_n_elem:
-            return self.model.cos, self.model.sin
-        key = (model.config.rope_n_elem, *self._placement())
+    def _block(self, plan: SlicePlan, block: BlockPlan, shell: Any) -> Any:
+        """litgpt's block on the meta device, with tables where its heads have another size."""
+        with torch.device("meta"):
+            module = make_block(block, shell)
+        if needs_tables(block, plan):
+            give_tables(module, block, self._rotary_tables(block.config, self.config.block_size))
+        return module
+
+    def _rotary_tables(self, config: Any, length: int) -> Tables:
+        """cos and sin of a config's head size for `length` positions."""
+        like = self.model
+        if config.rope_n_elem == self.config.rope_n_elem and length == like.max_seq_length:
+            return like.cos, like.sin
+        key = (config.rope_n_elem, length, *self._placement())
         if key not in self._rope:
-            model._max_seq_length = self.model.max_seq_length
-            tables = model.rope_cache(device=self.model.cos.device)
-            cos, sin = (table.to(self.model.cos.dtype) for table in tables)
-            self._rope[key] = cos, sin
+            cos, sin = rotary_tables(config, like.cos.device, length)
+            self._rope[key] = cos.to(like.cos.dtype), sin.to(like.cos.dtype)
         return self._rope[key]
 
     def _make_skeleton(self, sub: SubNetwork, checkpoint_blocks: bool) -> Any:
         plan = self.plan(sub)
-        model = self._empty(plan)
-        cuts = _Cuts(plan, self.model.cos.device)
+        model, cuts = self._shell(plan), plan.cuts(self.model.cos.device)
         model.lm_head = _Sliced(model.lm_head, self.model.lm_head, "lm_head", cuts)
         transformer, full = model.transformer, self.model.transformer
         transformer.wte = _Sliced(transformer.wte, full.wte, "transformer.wte", cuts)
         transformer.ln_f = _Sliced(transformer.ln_f, full.ln_f, "transformer.ln_f", cuts)
-        for at, layer in enumerate(plan.layers):
-            transformer.h[at] = _Sliced(
-                transformer.h[at],
-                full.h[layer],
-                f"transformer.h.{at}",
-                cuts,
-                recompute=checkpoint_blocks,
-            )
+        make = partial(self._sliced_block, plan, model, cuts, checkpoint_blocks)
+        transformer.h = nn.ModuleList(map(make, range(len(plan.blocks))))
         return model
 
+    def _sliced_block(
+        self, plan: SlicePlan, shell: Any, cuts: Callable[[str], Cut], recompute: bool, at: int
+    ) -> Any:
+        """One block of a skeleton; sub-networks that have it in common share it.
 
-class _Cuts:
-    """The cut of every kind of parameter, computed once for all layers."""
+        A random sampler of per-layer sizes never draws a network twice, but the same blocks.
+        """
+        block, prefix = plan.blocks[at], f"transformer.h.{at}"
+        sizes = (plan.sub.n_embd, block.shape, block.layer, plan.config.rope_n_elem)
+        factors = plan.factors and [
+            plan.factor(name) for name in plan.parameter_names() if name.startswith(f"{prefix}.")
+        ]
+        key = (*sizes, recompute, str(factors), *self._placement())
+        found = self._blocks.pop(key, None)
+        if found is None:
+            skeleton, full = self._block(plan, block, shell), self.model.transformer.h[block.layer]
+            found = _Sliced(skeleton, full, prefix, cuts, recompute=recompute)
+        return _keep(self._blocks, key, found, MAX_BLOCKS)
 
-    def __init__(self, plan: SlicePlan, device: torch.device) -> None:
-        self._plan, self._device = plan, device
-        self._known: dict[str, Cut] = {}
 
-    def __call__(self, name: str) -> Cut:
-        kind = split_layer(name)[1]
-        if kind not in self._known:
-            self._known[kind] = self._plan.cut(name, self._device)
-        return self._known[kind]
+def _keep(kept: dict[Any, Any], key: Any, value: Any, most: int) -> Any:
+    """Put a value last, and forget what was not used for longest."""
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
+    return value
 
 
 class _Sliced(nn.Module):
@@ -237,10 +251,11 @@ class _Sliced(nn.Module):
         self.recompute = recompute
         # In a tuple, so that the full part is not registered as a child of the skeleton.
         self._source = (source,)
-        homes = dict(skeleton.named_modules())
+        # A block may lack parts that the full one has.
+        full = dict(source.named_modules())
         self._slots = [
-            _Slot(module._parameters, homes[path]._parameters, key, cuts(_join(prefix, path, key)))
-            for path, module in source.named_modules()
+            _Slot(full[path]._parameters, module._parameters, key, cuts(_join(prefix, path, key)))
+            for path, module in skeleton.named_modules()
             for key, parameter in module._parameters.items()
             if parameter is not None
         ]
@@ -272,10 +287,11 @@ class _Slot:
     What a gather copies is never kept.
     """
 
-    __slots__ = ("cut", "full", "hole", "home", "key", "place", "seen", "view")
+    __slots__ = ("copies", "cut", "full", "hole", "home", "key", "place", "seen", "view")
 
     def __init__(self, full: dict[str, Any], home: dict[str, Any], key: str, cut: Cut) -> None:
         self.full, self.home, self.key, self.cut = full, home, key, cut
+        self.copies = cut.copies
         self.hole = home[key]
         self.seen: torch.Tensor | None = None
         self.place = 0
@@ -289,7 +305,7 @@ class _Slot:
         if self.seen is not tensor or self.place != tensor.data_ptr():
             self.seen, self.place = tensor, tensor.data_ptr()
             self.view = view_of(tensor.detach(), self.cut)
-        self.home[self.key] = copied(self.view, self.cut) if self.cut.gathers else self.view
+        self.home[self.key] = copied(self.view, self.cut) if self.copies else self.view
 
     def empty(self) -> None:
         self.home[self.key] = self.hole
@@ -308,13 +324,3 @@ def without_head(model: Any) -> Any:
     twin._modules = {**model._modules, "lm_head": nn.Identity()}
     twin.config = replace(model.config, final_logit_softcapping=None)
     return twin
-
-
-def _kept_name(name: str, plan: SlicePlan) -> str | None:
-    """The sub-network's name of a parameter of the super-network; None if its layer is dropped."""
-    layer, rest = split_layer(name)
-    if layer is None:
-        return name
-    if layer not in plan.layers:
-        return None
-    return f"transformer.h.{plan.layers.index(layer)}.{rest}"

@@ -198,7 +198,7 @@ def config_space(space: SearchSpace) -> dict[str, Any]:
         if len(values) == 1:
             found[name] = values[0]
         elif isinstance(values, range) and values.step == 1:
-            make = lograndint if getattr(space, name).log_uniform else randint
+            make = lograndint if space.domain(name).log_uniform else randint
             found[name] = make(values[0], values[-1])
         else:
             # All of one type: Syne Tune casts to that of the first value.

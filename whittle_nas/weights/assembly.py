@@ -1,0 +1,133 @@
+"""litgpt models whose blocks differ: every block is litgpt's own, built with its own config.
+
+B batch, T tokens, n rotary channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from litgpt import GPT
+from torch import nn
+
+from whittle_nas.weights import axes
+from whittle_nas.weights.slicing import BlockPlan, SlicePlan, per_layer
+
+Tables = tuple[torch.Tensor, torch.Tensor]  # cos and sin, (positions, n) each
+
+
+def make_shell(plan: SlicePlan, build: Callable[[Any], Any]) -> Any:
+    """The model of a sub-network, with one block that is to be replaced.
+
+    Args:
+        plan: the sub-network.
+        build: makes the litgpt model of a config, on the current default device.
+    """
+    model = build(repeated(plan.config, 1))
+    model.config = plan.config
+    return model
+
+
+def make_block(block: BlockPlan, shell: Any) -> Any:
+    """litgpt's block of one layer for the model of `make_shell`; parts that it lacks add nothing.
+
+    Of the class that litgpt's model has made itself: a whole model per block would cost ten times
+    as much.
+    """
+    return without_parts(type(shell.transformer.h[0])(block.config, 0), block)
+
+
+def repeated(config: Any, height: int) -> Any:
+    """The config of `height` layers like the first one of a network."""
+    changed: dict[str, Any] = {"n_layer": height}
+    for name, values in per_layer(config).items():
+        if values is not None:
+            changed[name] = values[:1] * height
+    return replace(config, **changed)
+
+
+def without_parts(module: Any, block: BlockPlan) -> Any:
+    """Take away the parts of a litgpt block that its shape does not have."""
+    for name, _ in list(module.named_children()):
+        if not axes.is_in(block.shape, name, block.config):
+            module.add_module(name, Nothing() if name in ("attn", "mlp") else nn.Identity())
+    return module
+
+
+def assemble(plan: SlicePlan, build: Callable[[Any], Any] = GPT) -> Any:
+    """The whole model of a sub-network with weights of its own, on the default device."""
+    model = make_shell(plan, build)
+    blocks = [make_block(block, model) for block in plan.blocks]
+    for module, block in zip(blocks, plan.blocks, strict=True):
+        if needs_tables(block, plan):
+            give_tables(module, block, rotary_tables(block.config, model.cos.device))
+    model.transformer.h = nn.ModuleList(blocks)
+    return model
+
+
+def needs_tables(block: BlockPlan, plan: SlicePlan) -> bool:
+    """Whether the model's rotary tables are not those of a block."""
+    return block.shape.n_head > 0 and block.config.rope_n_elem != plan.config.rope_n_elem
+
+
+def rotary_tables(config: Any, device: torch.device, length: int | None = None) -> Tables:
+    """litgpt's cos and sin of a config, for all positions or for `length`."""
+    asked = SimpleNamespace(config=config, max_seq_length=length or config.block_size)
+    return GPT.rope_cache(asked, device=device)  # type: ignore[arg-type]
+
+
+class Nothing(nn.Module):
+    """In place of attention or MLP: adds zero to the residual stream and keeps no cache."""
+
+    kv_cache = None
+
+    def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
+        """A zero that spreads over every shape."""
+        return x.new_zeros(())
+
+    def build_kv_cache(self, *_: Any) -> None:
+        """Called by litgpt's `set_kv_cache` for every block."""
+
+
+def give_tables(module: Any, block: BlockPlan, tables: Tables) -> None:
+    """Let a block rotate by its own tables: its heads are of another size than the model's.
+
+    Args:
+        module: litgpt's block.
+        block: which one it is.
+        tables: cos and sin of its head size for every position of the model; with two bases of
+            frequencies, both.
+    """
+    at = ... if block.config.rope_indices is None else (..., block.config.rope_indices[0])
+    module.register_buffer("cos", tables[0][at], persistent=False)
+    module.register_buffer("sin", tables[1][at], persistent=False)
+    module.register_forward_pre_hook(_with_own_tables)
+    attn = module.attn
+    attn.build_kv_cache = partial(_own_cache, attn.build_kv_cache, module.cos.shape[1])
+
+
+def _with_own_tables(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What litgpt's model gives a block, with the rows of its own tables."""
+    x, cos, _, *rest = inputs
+    positions = rest[1] if len(rest) > 1 else None
+    rows = slice(cos.shape[1]) if positions is None else positions
+    own = (module.cos[rows], module.sin[rows])  # (T, n), or (B, T, n) for batched positions
+    cos, sin = (table if table.dim() == 3 else table.unsqueeze(0) for table in own)
+    return x, cos, sin, *rest
+
+
+def _own_cache(
+    build: Callable[..., Any],
+    n_elem: int,
+    batch: int,
+    length: int,
+    _model_n_elem: int | None = None,
+    *rest: Any,
+) -> Any:
+    """litgpt's cache, for the rotary channels of this block instead of the model's."""
+    return build(batch, length, n_elem, *rest)
