@@ -1,0 +1,210 @@
+"""What demo_smollm2.sh needs beside the commands: timing, choosing, generating, one table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.reading import read_json
+from whittle_nas.space.front import Front, read_front
+
+TIMES = ("stage", "seconds", "peak_gib", "load_before")
+PROMPTS = (
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "Write a sentence about a cat.",
+)
+DENSE = "untouched"  # the row of the checkpoint as it came
+
+
+def timed(times: Path, stage: str, command: Sequence[str]) -> int:
+    """Run a command and add a line to `times.csv`; peak memory is that of its largest process."""
+    load, start = os.getloadavg()[0], time.perf_counter()
+    code = subprocess.run(command).returncode
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    name = stage if code == 0 else f"{stage} (exit {code})"
+    new = not times.exists()
+    with times.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([TIMES] if new else [])
+        writer.writerow((name, f"{seconds:.1f}", f"{peak:.2f}", f"{load:.2f}"))
+    return code
+
+
+def choose(front: Front, whole: float, shares: Iterable[float]) -> list[int]:
+    """Indices of the best entries under shares of the whole model's second objective.
+
+    Args:
+        front: of the search.
+        whole: the whole model's value of its second objective.
+        shares: in percent; where no entry is below one, the smallest is taken.
+    """
+    quality, cost = front.objectives[:2]
+    found = []
+    for share in shares:
+        under = [e for e in front.entries if e.metrics[cost] <= whole * share / 100]
+        smallest = min(front.entries, key=lambda entry: entry.metrics[cost])
+        best = min(under or [smallest], key=lambda entry: entry.metrics[quality])
+        found.append(best.index)
+    return sorted(set(found), key=lambda index: found.index(index))
+
+
+def cost_of_whole(search: Path, cost: str) -> float:
+    """The largest cost of all trials: every search tries the whole model."""
+    with (search / "trials.csv").open(newline="", encoding="utf-8") as file:
+        return max(float(row[cost]) for row in csv.DictReader(file) if row[cost])
+
+
+def generate(out: Path, checkpoint: Path, chosen: Sequence[int]) -> None:
+    """Write `generation.md`: answers of the untouched model and of both exports of each network."""
+    parts = []
+    for name in ("", *map(str, chosen)):
+        folder = out / f"litgpt-{name}" if name else checkpoint
+        answers = {"litgpt": [_litgpt(folder, prompt) for prompt in PROMPTS]}
+        if name:
+            answers["transformers"] = _transformers(out / f"hf-{name}")
+        for tool, texts in answers.items():
+            parts.append(f"### {f'front-{name}' if name else DENSE}, {tool}\n")
+            parts += [f"- {p} **{t}**" for p, t in zip(PROMPTS, texts, strict=True)] + [""]
+    text = "\n".join(parts)
+    (out / "generation.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _litgpt(folder: Path, prompt: str) -> str:
+    """Greedy answer of `litgpt generate`, in the checkpoint's own prompt style."""
+    program = Path(sys.executable).with_name("litgpt")
+    options = ["--prompt", prompt, "--max_new_tokens", "40", "--temperature", "0", "--top_k", "1"]
+    run = subprocess.run(
+        [str(program), "generate", str(folder), *options], capture_output=True, text=True
+    )
+    if run.returncode:
+        raise SystemExit(f"litgpt generate {folder} failed:\n{run.stderr}")
+    return _one_line(run.stdout.split("assistant\n")[-1])
+
+
+def _transformers(folder: Path) -> list[str]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = model.config.tie_word_embeddings
+    assert tied == (embedding.weight.data_ptr() == head.weight.data_ptr())
+    found = []
+    for prompt in PROMPTS:
+        if tokenizer.chat_template:
+            turns = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        else:
+            text = prompt
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        out = model.generate(**ids, max_new_tokens=40, do_sample=False)
+        answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        found.append(_one_line(answer))
+    return found
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def table(out: Path, checkpoint: Path, chosen: Sequence[int]) -> str:
+    """The demo's table, and that of its times, in Markdown."""
+    dense = _scores(out / "evaluated_dense", "full")
+    rows = [(DENSE, checkpoint / "lit_model.pth", dense, _costs(out, chosen[0], 0))]
+    if chosen:
+        trained = _scores(out / "evaluated", "full")
+        rows.append(("trained, whole", out / "supernet" / "lit_model.pth", trained, {}))
+    for index in chosen:
+        name, file = f"front-{index}", out / f"litgpt-{index}" / "lit_model.pth"
+        rows.append((name, file, _scores(out / "evaluated", name), _costs(out, index, -1)))
+    tasks = list(dense)
+    lines = [["network", "MB", *tasks, "prefill ms", "decode ms/token"]]
+    for name, file, scores, costs in rows:
+        megabytes = f"{file.stat().st_size / 1e6:.0f}"
+        times = [f"{costs[k]:.1f}" if k in costs else "" for k in ("latency_ms", _DECODE)]
+        lines.append([name, megabytes, *(scores.get(task, "") for task in tasks), *times])
+    with (out / "times.csv").open(newline="", encoding="utf-8") as file:
+        stages = [list(row) for row in csv.reader(file)]
+    return f"{_markdown(lines)}\n\n{_markdown(stages)}\n"
+
+
+_DECODE = "decode_ms_per_token"
+
+
+def _costs(out: Path, index: int, row: int) -> dict[str, Any]:
+    """One row of a profile; the whole model comes first in each."""
+    rows = read_json(out / f"profile-{index}" / "profile.json", label="profile")
+    return (rows["subnetworks"] if isinstance(rows, dict) else rows)[row]
+
+
+def _scores(folder: Path, name: str) -> dict[str, str]:
+    """`value ± standard error` by task: its accuracy, or else the first metric."""
+    found: dict[str, str] = {}
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["subnetwork"] == name]
+    for row in rows:
+        label = row["task"].removeprefix("local_")
+        if label not in found or row["metric"] == "acc":
+            error = f" ± {float(row['stderr']):.3f}" if _is_number(row["stderr"]) else ""
+            found[label] = f"{float(row['value']):.3f}{error}"
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, f"|{'---|' * len(rows[0])}", *rest])
+
+
+def main() -> int:
+    """One of the helpers, by its name."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    what = parser.add_subparsers(dest="what", required=True)
+    one = what.add_parser("timed")
+    one.add_argument("times", type=Path)
+    one.add_argument("stage")
+    one.add_argument("command", nargs=argparse.REMAINDER)
+    one = what.add_parser("choose")
+    one.add_argument("search", type=Path)
+    one.add_argument("shares", type=float, nargs="+")
+    for name in ("generate", "table"):
+        one = what.add_parser(name)
+        one.add_argument("out", type=Path)
+        one.add_argument("checkpoint", type=Path)
+        one.add_argument("chosen", type=int, nargs="+")
+    given = parser.parse_args()
+    if given.what == "timed":
+        return timed(given.times, given.stage, given.command)
+    if given.what == "choose":
+        front = read_front(given.search / "front.json")
+        whole = cost_of_whole(given.search, front.objectives[1])
+        print(*choose(front, whole, given.shares))
+    elif given.what == "generate":
+        generate(given.out, given.checkpoint, given.chosen)
+    else:
+        text = table(given.out, given.checkpoint, given.chosen)
+        (given.out / "table.md").write_text(text, encoding="utf-8")
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
