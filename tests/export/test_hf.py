@@ -125,6 +125,16 @@ def test_shards_and_their_index_hold_every_tensor_once(tmp_path):
     }
 
 
+def test_transformers_loads_shards_of_a_tied_model(tmp_path):
+    """Some tensors are larger than a shard and stand alone, in the middle of the others."""
+    model = tiny("Llama-3.2-1B")
+    model.lm_head.weight.copy_(model.transformer.wte.weight)
+    _, theirs = exported(model, tmp_path, shard_bytes=10_000)
+    sizes = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
+    assert max(sizes) > 15_000 > 10_000 > min(sizes)
+    assert theirs.get_input_embeddings().weight is theirs.get_output_embeddings().weight
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_and_config_have_the_asked_dtype(dtype, tmp_path):
     model = part(tiny("Llama-2-7b-hf"), head_size=8, n_embd=50)

@@ -6,7 +6,8 @@ Nothing here imports transformers: the directory is plain JSON and safetensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def write_hf(
     layout = dict(_converted(config, empty, target, tied, dtype))
     converted = _converted(config, tensors, target, tied, dtype)
     shown = progress(converted, "writing weights", len(layout))
-    _write_weights(out_dir, _shards(layout, shard_bytes), iter(shown))
+    _write_weights(out_dir, layout, shown, shard_bytes)
     return target
 
 
@@ -134,55 +135,48 @@ def _converted(
 
 def _write_weights(
     out_dir: Path,
-    shards: Sequence[Mapping[str, torch.Tensor]],
-    tensors: Iterator[tuple[str, torch.Tensor]],
+    layout: Mapping[str, torch.Tensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    shard_bytes: int,
 ) -> None:
-    """`model.safetensors`, or several files and their index."""
-    files = _shard_names(len(shards))
-    for file, shard in zip(files, shards, strict=True):
-        _write_safetensors(out_dir / file, shard, tensors)
-    if len(files) > 1:
-        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        weight_map = {
-            name: file for file, shard in zip(files, shards, strict=True) for name in shard
-        }
-        _write_json(
-            out_dir / "model.safetensors.index.json",
-            {"metadata": {"total_size": total}, "weight_map": weight_map},
-        )
+    """`model.safetensors`, or several files and their index, tensor by tensor.
 
-
-def _shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
-    """Cut a sequence of named tensors into runs of at most `limit` bytes."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    used = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and used + tensor.nbytes > limit:
-            shards.append({})
-            used = 0
-        shards[-1][name] = tensor
-        used += tensor.nbytes
-    return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{index:05}-of-{count:05}.safetensors" for index in range(1, count + 1)]
-
-
-def _write_safetensors(
-    path: Path, layout: Mapping[str, torch.Tensor], tensors: Iterator[tuple[str, torch.Tensor]]
-) -> None:
-    """Write one file of https://github.com/huggingface/safetensors#format, tensor by tensor.
-
-    The library's own `save_file` needs all tensors of the file in memory.
+    The libraries' own writers need all tensors of a file in memory.
 
     Args:
-        path: file to write.
-        layout: names, shapes and dtypes of its tensors, in order.
-        tensors: an iterator whose next items are these tensors.
+        out_dir: existing directory.
+        layout: empty tensors with the names, shapes and dtypes of all tensors, in order.
+        tensors: the same with their values.
+        shard_bytes: largest size of one file, unless a single tensor is larger.
     """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        dict(layout),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context((out_dir / name).open("wb"))
+            for name in split.filename_to_tensors
+        }
+        for name, members in split.filename_to_tensors.items():
+            files[name].write(_header({member: layout[member] for member in members}))
+        for name, tensor in tensors:  # within each file they come in the order of its header
+            assert tensor.shape == layout[name].shape
+            check_finite(name, tensor)
+            raw = tensor.detach().cpu().contiguous().view(torch.uint8)
+            # not tofile, which hides that a disk is full
+            files[split.tensor_to_filename[name]].write(raw.numpy().data)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(out_dir / "model.safetensors.index.json", index)
+
+
+def _header(layout: Mapping[str, torch.Tensor]) -> bytes:
+    """The beginning of a file of https://github.com/huggingface/safetensors#format."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in layout.items():
@@ -194,14 +188,7 @@ def _write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for expected in layout:
-            name, tensor = next(tensors)
-            assert (name, tensor.shape) == (expected, layout[name].shape)
-            check_finite(name, tensor)
-            raw = tensor.detach().cpu().contiguous().view(torch.uint8)
-            file.write(raw.numpy().data)  # not tofile, which hides that a disk is full
+    return len(text).to_bytes(8, "little") + text
 
 
 def _special_ids(source: Path | None, vocab_size: int) -> dict[str, int | list[int] | None]:
