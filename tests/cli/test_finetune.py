@@ -291,6 +291,8 @@ def edit(path: Path, **changes) -> None:
         (["--share", "true"], ["--subnetworks"]),
         (["--validation.max_full_loss", 0.1], ["max_full_loss=0.1", "untouched"]),
         (["--lora.r", 0], ["lora.r=0"]),
+        (["--lora", "false"], ["--lora false must be null or", "--lora.r"]),
+        (["--optimizer.lr", "fast"], ["--optimizer.lr fast must be null or a number"]),
         (["--trainer.strategy", "fsdp"], ["fsdp", "ddp"]),
         (["--trainer.precision", "16-mixed"], ["16-mixed", "bf16-mixed"]),
         (["--trainer.accelerator", "abacus"], ["abacus"]),
@@ -320,6 +322,17 @@ def test_space_that_does_not_fit(tmp_path, checkpoint_dir, text, capsys):
     common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
     assert nas(*common, *text_options(text), "--search_space", space) == 2
     assert "n_embd" in capsys.readouterr().err
+
+
+def test_a_rerun_of_an_interrupted_training_says_how_to_go_on(
+    tmp_path, checkpoint_dir, text, capsys
+):
+    out_dir = tmp_path / "out"
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text)]
+    (out_dir / "checkpoints").mkdir(parents=True)
+    (out_dir / "checkpoints" / "step=00000002.ckpt").write_bytes(b"")
+    assert nas(*common, *SMALL) == 2
+    assert "--resume true" in capsys.readouterr().err
 
 
 def test_out_dir_is_not_written_over(tmp_path, checkpoint_dir, text, capsys):

@@ -121,6 +121,7 @@ def finetune(
             "on it first, or set require_importance to false"
         )
     if first and not trainer.fast_dev_run:
+        _check_unfinished(out_dir, resume=resume, overwrite=overwrite)
         check_free(out_dir, overwrite=resume or overwrite)
     chosen = training.named(found, subnetworks, share=share, sampler=sampler)
     space = training.space_to_train(found, search_space)
@@ -142,6 +143,18 @@ def finetune(
         training.train_alone(task, chosen)
     else:
         training.train_together(task, space, chosen)
+
+
+def _check_unfinished(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """A training that was interrupted is not taken for a directory that is in the way."""
+    from whittle_nas.train.fit import newest_checkpoint
+
+    finished = (out_dir / "lit_model.pth").is_file()
+    if not (resume or overwrite or finished) and newest_checkpoint(out_dir) is not None:
+        raise ConfigError(
+            f"--out_dir {out_dir} holds a training that was interrupted; go on with --resume true, "
+            "or begin anew with --overwrite true"
+        )
 
 
 def _open(checkpoint_dir: Path, *, untie_head: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +22,14 @@ from whittle_nas.errors import AGAIN, ConfigError, Terminated, disk_errors
 from whittle_nas.reading import read_yaml
 from whittle_nas.weights.files import RUN_FILE, WEIGHTS, hold_directory
 
+_UNION = re.compile(
+    r'key "([\w.]+)": Does not validate against any of the Union subtypes '
+    r"Subtypes: \[(.*)\] Errors: .*(?:Got|Given) value: (.*)"
+)
+_KINDS = {
+    "NoneType": "null", "int": "a whole number", "float": "a number", "str": "text",
+    "bool": "true or false", "list": "a list", "dict": "a mapping", "pathlib.Path": "a path",
+}  # fmt: skip
 _REQUIRED = re.compile(r'Key "([\w.]+)" is required')
 
 
@@ -85,11 +95,28 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         reason = " ".join(str(error).replace("error:", "").split())
         if missing := _REQUIRED.search(reason):
             reason = f"--{missing[1]} is required"
+        elif union := _UNION.search(reason):
+            reason = _none_of(*union.groups())
         raise ConfigError(f"{reason} (see {parser.prog} --help)") from None
     for name, value in vars(options.as_flat()).items():
         _check_value(name, value)
     _check_directories(options)
     return options
+
+
+def _none_of(name: str, kinds: str, value: str) -> str:
+    """A sentence for a value that is of none of the kinds that an option takes."""
+    words = []
+    for cls, generic in re.findall(r"<class '([\w.]+)'>|(list|dict)\[", kinds):
+        module, _, kind = cls.rpartition(".")
+        if known := _KINDS.get(cls or generic):
+            words.append(known)
+        else:  # a dataclass
+            first = fields(getattr(importlib.import_module(module), kind))[0].name
+            words.append(f"options of its own, such as --{name}.{first}")
+    *most, last = words
+    choice = f"{', '.join(most)} or {last}" if most else last
+    return f"--{name} {value} must be {choice}"
 
 
 def _check_config_files(arguments: Sequence[str]) -> None:
