@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from whittle_nas.reading import read_json
 from whittle_nas.space.front import Front, read_front
 
@@ -40,8 +42,8 @@ def timed(times: Path, stage: str, command: Sequence[str]) -> int:
     return code
 
 
-def choose(front: Front, whole: float, shares: Iterable[float]) -> list[int]:
-    """Indices of the best entries under shares of the whole model's second objective.
+def choose(front: Front, whole: float, shares: Iterable[float]) -> dict[str, dict[str, Any]]:
+    """The best entries under shares of the whole model's second objective, by name, as sizes.
 
     Args:
         front: of the search.
@@ -49,13 +51,14 @@ def choose(front: Front, whole: float, shares: Iterable[float]) -> list[int]:
         shares: in percent; where no entry is below one, the smallest is taken.
     """
     quality, cost = front.objectives[:2]
-    found = []
+    found = {}
     for share in shares:
         under = [e for e in front.entries if e.metrics[cost] <= whole * share / 100]
         smallest = min(front.entries, key=lambda entry: entry.metrics[cost])
         best = min(under or [smallest], key=lambda entry: entry.metrics[quality])
-        found.append(best.index)
-    return sorted(set(found), key=lambda index: found.index(index))
+        name = f"front-{best.index}"
+        found[name] = {"name": name, **best.subnetwork.to_dict()}
+    return found
 
 
 def cost_of_whole(search: Path, cost: str) -> float:
@@ -64,16 +67,16 @@ def cost_of_whole(search: Path, cost: str) -> float:
         return max(float(row[cost]) for row in csv.DictReader(file) if row[cost])
 
 
-def generate(out: Path, checkpoint: Path, chosen: Sequence[int]) -> None:
+def generate(out: Path, checkpoint: Path, chosen: Sequence[str]) -> None:
     """Write `generation.md`: answers of the untouched model and of both exports of each network."""
     parts = []
-    for name in ("", *map(str, chosen)):
+    for name in ("", *chosen):
         folder = out / f"litgpt-{name}" if name else checkpoint
         answers = {"litgpt": [_litgpt(folder, prompt) for prompt in PROMPTS]}
         if name:
             answers["transformers"] = _transformers(out / f"hf-{name}")
         for tool, texts in answers.items():
-            parts.append(f"### {f'front-{name}' if name else DENSE}, {tool}\n")
+            parts.append(f"### {name or DENSE}, {tool}\n")
             parts += [f"- {p} **{t}**" for p, t in zip(PROMPTS, texts, strict=True)] + [""]
     text = "\n".join(parts)
     (out / "generation.md").write_text(text, encoding="utf-8")
@@ -118,46 +121,46 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def table(out: Path, checkpoint: Path, chosen: Sequence[int]) -> str:
+def table(out: Path, checkpoint: Path, chosen: Sequence[str]) -> str:
     """The demo's table, and that of its times, in Markdown."""
-    dense = _scores(out / "evaluated_dense", "full")
-    rows = [(DENSE, checkpoint / "lit_model.pth", dense, _costs(out, chosen[0], 0))]
-    if chosen:
-        trained = _scores(out / "evaluated", "full")
-        rows.append(("trained, whole", out / "supernet" / "lit_model.pth", trained, {}))
-    for index in chosen:
-        name, file = f"front-{index}", out / f"litgpt-{index}" / "lit_model.pth"
-        rows.append((name, file, _scores(out / "evaluated", name), _costs(out, index, -1)))
-    tasks = list(dense)
-    lines = [["network", "MB", *tasks, "prefill ms", "decode ms/token"]]
+    dense, shared = _scores(out / "evaluated"), _scores(out / "evaluated-shared")
+    weights = "lit_model.pth"
+    whole, own = _costs(out, chosen[0], 0), {name: _costs(out, name, -1) for name in chosen}
+    rows = [
+        (DENSE, checkpoint / weights, dense["full"], whole),
+        ("trained, whole", out / "supernet" / weights, shared["full"], whole),
+    ]
+    for name in chosen:
+        file = out / f"litgpt-{name}" / weights
+        alone = _scores(out / f"evaluated-{name}")["full"]
+        rows.append((f"{name}, shared", file, shared[name], own[name]))
+        rows.append((f"{name}, trained alone", file, alone, own[name]))
+    tasks = list(dense["full"])
+    lines = [["network", "parameters", "MB", *tasks, "prefill ms", "decode ms/token"]]
     for name, file, scores, costs in rows:
-        megabytes = f"{file.stat().st_size / 1e6:.0f}"
-        times = [f"{costs[k]:.1f}" if k in costs else "" for k in ("latency_ms", _DECODE)]
-        lines.append([name, megabytes, *(scores.get(task, "") for task in tasks), *times])
+        size = [f"{costs['num_params']:,}", f"{file.stat().st_size / 1e6:.0f}"]
+        times = [f"{costs[k]:.1f}" for k in ("latency_ms", "decode_ms_per_token")]
+        lines.append([name, *size, *(scores.get(task, "") for task in tasks), *times])
     with (out / "times.csv").open(newline="", encoding="utf-8") as file:
         stages = [list(row) for row in csv.reader(file)]
     return f"{_markdown(lines)}\n\n{_markdown(stages)}\n"
 
 
-_DECODE = "decode_ms_per_token"
-
-
-def _costs(out: Path, index: int, row: int) -> dict[str, Any]:
+def _costs(out: Path, name: str, row: int) -> dict[str, Any]:
     """One row of a profile; the whole model comes first in each."""
-    rows = read_json(out / f"profile-{index}" / "profile.json", label="profile")
-    return (rows["subnetworks"] if isinstance(rows, dict) else rows)[row]
+    return read_json(out / f"profile-{name}" / "profile.json", label="profile")["subnetworks"][row]
 
 
-def _scores(folder: Path, name: str) -> dict[str, str]:
-    """`value ± standard error` by task: its accuracy, or else the first metric."""
-    found: dict[str, str] = {}
+def _scores(folder: Path) -> dict[str, dict[str, str]]:
+    """`value ± standard error` by network and task: its accuracy, or else the first metric."""
+    found: dict[str, dict[str, str]] = {}
     with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["subnetwork"] == name]
-    for row in rows:
-        label = row["task"].removeprefix("local_")
-        if label not in found or row["metric"] == "acc":
-            error = f" ± {float(row['stderr']):.3f}" if _is_number(row["stderr"]) else ""
-            found[label] = f"{float(row['value']):.3f}{error}"
+        for row in csv.DictReader(file):
+            scores = found.setdefault(row["subnetwork"], {})
+            label = row["task"].removeprefix("local_")
+            if label not in scores or row["metric"] == "acc":
+                error = f" ± {float(row['stderr']):.3f}" if _is_number(row["stderr"]) else ""
+                scores[label] = f"{float(row['value']):.3f}{error}"
     return found
 
 
@@ -184,19 +187,22 @@ def main() -> int:
     one.add_argument("command", nargs=argparse.REMAINDER)
     one = what.add_parser("choose")
     one.add_argument("search", type=Path)
+    one.add_argument("chosen", type=Path)
     one.add_argument("shares", type=float, nargs="+")
     for name in ("generate", "table"):
         one = what.add_parser(name)
         one.add_argument("out", type=Path)
         one.add_argument("checkpoint", type=Path)
-        one.add_argument("chosen", type=int, nargs="+")
+        one.add_argument("chosen", nargs="+")
     given = parser.parse_args()
     if given.what == "timed":
         return timed(given.times, given.stage, given.command)
     if given.what == "choose":
         front = read_front(given.search / "front.json")
         whole = cost_of_whole(given.search, front.objectives[1])
-        print(*choose(front, whole, given.shares))
+        found = choose(front, whole, given.shares)
+        given.chosen.write_text(yaml.safe_dump(list(found.values()), sort_keys=False))
+        print(*found)
     elif given.what == "generate":
         generate(given.out, given.checkpoint, given.chosen)
     else:

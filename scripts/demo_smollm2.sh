@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole line on SmolLM2-135M-Instruct, as a user would run it: sort, train all sub-networks, search
-# loss against latency, evaluate, export to litgpt and transformers, generate, and one table of it all.
+# loss against latency, train three of the front alone, evaluate, export to litgpt and transformers,
+# generate, and one table of it all.
 # A rerun skips finished stages and goes on with the one that was interrupted.
 #
 #   scripts/demo_smollm2.sh [out_dir]        default: runs/smollm2-$BUDGET
@@ -9,7 +10,8 @@
 # DEVICE=cuda takes minutes. Other knobs, all optional:
 #   CHECKPOINT   a litgpt checkpoint instead of SmolLM2
 #   SHARES       latencies of the networks that are chosen, in percent of the whole model's
-#   IMPORTANCE, FINETUNE, SEARCH, EVALUATE, EXPORT   more options of these commands, as one string
+#   IMPORTANCE, FINETUNE, SEARCH, ALONE, EVALUATE, EXPORT   more options of these commands, each one
+#                string: FINETUNE trains all sub-networks, ALONE the chosen ones
 # Text and tasks are those of ../shared/data where that is there, else what comes with this repository.
 set -euo pipefail
 here=$(pwd)
@@ -27,10 +29,10 @@ config=configs/SmolLM2-135M-Instruct
 tool="python scripts/demo_smollm2.py"
 mkdir -p "$out"
 
-case "$budget" in # blocks of calibration, training steps, trials, questions per task, blocks of test text
-  small) calibration=16 order_blocks=2 steps=40 trials=24 search_blocks=8 limit=40 test_blocks=16 ;;
-  full) calibration=64 order_blocks=4 steps=240 trials=80 search_blocks=16 limit=200 test_blocks=64 ;;
-  tiny) calibration=8 order_blocks=1 steps=4 trials=8 search_blocks=2 limit=4 test_blocks=2 ;; # tries the script
+case "$budget" in # blocks of calibration, steps of all and alone, trials, questions, blocks of test text
+  small) calibration=24 order_blocks=2 steps=24 alone=16 trials=20 search_blocks=8 limit=25 test_blocks=8 ;;
+  full) calibration=64 order_blocks=4 steps=160 alone=100 trials=60 search_blocks=16 limit=200 test_blocks=32 ;;
+  tiny) calibration=8 order_blocks=1 steps=4 alone=4 trials=8 search_blocks=2 limit=4 test_blocks=2 ;; # tries the script
   *) echo "BUDGET=$budget must be full, small or tiny" >&2; exit 2 ;;
 esac
 shares=${SHARES:-"80 65 50"}
@@ -63,29 +65,33 @@ stage() { # stage <directory of its result> <command ...>: run it timed, unless 
 stage sorted nas importance --checkpoint_dir "$checkpoint" --device "$device" \
   $text --data.num_blocks "$calibration" \
   --layer_order greedy --layer_blocks "$order_blocks" ${IMPORTANCE:-}
-stage supernet nas finetune --checkpoint_dir "$out/sorted" --resume true \
-  --search_space "$config/space.yaml" $text --batch_size "$batch" --trainer.max_steps "$steps" \
-  --trainer.accelerator "$loader" --trainer.precision "$precision" --trainer.log_every_n_steps 5 \
-  --loss.distillation forward_kl --sandwich.num_random 1 --optimizer.warmup_steps $((steps / 10)) \
-  --validation.num_samples 16 --validation.num_networks 3 \
+train="$text --batch_size $batch --trainer.accelerator $loader --trainer.precision $precision
+  --trainer.log_every_n_steps 5 --validation.num_samples 16"
+stage supernet nas finetune --checkpoint_dir "$out/sorted" --resume true $train \
+  --search_space "$config/space.yaml" --trainer.max_steps "$steps" --sandwich.num_random 1 \
+  --optimizer.warmup_steps $((steps / 10)) --validation.num_networks 3 \
   --validation.every_n_steps $(((steps + 1) / 2)) ${FINETUNE:-}
 stage search nas search --checkpoint_dir "$out/supernet" --resume true --device "$device" \
   --dtype "$dtype" --objectives val_loss,latency_ms --costs.batch 1 --costs.tokens 256 \
   $text --data.num_blocks "$search_blocks" --search_blocks "$search_blocks" \
   --num_trials "$trials" ${SEARCH:-}
-chosen=$($tool choose "$out/search" $shares)
-stage evaluated_dense nas evaluate --checkpoint_dir "$checkpoint" --include_full true \
-  --device "$device" --dtype "$dtype" --tasks "$tasks" --include_path "$task_path" --limit "$limit" \
-  --data.files "$test" --data.block_size 512 --data.num_blocks "$test_blocks" ${EVALUATE:-}
-stage evaluated nas evaluate --checkpoint_dir "$out/supernet" --include_full true \
-  --front "$out/search/front.json" --index "[${chosen// /,}]" \
-  --device "$device" --dtype "$dtype" --tasks "$tasks" --include_path "$task_path" --limit "$limit" \
-  --data.files "$test" --data.block_size 512 --data.num_blocks "$test_blocks" ${EVALUATE:-}
-for index in $chosen; do
-  from="--checkpoint_dir $out/supernet --front $out/search/front.json --index $index"
-  stage "litgpt-$index" nas export $from ${EXPORT:-}
-  stage "hf-$index" nas export $from --format hf --dtype bfloat16 ${EXPORT:-}
-  stage "profile-$index" nas profile $from --batch 1 --tokens 256 --device "$device" --dtype "$dtype"
+chosen=$($tool choose "$out/search" "$out/chosen.yaml" $shares)
+stage alone nas finetune --checkpoint_dir "$out/supernet" --resume true $train \
+  --subnetworks "$out/chosen.yaml" --trainer.max_steps "$alone" \
+  --optimizer.warmup_steps $((alone / 10)) --validation.every_n_steps "$alone" ${ALONE:-}
+score="--device $device --dtype $dtype --tasks $tasks --include_path $task_path --limit $limit
+  --data.files $test --data.block_size 512 --data.num_blocks $test_blocks"
+stage evaluated nas evaluate --checkpoint_dir "$checkpoint" $score ${EVALUATE:-}
+stage evaluated-shared nas evaluate --checkpoint_dir "$out/supernet" --include_full true \
+  --subnetworks "$out/chosen.yaml" $score ${EVALUATE:-}
+for name in $chosen; do
+  stage "evaluated-$name" nas evaluate --checkpoint_dir "$out/alone/$name" $score ${EVALUATE:-}
+  stage "profile-$name" nas profile --checkpoint_dir "$out/supernet" \
+    --front "$out/search/front.json" --index "${name#front-}" \
+    --batch 1 --tokens 256 --device "$device" --dtype "$dtype"
+  stage "litgpt-$name" nas export --checkpoint_dir "$out/alone/$name" --extreme largest ${EXPORT:-}
+  stage "hf-$name" nas export --checkpoint_dir "$out/alone/$name" --extreme largest --format hf \
+    --dtype bfloat16 ${EXPORT:-}
 done
 }
 # shellcheck disable=SC2086

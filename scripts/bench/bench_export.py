@@ -1,4 +1,4 @@
-"""Peak memory and time of `nas export` on a large checkpoint with random weights.
+"""Peak memory and time of `nas export`, and of merging adapters, on a large random checkpoint.
 
     python scripts/bench/bench_export.py [--gigabytes 2] [--out export.json]
 
@@ -48,10 +48,23 @@ def make_checkpoint(path: Path, gigabytes: float) -> None:
     write_checkpoint(path, weights, config=config, source=bundled_checkpoint())
 
 
+def merge(source: Path, out_dir: Path) -> None:
+    """What ends a training with adapters: load, merge and write."""
+    from whittle_nas.train.options import LoraOptions
+    from whittle_nas.train.prepare import TrainedTensors, load_trainable
+    from whittle_nas.weights.checkpoint import open_checkpoint
+
+    found = open_checkpoint(source)
+    supernet = load_trainable(found, LoraOptions(), precision="bf16-mixed")
+    out_dir.mkdir()
+    tensors = TrainedTensors(supernet.model, found.state_dict())
+    write_checkpoint(out_dir, tensors, config=found.config, source=source)
+
+
 def run(*arguments: object) -> tuple[float, int]:
-    """Seconds and peak resident bytes of one `nas` process."""
+    """Seconds and peak resident bytes of one Python process."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "whittle_nas", *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     process = os.posix_spawn(sys.executable, command, os.environ)
     _, status, usage = os.wait4(process, 0)
     assert status == 0, arguments
@@ -59,29 +72,31 @@ def run(*arguments: object) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Export the largest and a smaller sub-network in both formats."""
+    """Merge, and export the largest and a smaller sub-network in both formats."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--out", type=Path, default=Path("export.json"))
+    parser.add_argument("--merge", type=Path, nargs=2, help="of a process of its own")
     options = parser.parse_args()
+    if options.merge:
+        merge(*options.merge)
+        return
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         make_checkpoint(source, options.gigabytes)
         size = (source / "lit_model.pth").stat().st_size
+        runs = {"merge": (__file__, "--merge", source, Path(folder) / "merged")}
         for extreme in ("largest", "smallest"):
             for layout in ("litgpt", "hf"):
-                seconds, peak = run(
-                    "export", "--checkpoint_dir", source, "--extreme", extreme, "--format", layout,
-                    "--out_dir", Path(folder) / "out", "--overwrite", "true",
+                runs[f"{extreme}_{layout}"] = (
+                    "-m", "whittle_nas", "export", "--checkpoint_dir", source, "--extreme", extreme,
+                    "--format", layout, "--out_dir", Path(folder) / "out", "--overwrite", "true",
                 )  # fmt: skip
-                results[f"{extreme}_{layout}"] = {
-                    "seconds": seconds,
-                    "peak_over_input": peak / size,
-                }
-                print(
-                    f"{extreme} {layout}: {seconds:.1f} s, peak {peak / size:.2f} x {size:,} bytes"
-                )
+        for name, arguments in runs.items():
+            seconds, peak = run(*arguments)
+            results[name] = {"seconds": seconds, "peak_over_input": peak / size}
+            print(f"{name}: {seconds:.1f} s, peak {peak / size:.2f} x {size:,} bytes", flush=True)
     options.out.write_text(json.dumps({"input_bytes": size, **results}, indent=2) + "\n")
 
 
