@@ -46,7 +46,7 @@ def drop_layers(
     if request.method is Method.shortgpt:
         kept = shortgpt(model, tokens, drop=drop, batch_size=size, progress=progress)
     elif request.method is Method.shortened_llama:
-        kept, scores = shortened_llama(model, tokens, drop=drop, batch_size=size)
+        kept, scores = shortened_llama(model, tokens, drop=drop, batch_size=size, progress=progress)
     else:
         kept, scores = shortened_llama_taylor(
             model,

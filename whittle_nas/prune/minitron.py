@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.importance.options import Aggregation, HeadActivation, LayerCriterion
+from whittle_nas.importance.options import Aggregation, Basis, HeadActivation
 from whittle_nas.importance.pipeline import Measured, MeasureOptions, measure
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
@@ -29,9 +29,9 @@ def minitron(
         progress: shows the passes.
     """
     options = MeasureOptions(
+        basis=Basis.permutation,
         aggregation=Aggregation.norm_mean,
         head_activation=HeadActivation.proj_input,
-        layer_order=LayerCriterion.block_importance,
         batch_size=batch_size,
     )
     return measure(model, tokens, options, progress=progress)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.importance.layers import falling_order, losses_without_each
+from whittle_nas.importance.layers import falling_order, losses_without
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.prune.gradients import block_products
 
@@ -17,7 +17,7 @@ FIRST, LAST = 4, 2
 
 
 def shortened_llama(
-    model: Any, tokens: Tensor, *, drop: int, batch_size: int = 4
+    model: Any, tokens: Tensor, *, drop: int, batch_size: int = 4, progress: Progress = no_progress
 ) -> tuple[list[int], list[float]]:
     """Layers that stay, ascending: those without which the loss is highest, all tried at once.
 
@@ -26,12 +26,15 @@ def shortened_llama(
         tokens: (N, T + 1) token ids.
         drop: how many layers go.
         batch_size: sequences per forward pass.
+        progress: shows the batches.
 
     Returns:
         The layers, and the loss without each of the model's layers in nats per token.
     """
     layers = range(model.config.n_layer)
-    losses = losses_without_each(model, tokens, kept=layers, batch_size=batch_size)
+    way: Any = {"batch_size": batch_size, "progress": progress}
+    found = losses_without(model, tokens, layers, kept=layers, **way)
+    losses = [found[layer] for layer in layers]
     return sorted(falling_order(losses)[: len(layers) - drop]), losses
 
 

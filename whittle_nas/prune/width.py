@@ -11,7 +11,8 @@ from torch import Tensor
 
 from whittle_nas.calibration import Stream
 from whittle_nas.errors import ConfigError
-from whittle_nas.importance.sorting import PermutedTensors
+from whittle_nas.importance.layers import falling_order
+from whittle_nas.importance.sorting import SortedTensors
 from whittle_nas.progress import Progress
 from whittle_nas.prune.flap import flap
 from whittle_nas.prune.llm_pruner import llm_pruner
@@ -95,8 +96,9 @@ def _minitron(
     else:
         raise ConfigError("--method minitron needs --sparsity, or --subnetwork sizes")
     measured = minitron(model, tokens, batch_size=request.batch_size, progress=progress)
-    permuted = PermutedTensors(checkpoint.state_dict, measured.orders, config)
-    plan = plan_slices(SubNetwork.from_dict(sizes), config, layer_order=measured.layer_order)
+    permuted = SortedTensors(checkpoint.state_dict, measured.bases, config)
+    order = falling_order(measured.scores.block_importance.tolist())
+    plan = plan_slices(SubNetwork.from_dict(sizes), config, layer_order=order)
     tensors = slice_state_dict(plan, permuted)
     named = {name: tensors[name] for name in axes.parameter_names(plan.config)}
     return Outcome(plan.config, named, details={"layers": list(plan.layers), "sizes": sizes})
