@@ -51,7 +51,7 @@ def compress(
         return _blockwise(checkpoint, tokens, request, store, place, progress)
     if request.method in DEPTH:
         return drop_layers(checkpoint, tokens, request, place, progress)
-    return cut_width(checkpoint, tokens, request, place, progress)
+    return cut_width(checkpoint, tokens, request, store, place, progress)
 
 
 def _blockwise(

@@ -19,15 +19,29 @@ from whittle_nas.prune.llm_pruner import llm_pruner
 from whittle_nas.prune.minitron import minitron, narrower
 from whittle_nas.prune.options import Method
 from whittle_nas.prune.request import Outcome, Place, Request
+from whittle_nas.prune.slicegpt import (
+    check_slices,
+    global_basis,
+    narrow_sizes,
+    sliced_tensors,
+    slicegpt,
+)
+from whittle_nas.prune.store import BlockStore
 from whittle_nas.prune.structure import Structure, narrowed_config, narrowed_tensors
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
+from whittle_nas.weights.tying import untied
 
 
 def cut_width(
-    checkpoint: Checkpoint, tokens: Tensor, request: Request, place: Place, progress: Progress
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    request: Request,
+    store: BlockStore,
+    place: Place,
+    progress: Progress,
 ) -> Outcome:
     """Run a method that takes channels, heads or neurons out.
 
@@ -40,6 +54,8 @@ def cut_width(
         return _minitron(checkpoint, model, tokens, request, progress)
     assert request.sparsity is not None
     share = request.sparsity.share
+    if method is Method.slicegpt_global:
+        return _slice(checkpoint, model, tokens, request, progress)
     if method is Method.llm_pruner:
         structure = llm_pruner(
             model,
@@ -50,11 +66,35 @@ def cut_width(
             progress=progress,
         )
         return _narrow(checkpoint.state_dict(), checkpoint.config, structure)
+    width = check_slices(model.config, share) if method is Method.slicegpt else 0
     stream = Stream(model, tokens[:, :-1], batch_size=size, device=place.device, dtype=place.dtype)
+    if method is Method.slicegpt:
+        config, tensors = slicegpt(model, stream, store, n_embd=width, progress=progress)
+        note = "nas evaluate and nas profile run it; no engine has its shortcut matrices"
+        return Outcome(config, _stored(tensors, checkpoint), notes=(note,))
     found = flap(model, stream, share=share, progress=progress)
     config = replace(checkpoint.config, bias=True)
     tensors = _with_biases(checkpoint, found.biases, config)
     return _narrow(tensors, config, found.structure)
+
+
+def _slice(
+    checkpoint: Checkpoint, model: Any, tokens: Tensor, request: Request, progress: Progress
+) -> Outcome:
+    """One basis for the whole stream: an ordinary model with fewer channels."""
+    assert request.sparsity is not None
+    width = check_slices(model.config, request.sparsity.share)
+    bases = global_basis(model, tokens[:, :-1], batch_size=request.batch_size, progress=progress)
+    config = untied(checkpoint.config)
+    turned = SortedTensors(checkpoint.state_dict, bases, config)
+    narrow = replace(config, **narrow_sizes(config, width))
+    return Outcome(narrow, sliced_tensors(turned, config, width))
+
+
+def _stored(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """In the number format of the checkpoint."""
+    dtype = checkpoint.state_dict()["lm_head.weight"].dtype
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 def _narrow(tensors: Mapping[str, Tensor], config: Any, structure: Structure) -> Outcome:
