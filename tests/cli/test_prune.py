@@ -9,7 +9,7 @@ import yaml
 
 from whittle_nas.__main__ import main
 from whittle_nas.prune import blockwise
-from whittle_nas.weights.checkpoint import open_checkpoint
+from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 TEXT = "The quick brown fox jumps over the lazy dog and asks why it was so lazy today. " * 60
 
@@ -133,6 +133,33 @@ def test_a_tied_head_stays_tied(checkpoint_dir, tmp_path, text):
     assert found["lm_head.weight"].data_ptr() == found["transformer.wte.weight"].data_ptr()
 
 
+SMALLER = {
+    "shortgpt": (),
+    "shortened_llama": (),
+    "shortened_llama_taylor": ("--protect_first", 1, "--protect_last", 1),
+    "laco": ("--laco.threshold", -1, "--laco.merge_layers", 2),
+    "laco_notebook": ("--laco.threshold", -1, "--laco.merge_layers", 2),
+    "llm_pruner": ("--protect_first", 1, "--protect_last", 0),
+    "flap": (),
+    "minitron": (),
+}
+
+
+@pytest.mark.parametrize("method", SMALLER)
+def test_smaller_models_are_ordinary_checkpoints(method, checkpoint_dir, tmp_path, text):
+    out = tmp_path / "out"
+    options = ("--method", method, "--sparsity", "0.3", *SMALLER[method])
+    assert run(checkpoint_dir, out, text, *options) == 0
+    found = report(out)
+    model = load_supernet(out).model
+    assert found["num_params"] == sum(p.numel() for p in model.parameters())
+    assert found["bytes"] < found["bytes_before"]
+    logits = model(torch.arange(8)[None])
+    assert logits.isfinite().all()
+    documented = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
+    assert not {key for key in found if f"`{key}`" not in documented}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -142,6 +169,9 @@ def test_a_tied_head_stays_tied(checkpoint_dir, tmp_path, text):
         (("--method", "gptq", "--sparsity", "0.5"), "--sparsity 0.5 has no meaning for gptq"),
         (("--method", "rtn"), "--group_size 128 does not divide the 48 columns of attn.qkv"),
         (("--method", "shortgpt", "--sparsity", "2:4"), "shortgpt must be a share"),
+        (("--method", "shortgpt", "--sparsity", "0.1"), "0.1 of 3 layers is 0 layers"),
+        (("--method", "laco", "--sparsity", "0.6"), "lets only 0 of the 2 layers"),
+        (("--method", "flap", "--sparsity", "0.5", "--subnetwork.n_embd", "8"), "--subnetwork is"),
     ],
 )
 def test_wrong_options_are_one_sentence(options, sentence, checkpoint_dir, tmp_path, text, capsys):

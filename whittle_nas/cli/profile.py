@@ -131,7 +131,7 @@ def _source(checkpoint_dir: Path | None, model_name: str | None) -> Any:
     from whittle_nas.weights.info import SupernetInfo
 
     if checkpoint_dir is not None and model_name is None:
-        return open_checkpoint(checkpoint_dir)
+        return open_checkpoint(checkpoint_dir, shortcuts=True)
     if model_name is None or checkpoint_dir is not None:
         raise ConfigError("give either --checkpoint_dir or --model_name")
     try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from whittle_nas.cli.options import DType
+from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
 from whittle_nas.prune.options import (
     QUANTISERS,
     WITHOUT_DATA,
     Grid,
+    LaCoOptions,
     Method,
     Sparsity,
     check_grid,
@@ -31,6 +32,10 @@ def prune(
     bits: int = 4,
     group_size: int = 128,
     symmetric: bool = True,
+    laco: LaCoOptions = LaCoOptions(),
+    protect_first: int = 4,
+    protect_last: int = 2,
+    subnetwork: Sizes = Sizes(),
     sequential: bool = True,
     batch_size: int = 4,
     device: str = "auto",
@@ -56,6 +61,11 @@ def prune(
         bits: Of `gptq` and `rtn`: 3, 4 or 8 per weight.
         group_size: Of `gptq` and `rtn`: weights of a row that share a scale.
         symmetric: Of `gptq` and `rtn`: the grid has zero in its middle, and no zero points.
+        laco: Constants of `laco` and `laco_notebook`.
+        protect_first: Layers at the beginning that `shortened_llama_taylor` and `llm_pruner` leave
+            as they are.
+        protect_last: The same at the end.
+        subnetwork: Sizes that `minitron` cuts, in place of `sparsity`.
         sequential: Calibrate every block on what the compressed blocks before it give; else on what
             the whole model gives.
         batch_size: Sequences per forward pass.
@@ -72,22 +82,31 @@ def prune(
         resolve_dtype,
         seed_everything,
     )
-    from whittle_nas.prune.pipeline import Place, Request, compress, store_key, write_outcome
+    from whittle_nas.prune.pipeline import compress, store_key, write_outcome
+    from whittle_nas.prune.request import Place, Request
     from whittle_nas.prune.store import BlockStore
     from whittle_nas.weights.checkpoint import open_checkpoint
     from whittle_nas.weights.files import atomic_directory, check_free
 
     check_least(1, batch_size=batch_size)
+    check_least(0, protect_first=protect_first, protect_last=protect_last)
     check_free(out_dir, overwrite=overwrite)
     quantises = method in QUANTISERS
+    if subnetwork.given() and method is not Method.minitron:
+        raise ConfigError(f"--subnetwork is the shape of minitron; {method.value} has none")
+    checkpoint = open_checkpoint(checkpoint_dir)
+    sizes = subnetwork.resolve(checkpoint.config).to_dict() if subnetwork.given() else None
     request = Request(
         method=method,
-        sparsity=_sparsity(method, sparsity),
+        sparsity=None if sizes else _sparsity(method, sparsity),
         grid=check_grid(Grid(bits, group_size, symmetric)) if quantises else None,
+        laco=laco,
+        protect_first=protect_first,
+        protect_last=protect_last,
+        sizes=sizes,
         sequential=sequential,
         batch_size=batch_size,
     )
-    checkpoint = open_checkpoint(checkpoint_dir)
     seed_everything(seed)
     tokens, described = _text(data, checkpoint, method)
     store = BlockStore(out_dir, store_key(checkpoint, tokens, request))

@@ -76,6 +76,27 @@ class Grid:
     symmetric: bool = True
 
 
+@dataclass(frozen=True)
+class LaCoOptions:
+    """The constants of the paper's algorithm 1.
+
+    Args:
+        threshold: A merge stays if the cosine of the last hidden states is above this.
+        merge_layers: Layers that become one, C.
+        interval: How far to move down after a merge, I.
+        lowest: First layer that may take in others, L.
+        highest: The end of the range, H; by default the number of layers.
+        sentences: Calibration blocks that are compared.
+    """
+
+    threshold: float = 0.65
+    merge_layers: int = 4
+    interval: int = 2
+    lowest: int = 1
+    highest: int | None = None
+    sentences: int = 5
+
+
 def parse_sparsity(given: float | str, method: Method) -> Sparsity:
     """`0.5`, or `2:4` where the method makes masks.
 

@@ -4,84 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.prune.blockwise import check_blocks, compress_blocks
-from whittle_nas.prune.options import MASKS, QUANTISERS, Grid, Method, Sparsity
+from whittle_nas.prune.depth import DEPTH, drop_layers
+from whittle_nas.prune.options import MASKS, QUANTISERS
+from whittle_nas.prune.request import Outcome, Place, Request
 from whittle_nas.prune.sizes import model_bytes
 from whittle_nas.prune.store import BlockStore
+from whittle_nas.prune.width import cut_width
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet, write_checkpoint
 from whittle_nas.weights.identity import fingerprint
 
 FILE_NAME = "prune.json"
 GRIDS = "quantization.safetensors"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be done; every method reads its own part.
-
-    Attributes:
-        method: which one.
-        sparsity: how much goes; None for quantisers.
-        grid: of quantisers.
-        sequential: calibrate blocks on what the compressed blocks before them give.
-        batch_size: sequences per forward pass.
-    """
-
-    method: Method
-    sparsity: Sparsity | None = None
-    grid: Grid | None = None
-    sequential: bool = True
-    batch_size: int = 4
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the result depends on, as plain values."""
-        grid = self.grid
-        return {
-            "method": self.method.value,
-            "sparsity": None if self.sparsity is None else str(self.sparsity),
-            "bits": grid and grid.bits,
-            "group_size": grid and grid.group_size,
-            "symmetric": grid and grid.symmetric,
-            "sequential": self.sequential,
-        }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A smaller model.
-
-    Attributes:
-        config: its litgpt config.
-        tensors: its state dict; each may be made when it is asked for.
-        errors: of matrices, see `linears.Compressed`.
-        grids: scales and zero points, see `blockwise.BlockwiseResult`.
-        details: more for `prune.json`.
-        notes: what a user may want to know, one sentence each.
-    """
-
-    config: Any
-    tensors: Mapping[str, Tensor]
-    errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    grids: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how the model runs."""
-
-    device: torch.device
-    dtype: torch.dtype | None = None
 
 
 def compress(
@@ -108,7 +49,9 @@ def compress(
     """
     if request.method in (*MASKS, *QUANTISERS):
         return _blockwise(checkpoint, tokens, request, store, place, progress)
-    raise NotImplementedError(request.method)
+    if request.method in DEPTH:
+        return drop_layers(checkpoint, tokens, request, place, progress)
+    return cut_width(checkpoint, tokens, request, store, place, progress)
 
 
 def _blockwise(

@@ -58,6 +58,7 @@ _BLOCK: Mapping[str, Dims] = {
     **{f"mlp.{name}.bias": (_F,) for name in ("fc", "fc_1", "fc_2")},
     "mlp.proj.weight": (_D, _F),
     "mlp.proj.bias": (_D,),
+    **{f"shortcut_{at}.weight": (_D, _D) for at in (1, 2)},
 }
 _QK_NORM: Mapping[str, Mapping[str, Dim]] = {
     "default": {"norm_q": (Axis.CHANNEL,), "norm_k": (Axis.CHANNEL,)},
@@ -184,6 +185,8 @@ def block_parameter_names(config: Any) -> list[str]:
         block += _linear(f"mlp.{part}", config.bias)
     if config.post_mlp_norm:
         block += [f"post_mlp_norm.{kind}" for kind in norm]
+    if has_shortcuts(config):
+        block += ["shortcut_1.weight", "shortcut_2.weight"]
     return block
 
 
@@ -238,6 +241,11 @@ def _norm_kinds(config: Any) -> list[str]:
     if config.norm_class_name == "RMSNorm":
         return ["weight"]
     return [] if "OLMo" in config.name else ["weight", "bias"]
+
+
+def has_shortcuts(config: Any) -> bool:
+    """Whether residual connections are matrices; litgpt's own `Config` has no such field."""
+    return getattr(config, "shortcuts", False)
 
 
 def is_tied(config: Any) -> bool:

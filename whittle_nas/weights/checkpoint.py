@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from litgpt import GPT, Config
+from litgpt import Config
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
@@ -21,6 +21,8 @@ from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
 from whittle_nas.weights.files import WEIGHTS
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
+from whittle_nas.weights.shortcuts import KEY as SHORTCUTS
+from whittle_nas.weights.shortcuts import check_no_shortcuts, config_class, model_class
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import HEAD, TABLE, found_in, same_table, tie_head
 
@@ -69,8 +71,12 @@ class Checkpoint:
         return tensors
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, *, shortcuts: bool = False) -> Checkpoint:
     """Check a litgpt checkpoint directory, with or without `supernet.yaml`.
+
+    Args:
+        path: the directory.
+        shortcuts: take a model with shortcut matrices, too, which is more than a litgpt model.
 
     Raises:
         ConfigError: naming the directory, and what is missing or malformed.
@@ -93,6 +99,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         )
     config = read_model_config(path / MODEL_CONFIG)
     check_supported(config)
+    if not shortcuts:
+        check_no_shortcuts(config, path)
     found = Checkpoint(path, config, SupernetInfo.read(path, config))
     return replace(found, config=found_in(config, found.state_dict()))
 
@@ -111,9 +119,9 @@ def load_supernet(
         ConfigError: for everything that can be wrong with the directory, and for weights that are
             not finite.
     """
-    found = open_checkpoint(path)
+    found = open_checkpoint(path, shortcuts=True)
     with torch.device("meta"):
-        model = GPT(found.config)
+        model = model_class(found.config)(found.config)
     model.load_state_dict(found.state_dict(), strict=True, assign=True)
     tie_head(model)
     model.cos, model.sin = model.rope_cache()
@@ -162,6 +170,8 @@ def write_checkpoint(
     """
     save_tensors(out_dir / WEIGHTS, tensors, progress)
     stored = {field.name: getattr(config, field.name) for field in fields(Config)}
+    if axes.has_shortcuts(config):
+        stored[SHORTCUTS] = True
     text = yaml.safe_dump(_plain(stored))
     (out_dir / MODEL_CONFIG).write_text(text, encoding="utf-8")
     copy_companions(source, out_dir)
@@ -227,7 +237,7 @@ def read_model_config(path: Path) -> Config:
     """
     spec = read_yaml(path)
     try:
-        config = Config(**spec)
+        config = config_class(spec)(**spec)
         sizes = {name: getattr(config, name) for name in _SIZES}
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(f"{path} does not describe a litgpt model: {error!r}") from None
