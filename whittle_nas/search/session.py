@@ -17,7 +17,14 @@ from whittle_nas.search.objectives import QUALITY
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import front_of
 from whittle_nas.search.searchers import Problem, make_searcher
-from whittle_nas.search.trials import FILE_NAME, Trial, TrialLog, read_trials
+from whittle_nas.search.trials import (
+    FILE_NAME,
+    Status,
+    Trial,
+    TrialLog,
+    read_trials,
+    write_trials,
+)
 from whittle_nas.search.workers import Pool, make_pool
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights.files import atomic_write_text, remove_run
@@ -155,6 +162,10 @@ class Session:
             self._listener.warn(
                 f"the last line of {path} was cut off and is dropped; its trial is repeated"
             )
+        if failed := sum(trial.status is Status.failed for trial in recorded):
+            self._listener.warn(f"{failed} failed trials of {path} are repeated")
+            recorded = [trial for trial in recorded if trial.status is not Status.failed]
+            write_trials(path, recorded, self.metrics, request.space)
         self._listener.on_trial(recorded)
         return ahead, recorded
 

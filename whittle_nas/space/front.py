@@ -192,6 +192,10 @@ def _whole(value: Any) -> int:
 def _number(value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{value!r} is not a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError("a number is too large") from None
     return value
 
 
