@@ -9,7 +9,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import calibration_networks
-from whittle_nas.search import settings
+from whittle_nas.search import budgets, settings
 from whittle_nas.search.constraints import check_attainable, excess_function
 from whittle_nas.search.evaluation import Job
 from whittle_nas.search.loop import Schedule, Search
@@ -27,10 +27,12 @@ from whittle_nas.search.trials import (
 )
 from whittle_nas.search.workers import Pool, make_pool
 from whittle_nas.space.front import Front, FrontEntry
+from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.files import atomic_write_text, remove_run
 
 FILES = (
     FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "front.html", "recovery.json",
+    budgets.FILE_NAME,
 )  # fmt: skip
 
 
@@ -77,7 +79,7 @@ class Session:
         Raises:
             ConfigError: if nothing can satisfy the constraints.
         """
-        self.request = request
+        self.request = request = request.resolved()
         self._listener = listener or Listener()
         request.halving.check(request.search_blocks, request.objectives)
         request.recovery.check(request.quality_metrics)
@@ -225,9 +227,18 @@ class Session:
                 "search"
             )
             kept = front_of(measured, request.objectives, ())
-        return self._as_front(
-            request.objectives, kept, request.how_measured(len(trials), self.costs.accuracies())
-        )
+        how = request.how_measured(len(trials), self.costs.accuracies())
+        front = self._as_front(request.objectives, kept, how)
+        return replace(front, whole={"metrics": self._whole(pool, measured)})
+
+    def _whole(self, pool: Pool, measured: Sequence[Trial]) -> dict[str, float]:
+        """Metrics of the whole model, like those of the front; without quality if it fails."""
+        full = SubNetwork.from_config(self.request.checkpoint.config)
+        if (found := next((t for t in measured if t.sub == full), None)) is not None:
+            return dict(found.metrics)
+        pool.submit(Job(0, full, whole=True))
+        self._listener.on_step("the whole model", 0)
+        return {**pool.next()[1].metrics, **self.costs.of(full), **self.costs.whole(full)}
 
     def _as_front(
         self, objectives: tuple[str, ...], trials: Sequence[Trial], how: dict[str, Any]
