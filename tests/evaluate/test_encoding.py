@@ -52,6 +52,20 @@ def test_tokens_are_hugging_faces(directory, special):
     assert encoder.prefix_id == reference.bos_token_id
 
 
+@pytest.mark.parametrize("clean_up", [True, False])
+def test_spaces_are_cleaned_up_where_the_tokenizer_asks_for_it(tmp_path, bundled, clean_up):
+    from transformers import AutoTokenizer
+
+    shutil.copyfile(bundled / "tokenizer.json", tmp_path / "tokenizer.json")
+    settings = json.loads((bundled / "tokenizer_config.json").read_text())
+    settings["clean_up_tokenization_spaces"] = clean_up
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoder, reference = encoder_of(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ids = encoder.encode("it is n't here , is it ? it 's not .")
+    assert encoder.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+    assert ("here," in encoder.decode(ids)) is clean_up
+
+
 @pytest.mark.parametrize("add", [True, False])
 def test_add_bos_token_decides_whatever_the_tokenizer_file_does(tmp_path, bundled, add):
     shutil.copyfile(bundled / "tokenizer.json", tmp_path / "tokenizer.json")

@@ -237,6 +237,15 @@ def test_a_continuation_longer_than_the_context_is_cut(stories, caplog):
     assert "1 of them inside the scored continuation" in caplog.text
 
 
+def test_a_continuation_without_tokens_is_certain(stories):
+    harness = harness_of(stories)
+    pairs = [("Once upon", ""), ("Once upon", " a time"), ("", "")]
+    found = harness.loglikelihood(instances("loglikelihood", pairs))
+    assert found[0] == found[2] == (0.0, True)
+    assert found[1] == harness.loglikelihood(instances("loglikelihood", pairs[1:2]))[0]
+    assert found[1][0] < 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,6 +15,7 @@ from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.search.constraints import read_constraints
+from whittle_nas.search.evaluation import Evaluator
 from whittle_nas.search.loop import Schedule
 from whittle_nas.search.options import CostOptions, HalvingOptions, Method, RecoveryOptions
 from whittle_nas.search.pareto import is_on_front
@@ -192,10 +193,63 @@ def test_failures_are_recorded_and_the_search_goes_on(request_, checkpoint_dir):
     assert trials_of(request_)[0].status is Status.failed
 
 
+def failing(monkeypatch, error, *, when=lambda _: True):
+    """A device that fails in some evaluations, and the numbers of all that were asked for."""
+    whole, asked = Evaluator._evaluate, []
+
+    def evaluate(self, job):
+        if not job.whole:
+            asked.append(job.number)
+            if when(job):
+                raise error
+        return whole(self, job)
+
+    monkeypatch.setattr(Evaluator, "_evaluate", evaluate)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered"), ConfigError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (ConfigError("data.block_size=64 exceeds"), ConfigError),
+    ],
+)
+def test_a_failing_device_ends_the_search(request_, monkeypatch, error, raised):
+    failing(monkeypatch, error, when=lambda job: job.number == 3)
+    with pytest.raises(raised, match=str(error)[:20]):
+        Session(request_).run(resume=False)
+    assert [trial.number for trial in trials_of(request_)] == [0, 1, 2]
+
+
+def test_memory_that_runs_out_is_recorded_and_tried_again_on_resume(request_, monkeypatch):
+    warnings: list[str] = []
+    with monkeypatch.context() as patch:
+        asked = failing(patch, torch.OutOfMemoryError("no"), when=lambda job: job.number in (3, 7))
+        failed = Session(request_).run(resume=False)
+    assert asked == list(range(16))
+    statuses = [trial.status is Status.failed for trial in failed.trials]
+    assert [number for number, is_failed in enumerate(statuses) if is_failed] == [3, 7]
+    asked = failing(monkeypatch, RuntimeError(), when=lambda _: False)
+    repeated = Session(request_, Listener(warn=warnings.append)).run(resume=True)
+    assert asked[:2] == [3, 7]
+    assert "2 failed trials" in warnings[0]
+    assert [trial.sub for trial in repeated.trials] == [trial.sub for trial in failed.trials]
+    assert all(trial.status is Status.complete for trial in trials_of(request_))
+
+
+def test_five_failures_in_a_row_end_the_search(request_, monkeypatch):
+    failing(monkeypatch, torch.OutOfMemoryError("no"), when=lambda job: job.number >= 6)
+    with pytest.raises(ConfigError, match="5 sub-networks in a row could not be evaluated"):
+        Session(request_).run(resume=False)
+    assert len(trials_of(request_)) == 11
+
+
 def test_a_search_in_which_everything_fails_says_why(request_, checkpoint_dir):
     spoil_last_layer(checkpoint_dir)
     space = load_space({"n_embd": {"min": 24, "step": 4}}, request_.checkpoint.config)
-    with pytest.raises(ConfigError, match="could not be evaluated; .*: val_loss is nan"):
+    with pytest.raises(ConfigError, match="could not be evaluated .*: val_loss is nan"):
         Session(replace(request_, space=space)).run(resume=False)
 
 

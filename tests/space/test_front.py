@@ -33,6 +33,16 @@ def test_a_written_front_reads_back_the_same(tmp_path):
     assert found.checkpoint_dir == "checkpoints/x"
 
 
+@pytest.mark.parametrize("name", ["val_loss", "latency_ms"])
+def test_a_number_beyond_all_floats_is_one_sentence(tmp_path, name):
+    spec = json.loads(FRONT.dump())
+    spec["front"][0]["metrics"][name] = 10**400
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(spec))
+    with pytest.raises(ConfigError, match="too large"):
+        read_front(path)
+
+
 def test_constraints_are_read_from_text_and_lists():
     assert parse_constraints("num_params <= 6e9, latency_ms<40") == (
         Constraint("num_params", "<=", 6e9),

@@ -207,3 +207,9 @@ def test_yarn_refuses_smaller_heads():
 def test_wrong_sizes(sizes):
     with pytest.raises(ConfigError, match="sub-network"):
         SubNetwork.from_dict(sizes, range(4))
+
+
+@pytest.mark.parametrize("spec", [[10**400], {"min": 1, "max": 10**400}, {"step": -(10**400)}])
+def test_a_number_beyond_all_floats_is_one_sentence(spec):
+    with pytest.raises(ConfigError, match="n_embd"):
+        SearchSpace.from_dict({"n_embd": spec}, FULL)

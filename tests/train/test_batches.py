@@ -10,6 +10,7 @@ from whittle_nas.train.batches import (
     TrainLoader,
     attention_mask,
     collate,
+    first_fit,
     from_blocks,
     from_labelled,
     pack,
@@ -47,6 +48,38 @@ def test_packing_keeps_every_sample_and_the_block_size():
     for row in rows:  # a segment is one sample
         pairs = {(s, v) for s, v in zip(row.segments.tolist(), row.input_ids.tolist(), strict=True)}
         assert len(pairs) == len({s for s, _ in pairs}) == len({v for _, v in pairs})
+
+
+def test_first_fit_is_that_of_looking_at_every_row():
+    for seed in range(20):
+        lengths = torch.randint(1, 40, (60,), generator=torch.Generator().manual_seed(seed))
+        room, expected = [], []
+        for length in lengths.tolist():
+            at = next((row for row, free in enumerate(room) if free >= length), len(room))
+            if at == len(room):
+                room.append(32)
+            room[at] -= length
+            expected.append(at)
+        assert first_fit(lengths.tolist(), 32) == expected
+    assert first_fit([], 8) == []
+
+
+def test_packing_looks_at_few_rows():
+    """As many full rows as samples: looking at each of them takes minutes for an epoch."""
+
+    class Counted(int):
+        looks = 0
+
+        def __gt__(self, other):
+            Counted.looks += 1
+            return int(self) > int(other)
+
+        def __lt__(self, other):
+            Counted.looks += 1
+            return int(self) < int(other)
+
+    first_fit([Counted(9)] * 1000, 10)
+    assert 0 < Counted.looks < 1000 * 20
 
 
 def test_collate_pads_without_labels():

@@ -67,14 +67,20 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
 
 
 def _print_export(session: Session, evaluated: Sequence[Evaluated]) -> None:
-    """How the first one that is smaller than the whole model becomes a checkpoint."""
+    """How the middle one of those smaller than the whole model becomes a checkpoint."""
     from whittle_nas.cli.common import command_line
     from whittle_nas.page import size_options
 
     source = session.checkpoint
-    subs = (one.pairs[0].subnetwork for one in evaluated)
-    if small := next((sub for sub in subs if sub != SubNetwork.from_config(source.config)), None):
-        choice = ("--checkpoint_dir", source.path, *size_options(small.to_dict()))
+    whole = SubNetwork.from_config(source.config)
+    smaller = [one for one in evaluated if one.pairs[0].subnetwork != whole]
+    if smaller:
+        smaller.sort(key=lambda one: one.num_params)
+        middle = smaller[len(smaller) // 2]
+        if len(smaller) > 1:
+            print(f"recommended to start with, the middle one by parameters: {middle.label}")
+        sizes = size_options(middle.pairs[0].subnetwork.to_dict())
+        choice = ("--checkpoint_dir", source.path, *sizes)
         line = command_line("nas", "export", *choice, "--out_dir", "<dir>")
         print(f"export one with: {line}")
 

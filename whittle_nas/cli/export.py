@@ -30,6 +30,8 @@ def export(
     out_dir: Path,
     subnetwork: Sizes = Sizes(),
     front: Path | None = None,
+    subnetworks: Path | None = None,
+    name: str | None = None,
     index: int | None = None,
     pick: str | None = None,
     extreme: Extreme | None = None,
@@ -51,8 +53,10 @@ def export(
         out_dir: Directory to write; it must be new or empty.
         subnetwork: Sizes; those that are not given are the whole model's.
         front: `front.json` of a search.
+        subnetworks: `picks.yaml` of `nas search --budgets`, or another list of sizes.
+        name: Which of its sub-networks, where there are several.
         index: Which entry of the front.
-        pick: Best entry of the front under budgets, as in "num_params <= 6e9, latency_ms <= 40".
+        pick: Best entry of the front under budgets, as in "num_params <= 60%, latency_ms <= 40".
         extreme: Export the smallest or the largest member of the search space.
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
         format: `litgpt`, or `hf` for transformers.
@@ -76,6 +80,8 @@ def export(
         checkpoint,
         sizes=subnetwork,
         front=front,
+        subnetworks=subnetworks,
+        name=name,
         index=index,
         pick=pick,
         extreme=None if extreme is None else extreme.value,

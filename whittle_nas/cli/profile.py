@@ -24,6 +24,7 @@ def profile(
     model_name: str | None = None,
     subnetwork: Sizes = Sizes(),
     front: Path | None = None,
+    subnetworks: Path | None = None,
     index: int | None = None,
     pick: str | None = None,
     search_space: str | None = None,
@@ -51,6 +52,7 @@ def profile(
         model_name: Instead of a checkpoint, a model of litgpt's list with random weights.
         subnetwork: Sizes; those that are not given are the whole model's.
         front: `front.json` of a search; all its entries are shown, or the one of `index` or `pick`.
+        subnetworks: `picks.yaml` of `nas search --budgets`, or another list of sizes.
         index: Which entry of the front.
         pick: Best entry of the front under budgets, as in "num_params <= 6e9".
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
@@ -89,7 +91,10 @@ def profile(
         load = (batch, tokens, place, number)
         _write_table(table, source, search_space, load, table_networks, seed)
         return
-    subs = _chosen(source, subnetwork, _entries(source, front, index, pick), search_space)
+    if subnetworks is not None:
+        subs = _listed(source, subnetwork, front, subnetworks)
+    else:
+        subs = _chosen(source, subnetwork, _entries(source, front, index, pick), search_space)
     supernet = _load(source, place, number) if measure else None
     rows = []
     for name, sub in subs:
@@ -192,6 +197,18 @@ def _chosen(
     if sizes.given():
         return [*whole, ("chosen", sizes.resolve(source))]
     return [*whole, (_SMALLEST, space_of(source, search_space).smallest)]
+
+
+def _listed(
+    source: Any, sizes: Sizes, front: Path | None, subnetworks: Path
+) -> list[tuple[str, Any]]:
+    """The whole model, and the sub-networks of a file by name."""
+    from whittle_nas.cli.candidates import choose_candidates
+    from whittle_nas.space import SubNetwork
+
+    found = choose_candidates(source, sizes=sizes, front=front, subnetworks=subnetworks)
+    whole = [("whole model", SubNetwork.from_config(source.config))]
+    return whole + [(one.label, one.subnetwork) for one in found]
 
 
 def _load(source: Any, device: Any, dtype: Any) -> Any:

@@ -27,6 +27,7 @@ def search(
     data: TextData = TextData(),
     objectives: list[str] | str = "val_loss,num_params",
     constraints: list[str] | str | None = None,
+    budgets: list[str] | str | None = None,
     method: Method = Method.surrogate,
     num_trials: int = 100,
     search_space: str | None = None,
@@ -57,7 +58,11 @@ def search(
         objectives: What is minimised, two or more of val_loss, perplexity, num_params,
             num_params_non_embedding, flops, weight_bytes, memory_bytes, latency_ms,
             decode_ms_per_token and "1 - <lm-eval task>.<metric>". The first one measures quality.
-        constraints: Limits on any of these, for instance "num_params <= 6e9, latency_ms <= 40".
+        constraints: Limits on any of these, for instance "num_params <= 6e9, latency_ms <= 40", or
+            as shares of the whole model's: "num_params <= 60%, latency_ms <= 0.7x".
+        budgets: The best of the front under each of these goes to `picks.yaml`, for `nas evaluate`,
+            `nas export`, `nas finetune` and `nas profile`: shares of the parameters such as
+            "90%, 75%, 50%", or limits as in `constraints`.
         method: Who proposes the next sub-network: `surrogate` models the loss and takes what should
             add most to the front; `stratified` is random, evenly over the cost; `local_search`
             changes members of the front; `nsga2` and `evolution` breed; `scalarization` weights the
@@ -88,10 +93,12 @@ def search(
         resolve_dtype,
         seed_everything,
     )
-    from whittle_nas.cli.search_report import listening, report
+    from whittle_nas.cli.search_report import listening, report, write_picks
+    from whittle_nas.search.budgets import parse_budgets
     from whittle_nas.search.request import Request
     from whittle_nas.search.session import Session
 
+    wanted = parse_budgets(budgets)
     counts = {"num_trials": num_trials, "search_blocks": search_blocks, "devices": devices}
     check_least(1, **counts, batch_size=batch_size)
     _check_directory(out_dir, resume=resume, overwrite=overwrite)
@@ -122,10 +129,12 @@ def search(
         cluster=cluster,
         device=resolve_device(device),
         dtype=resolve_dtype(dtype),
-    )
+    ).resolved()
     with listening(request, _warn) as listener:
         outcome = Session(request, listener).run(resume=resume)
     report(request, outcome)
+    if wanted:
+        write_picks(request, outcome, wanted, _warn)
     if text.num_blocks:
         print(f"losses are those on {text}")
 

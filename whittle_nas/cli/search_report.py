@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
 from whittle_nas.plots import plot_front
-from whittle_nas.search import html
+from whittle_nas.search import budgets, html
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import (
     best_per_budget,
@@ -77,6 +77,9 @@ def report(request: Request, outcome: Outcome) -> None:
     evaluate = ("nas", "evaluate", *source, "--front", path, "--tasks", "<tasks>")
     print(f"evaluate all with: {command_line(*evaluate, '--out_dir', '<dir>')}")
     choice = _export_choice(request, outcome)
+    if outcome.recovered is None:
+        cost = "parameters" if request.objectives[-1] == "num_params" else request.objectives[-1]
+        print(f"recommended to start with, the middle one by {cost}: {choice[-1]}")
     print(
         f"export one with: {command_line('nas', 'export', *source, *choice, '--out_dir', '<dir>')}"
     )
@@ -123,3 +126,17 @@ def _export_choice(request: Request, outcome: Outcome) -> list[object]:
     values = sorted(entry.metrics[cost] for entry in outcome.front.entries)
     budget = values[len(values) // 2]
     return ["--front", request.out_dir / "front.json", "--pick", f"{cost} <= {budget:.6g}"]
+
+
+def write_picks(
+    request: Request, outcome: Outcome, wanted: dict[str, str], warn: Callable[[str], None]
+) -> None:
+    """Write the best under each budget, print them and the commands that read the file."""
+    path = request.out_dir / budgets.FILE_NAME
+    picks = budgets.pick_budgets(outcome.front, wanted, warn)
+    atomic_write_text(path, budgets.dump_picks(picks))
+    columns = [*dict.fromkeys([*request.objectives, budgets.METRIC])]
+    rows = [[n, e.index, *(e.metrics[c] for c in columns)] for n, e in picks.items()]
+    print_table(["pick", "index", *columns], rows, f"best under each budget, in {path}")
+    source = ("--checkpoint_dir", request.checkpoint.path, "--subnetworks", path)
+    print(f"train them with: {command_line('nas', 'finetune', *source, '--out_dir', '<dir>')}")

@@ -17,6 +17,8 @@ def choose_subnetwork(
     *,
     sizes: Sizes | None = None,
     front: Path | None = None,
+    subnetworks: Path | None = None,
+    name: str | None = None,
     index: int | None = None,
     pick: str | None = None,
     extreme: str | None = None,
@@ -29,6 +31,8 @@ def choose_subnetwork(
         sizes: sizes; missing ones are the whole model's.
         front: `front.json` of a search, together with `index` or `pick`.
         index: entry of the front.
+        subnetworks: file with named sizes, together with `name` if there are several.
+        name: which of them.
         pick: budgets, the best entry of the front under them is taken.
         extreme: `smallest` or `largest` member of the search space.
         search_space: preset or file; default: see `space_of`.
@@ -42,6 +46,7 @@ def choose_subnetwork(
         for option, given in (
             ("--subnetwork", sizes is not None and sizes.given()),
             ("--front", front is not None),
+            ("--subnetworks", subnetworks is not None),
             ("--extreme", extreme is not None),
         )
         if given
@@ -49,7 +54,8 @@ def choose_subnetwork(
     if len(chosen) != 1:
         got = " and ".join(chosen) if chosen else "none"
         raise ConfigError(
-            f"choose the sub-network by one of --subnetwork.<size>, --front, --extreme; got {got}"
+            f"choose the sub-network by one of --subnetwork.<size>, --front, --subnetworks, "
+            f"--extreme; got {got}"
         )
     if front is not None:
         if (index is None) == (pick is None):
@@ -57,6 +63,10 @@ def choose_subnetwork(
         entries = read_front(front, info.layer_order)
         entry = pick_entry(entries, index=index, pick=pick)
         return check(entry.subnetwork, config, info.head_channels)
+    if subnetworks is not None:
+        return _named(checkpoint, subnetworks, name)
+    if name is not None:
+        raise ConfigError(f"--name {name} chooses from --subnetworks, which is not given")
     for option, given in (("--index", index), ("--pick", pick)):
         if given is not None:
             raise ConfigError(f"{option} {given} chooses an entry of --front, which is not given")
@@ -64,6 +74,19 @@ def choose_subnetwork(
         return sizes.resolve(checkpoint)
     space = space_of(checkpoint, search_space)
     return space.smallest if extreme == "smallest" else space.largest
+
+
+def _named(checkpoint: Any, path: Path, name: str | None) -> SubNetwork:
+    """One of the sub-networks of a file."""
+    from whittle_nas.cli.candidates import choose_candidates
+
+    found = choose_candidates(checkpoint, subnetworks=path)
+    chosen = [one for one in found if name in (None, one.label)]
+    if len(chosen) != 1:
+        names = ", ".join(one.label for one in found)
+        got = "none" if name is None else repr(name)
+        raise ConfigError(f"--subnetworks {path}: give one of {names} as --name; got {got}")
+    return chosen[0].subnetwork
 
 
 def space_of(checkpoint: Any, search_space: str | None) -> SearchSpace:

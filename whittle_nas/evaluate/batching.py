@@ -16,6 +16,17 @@ NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 Result = TypeVar("Result")
 
 
+class OutOfMemory(ConfigError):
+    """Even a single sequence does not fit into the device's memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, which a smaller batch or model can mend."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
 def column_budget(model: Any, longest: int, batch_size: int | None) -> int:
     """Columns per batch: of `batch_size` longest sequences, or as many as suit the device."""
     if batch_size is not None:
@@ -29,10 +40,8 @@ def attempt(work: Callable[[], Result]) -> Result | None:
     """Do the work; None if the memory did not suffice."""
     try:
         return work()
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
     # outside of the except clause, where the traceback would keep the batch alive
     if torch.cuda.is_available():
@@ -44,10 +53,10 @@ def halved(budget: int, columns: int, *, single: bool) -> int:
     """Half of what did not fit.
 
     Raises:
-        ConfigError: It was a single sequence already.
+        OutOfMemory: It was a single sequence already.
     """
     if single:
-        raise ConfigError(
+        raise OutOfMemory(
             f"device: one sequence of {columns} tokens does not fit into its memory; use a smaller "
             "sub-network, a lower precision, or another device"
         )

@@ -65,11 +65,16 @@ class TextEncoder:
         return ids
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        """Text of tokens."""
+        """Text of tokens, as Hugging Face's tokenizer of the same directory gives it."""
         processor: Any = self.tokenizer.processor
-        if self.tokenizer.backend == "huggingface":
-            return processor.decode(ids, skip_special_tokens=skip_special)
-        return processor.decode(ids)
+        if self.tokenizer.backend != "huggingface":
+            return processor.decode(ids)
+        text = processor.decode(ids, skip_special_tokens=skip_special)
+        if self.settings.get("clean_up_tokenization_spaces"):
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.clean_up_tokenization(self, text)  # type: ignore[arg-type]
+        return text
 
     def chat_template(self, name: bool | str = True) -> str:
         """The checkpoint's chat template: the default one, or one of several by name."""

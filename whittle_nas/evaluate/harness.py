@@ -102,9 +102,25 @@ class LitGPTHarness(TemplateLM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of continuations, and whether greedy decoding gives them."""
+        """Log-likelihood of continuations, and whether greedy decoding gives them.
+
+        A continuation without tokens is certain; lm-eval's own code fails where the context is
+        empty as well.
+        """
+        found = [(0.0, True)] * len(requests)
+        arguments: list[Any] = [request.args for request in requests]
+        asked = [
+            number
+            for number, (context, text) in enumerate(arguments)
+            if context or self.tok_encode(text, add_special_tokens=False)
+        ]
         on_terminal = self.show_progress and sys.stderr.isatty()  # its bar would fill a log file
-        return super().loglikelihood(requests, disable_tqdm or not on_terminal)
+        scored = super().loglikelihood(
+            [requests[number] for number in asked], disable_tqdm or not on_terminal
+        )
+        for number, one in zip(asked, scored, strict=True):
+            found[number] = one
+        return found
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -145,9 +161,14 @@ class LitGPTHarness(TemplateLM):
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[tuple[float, bool]]:
-        queries = [Query.of(context, cont, self.max_length) for _, context, cont in requests]
+        found = [(0.0, True)] * len(requests)
+        asked = [number for number, (_, _, cont) in enumerate(requests) if cont]
+        queries = [Query.of(*requests[number][1:], self.max_length) for number in asked]
         self._report_cut(requests)
-        return self._score(queries, "continuations", disable_tqdm)
+        scores = self._score(queries, "continuations", disable_tqdm)
+        for number, one in zip(asked, scores, strict=True):
+            found[number] = one
+        return found
 
     def _report_cut(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> None:
         limit = self.max_length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from whittle_nas.errors import ConfigError
@@ -25,8 +26,7 @@ def read_constraints(text: str | Sequence[str] | None) -> tuple[Constraint, ...]
     """
     limits = parse_constraints(text)
     return tuple(
-        Constraint(check_metric(limit.metric, "--constraints"), limit.relation, limit.limit)
-        for limit in limits
+        replace(limit, metric=check_metric(limit.metric, "--constraints")) for limit in limits
     )
 
 

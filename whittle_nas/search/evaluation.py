@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.evaluate.batching import is_out_of_memory
 from whittle_nas.evaluate.perplexity import nats_per_block
 from whittle_nas.search.halving import FIRST
 from whittle_nas.search.objectives import QUALITY
@@ -117,14 +118,25 @@ class Evaluator:
         """Measure the quality of a sub-network.
 
         Returns:
-            Metrics, or the reason why there are none; memory that runs out is such a reason.
+            Metrics, or the reason why there are none: one that is not finite, or memory that ran
+            out.
+
+        Raises:
+            ConfigError: if the device fails, on which every other evaluation would fail as well.
         """
         start = time.perf_counter()
         try:
             result = self._evaluate(job)
-        except (RuntimeError, MemoryError, ConfigError) as error:  # memory that ran out, mostly
-            reason = (str(error).strip().splitlines() or [""])[0]
-            result = Evaluation(Status.failed, note=f"{type(error).__name__}: {reason[:200]}")
+        except (RuntimeError, MemoryError, ConfigError) as error:
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            if not is_out_of_memory(error):
+                if "CUDA error" in str(error):
+                    raise ConfigError(
+                        f"--device {self.spec.device} failed at {job.sub} ({reason}); finished "
+                        "trials are kept, go on with --resume true"
+                    ) from error
+                raise
+            result = Evaluation(Status.failed, note=reason)
             if self.spec.device.startswith("cuda"):
                 torch.cuda.empty_cache()
         return replace(result, seconds=time.perf_counter() - start)

@@ -19,7 +19,7 @@ from whittle_nas.search.trials import Status, Trial
 from whittle_nas.search.workers import Pool
 from whittle_nas.space.subnetwork import SubNetwork
 
-_HOPELESS = 5  # trials that may fail before the first success
+_HOPELESS = 5  # trials in a row that fail
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Search:
             The trials by number, those of the interrupted run included.
 
         Raises:
-            ConfigError: if the first trials all fail.
+            ConfigError: if several trials in a row fail.
         """
         exhausted = False
         while True:
@@ -145,10 +145,11 @@ class Search:
             values = halving.completed(trial, self.told, self.objectives)
             self._scheduler.on_trial_complete(stamped, values)
         self.told.append(trial)
-        if len(self.told) == _HOPELESS and all(t.status is Status.failed for t in self.told):
+        last = self.told[-_HOPELESS:]
+        if len(last) == _HOPELESS and all(trial.status is Status.failed for trial in last):
             raise ConfigError(
-                f"the first {_HOPELESS} sub-networks could not be evaluated; the last one, "
-                f"{trial.sub}: {trial.note}"
+                f"{_HOPELESS} sub-networks in a row could not be evaluated (--resume true repeats "
+                f"them); the last one, {trial.sub}: {trial.note}"
             )
 
 

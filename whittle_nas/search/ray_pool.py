@@ -96,6 +96,11 @@ class RayPool:
             except self._ray.exceptions.ActorDiedError as error:
                 self._lose(worker, job, error)
                 continue
+            except self._ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, ConfigError):
+                    raise cause from None
+                raise ConfigError(f"--devices: an evaluation failed: {_reason(error)}") from None
             except self._ray.exceptions.RayError as error:
                 # It killed its worker again and again; the worker itself comes back.
                 evaluation = Evaluation(Status.failed, note=_reason(error))

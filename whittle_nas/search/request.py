@@ -24,7 +24,7 @@ from whittle_nas.search.options import (
     RecoveryOptions,
     TaskOptions,
 )
-from whittle_nas.space.front import Constraint
+from whittle_nas.space.front import Constraint, parse_constraints
 from whittle_nas.space.samplers import Grid
 from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SubNetwork
@@ -87,6 +87,24 @@ class Request:
     dtype: torch.dtype | None = None
     workers: int = 1
     cluster: str | None = None
+
+    def resolved(self) -> Request:
+        """The same search, with shares of the whole model in its limits as numbers.
+
+        Raises:
+            ConfigError: for a share of a quality, which is known too late.
+        """
+        budgets = parse_constraints(self.recovery.budget, option="--recovery.budget")
+        if not any(limit.of_whole for limit in (*self.constraints, *budgets)):
+            return self
+        costs, full = self.make_costs(), SubNetwork.from_config(self.checkpoint.config)
+        named = [limit.metric for limit in (*self.constraints, *budgets) if limit.of_whole]
+        whole = {name: costs.value(full, name) for name in named if name in costs.names}
+        limits = [limit.resolved(whole, "--constraints") for limit in self.constraints]
+        budgets = [limit.resolved(whole, "--recovery.budget") for limit in budgets]
+        budget = ", ".join(limit.in_numbers for limit in budgets) or None
+        recovery = replace(self.recovery, budget=budget)
+        return replace(self, constraints=tuple(limits), recovery=recovery)
 
     @cached_property
     def wanted(self) -> tuple[str, ...]:

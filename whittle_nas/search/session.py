@@ -9,7 +9,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import calibration_networks
-from whittle_nas.search import settings
+from whittle_nas.search import budgets, settings
 from whittle_nas.search.constraints import check_attainable, excess_function
 from whittle_nas.search.evaluation import Job
 from whittle_nas.search.loop import Schedule, Search
@@ -17,13 +17,22 @@ from whittle_nas.search.objectives import QUALITY
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import front_of
 from whittle_nas.search.searchers import Problem, make_searcher
-from whittle_nas.search.trials import FILE_NAME, Trial, TrialLog, read_trials
+from whittle_nas.search.trials import (
+    FILE_NAME,
+    Status,
+    Trial,
+    TrialLog,
+    read_trials,
+    write_trials,
+)
 from whittle_nas.search.workers import Pool, make_pool
 from whittle_nas.space.front import Front, FrontEntry
+from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.files import atomic_write_text, remove_run
 
 FILES = (
     FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "front.html", "recovery.json",
+    budgets.FILE_NAME,
 )  # fmt: skip
 
 
@@ -70,7 +79,7 @@ class Session:
         Raises:
             ConfigError: if nothing can satisfy the constraints.
         """
-        self.request = request
+        self.request = request = request.resolved()
         self._listener = listener or Listener()
         request.halving.check(request.search_blocks, request.objectives)
         request.recovery.check(request.quality_metrics)
@@ -155,6 +164,10 @@ class Session:
             self._listener.warn(
                 f"the last line of {path} was cut off and is dropped; its trial is repeated"
             )
+        if failed := sum(trial.status is Status.failed for trial in recorded):
+            self._listener.warn(f"{failed} failed trials of {path} are repeated")
+            recorded = [trial for trial in recorded if trial.status is not Status.failed]
+            write_trials(path, recorded, self.metrics, request.space)
         self._listener.on_trial(recorded)
         return ahead, recorded
 
@@ -214,9 +227,18 @@ class Session:
                 "search"
             )
             kept = front_of(measured, request.objectives, ())
-        return self._as_front(
-            request.objectives, kept, request.how_measured(len(trials), self.costs.accuracies())
-        )
+        how = request.how_measured(len(trials), self.costs.accuracies())
+        front = self._as_front(request.objectives, kept, how)
+        return replace(front, whole={"metrics": self._whole(pool, measured)})
+
+    def _whole(self, pool: Pool, measured: Sequence[Trial]) -> dict[str, float]:
+        """Metrics of the whole model, like those of the front; without quality if it fails."""
+        full = SubNetwork.from_config(self.request.checkpoint.config)
+        if (found := next((t for t in measured if t.sub == full), None)) is not None:
+            return dict(found.metrics)
+        pool.submit(Job(0, full, whole=True))
+        self._listener.on_step("the whole model", 0)
+        return {**pool.next()[1].metrics, **self.costs.of(full), **self.costs.whole(full)}
 
     def _as_front(
         self, objectives: tuple[str, ...], trials: Sequence[Trial], how: dict[str, Any]

@@ -14,6 +14,7 @@ from pathlib import Path
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SIZES, SubNetwork
+from whittle_nas.weights.files import atomic_file
 
 FILE_NAME = "trials.csv"
 SHAPE = "shape"
@@ -88,6 +89,17 @@ class TrialLog:
         self._file.write(text.getvalue())
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def write_trials(
+    path: Path, trials: Sequence[Trial], metrics: Sequence[str], space: SearchSpace
+) -> None:
+    """Replace the file by one that holds these trials."""
+    with atomic_file(path) as unfinished:
+        log = TrialLog(unfinished, metrics, space)
+        for trial in trials:
+            log.append(trial)
+        log.close()
 
 
 def columns(metrics: Sequence[str], space: SearchSpace) -> tuple[str, ...]:

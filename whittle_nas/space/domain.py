@@ -109,7 +109,7 @@ def _number(name: str, value: Any, limit: float) -> float:
     if value == "half":
         return math.ceil(limit / 2)
     whole = name != "mlp_ratio"
-    is_number = isinstance(value, int if whole else (int, float)) and math.isfinite(value)
+    is_number = isinstance(value, int if whole else (int, float)) and abs(value) < 2**63
     if isinstance(value, bool) or not is_number:
         kind = "a whole number" if whole else "a number"
         raise ConfigError(f"search space: {name}={value!r} must be {kind}; give {_FORMS}")

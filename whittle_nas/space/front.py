@@ -26,11 +26,43 @@ class Constraint:
         metric: name of an objective or cost.
         relation: one of `<=`, `<`, `>=`, `>`.
         limit: the value on the right.
+        of_whole: the value is a share of the whole model's, as in `num_params <= 60%` and
+            `latency_ms <= 0.7x`; nothing can be compared before `resolved`.
+        text: how it was written, where that was a share.
     """
 
     metric: str
     relation: str
     limit: float
+    of_whole: bool = False
+    text: str = field(default="", compare=False)
+
+    def resolved(self, whole: Mapping[str, float], option: str) -> Constraint:
+        """The same limit as a number.
+
+        Args:
+            whole: metrics of the whole model.
+            option: names the flag in messages.
+
+        Raises:
+            ConfigError: if the whole model's value is not known.
+        """
+        if not self.of_whole:
+            return self
+        if self.metric not in whole:
+            known = f"it has {', '.join(whole)}" if whole else "search again"
+            raise ConfigError(
+                f"{option}: {self} is a share of the whole model's {self.metric}, which is not "
+                f"known here ({known}); give a number"
+            )
+        return Constraint(
+            self.metric, self.relation, self.limit * whole[self.metric], text=str(self)
+        )
+
+    @property
+    def in_numbers(self) -> str:
+        """Its text with the number that a share stands for."""
+        return f"{self.metric} {self.relation} {self.limit:.12g}"
 
     def excess(self, value: float) -> float:
         """How far a value is on the wrong side; 0 if it satisfies the limit."""
@@ -45,11 +77,13 @@ class Constraint:
 
     def holds(self, metrics: Mapping[str, float]) -> bool:
         """Whether a sub-network with these metrics satisfies the limit."""
+        assert not self.of_whole
         return self.excess(metrics[self.metric]) == 0.0
 
     def __str__(self) -> str:
         """The form that `parse_constraints` reads."""
-        return f"{self.metric} {self.relation} {self.limit:.12g}"
+        share = f"{self.metric} {self.relation} {100 * self.limit:.12g}%"
+        return self.text or (share if self.of_whole else self.in_numbers)
 
 
 def parse_constraints(
@@ -62,7 +96,7 @@ def parse_constraints(
         option: names the flag in messages.
 
     Raises:
-        ConfigError: for a part that is not `<metric> <= <number>`.
+        ConfigError: for a part that is not `<metric> <= <number>`, or a share as `60%` or `0.6x`.
     """
     parts = text.split(",") if isinstance(text, str) else list(text or ())
     return tuple(_constraint(part, option) for part in parts if part.strip())
@@ -72,14 +106,29 @@ def _constraint(part: str, option: str) -> Constraint:
     match = _CONSTRAINT.match(part)
     try:
         assert match
-        limit = float(match["limit"])
-        assert math.isfinite(limit)
+        limit, of_whole = parse_amount(match["limit"])
     except (AssertionError, ValueError):
         raise ConfigError(
             f"{option}: {part.strip()!r} must be a metric, one of <= < >= > and a number, for "
-            "instance num_params <= 6e9"
+            "instance num_params <= 6e9, or a share of the whole model's, num_params <= 60%"
         ) from None
-    return Constraint(match["metric"], match["relation"], limit)
+    return Constraint(match["metric"], match["relation"], limit, of_whole)
+
+
+def parse_amount(text: str) -> tuple[float, bool]:
+    """Read a number, or a share of the whole model's: `60%` and `0.6x`.
+
+    Returns:
+        The value, and whether it is a share.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    scale = {"%": 0.01, "x": 1.0}.get(text[-1:])
+    value = float(text if scale is None else text[:-1]) * (1.0 if scale is None else scale)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value, scale is not None
 
 
 @dataclass(frozen=True)
@@ -117,6 +166,7 @@ class Front:
         entries: sub-networks of which none is beaten by another in every objective.
         checkpoint_dir: the super-network that was searched.
         how_measured: data, fidelity, device and so on, for people.
+        whole: `metrics` of the whole model, with which shares are meant; of older files nothing.
         path: file it was read from.
     """
 
@@ -125,6 +175,7 @@ class Front:
     checkpoint_dir: str = ""
     how_measured: Mapping[str, Any] = field(default_factory=dict)
     path: Path = Path("front.json")
+    whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def dump(self) -> str:
         """The JSON text."""
@@ -133,6 +184,7 @@ class Front:
             "objectives": list(self.objectives),
             "checkpoint_dir": self.checkpoint_dir,
             "how_measured": dict(self.how_measured),
+            "whole": {name: dict(values) for name, values in self.whole.items()},
             "front": [entry.to_dict() for entry in self.entries],
         }
         return json.dumps(spec, indent=2) + "\n"
@@ -161,6 +213,10 @@ def read_front(path: Path | str, layer_order: Sequence[int]) -> Front:
         checkpoint_dir, how = _text(spec.get("checkpoint_dir", "")), spec.get("how_measured", {})
         if not isinstance(how, dict):
             raise TypeError(f"how_measured is {how!r}")
+        whole = {
+            name: {_text(metric): _number(value) for metric, value in values.items()}
+            for name, values in spec.get("whole", {}).items()
+        }
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--front {path} is not a front.json of nas search ({type(error).__name__}: {error})"
@@ -169,7 +225,7 @@ def read_front(path: Path | str, layer_order: Sequence[int]) -> Front:
         raise ConfigError(f"--front {path} holds no sub-network; run nas search again")
     if len({entry.index for entry in entries}) < len(entries):
         raise ConfigError(f"--front {path} holds an index twice; run nas search again")
-    return Front(objectives, tuple(entries), checkpoint_dir, how, path)
+    return Front(objectives, tuple(entries), checkpoint_dir, how, path, whole)
 
 
 def _read_entry(spec: Any, objectives: Sequence[str], layer_order: Sequence[int]) -> FrontEntry:
@@ -192,6 +248,10 @@ def _whole(value: Any) -> int:
 def _number(value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{value!r} is not a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError("a number is too large") from None
     return value
 
 
@@ -201,20 +261,23 @@ def _text(value: Any) -> str:
     return value
 
 
-def _best_under(front: Front, constraints: str) -> FrontEntry:
-    limits = parse_constraints(constraints, option="--pick")
+def best_under(front: Front, constraints: str, *, option: str = "--pick") -> FrontEntry:
+    """The best entry under limits, see `pick_entry`; `option` names the flag in messages."""
+    limits = parse_constraints(constraints, option=option)
     if not limits:
-        raise ConfigError('--pick is empty; give limits such as "num_params <= 6e9"')
+        raise ConfigError(f'{option} is empty; give limits such as "num_params <= 6e9"')
     for limit in limits:
         known = list(front.entries[0].metrics)
         if any(limit.metric not in entry.metrics for entry in front.entries):
             raise ConfigError(
-                f"--pick: unknown metric {limit.metric!r} in {front.path}; "
+                f"{option}: unknown metric {limit.metric!r} in {front.path}; "
                 f"it has {', '.join(known)}"
             )
+    whole = front.whole.get("metrics", {})
+    limits = tuple(limit.resolved(whole, option) for limit in limits)
     fitting = [e for e in front.entries if all(limit.holds(e.metrics) for limit in limits)]
     if not fitting:
-        raise ConfigError(f"--pick: {_nearest(front, limits)}")
+        raise ConfigError(f"{option}: {_nearest(front, limits)}")
     named = {limit.metric for limit in limits}
     best = next((name for name in front.objectives if name not in named), front.objectives[0])
     return min(fitting, key=lambda entry: (entry.metrics[best], entry.index))
@@ -248,7 +311,7 @@ def pick_entry(front: Front, *, index: int | None = None, pick: str | None = Non
             satisfies the limits; the message then names the nearest value.
     """
     if index is None:
-        return _best_under(front, pick or "")
+        return best_under(front, pick or "")
     for entry in front.entries:
         if entry.index == index:
             return entry

@@ -59,18 +59,36 @@ def from_labelled(input_ids: Tensor, labels: Tensor) -> Sample:
 def pack(samples: Sequence[Sample], block_size: int) -> list[Sample]:
     """Join samples into rows of at most `block_size` tokens: first fit, longest first."""
     order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].input_ids), i))
-    rows: list[list[Sample]] = []
-    room: list[int] = []
-    for i in order:
-        length = len(samples[i].input_ids)
-        at = next((row for row, free in enumerate(room) if free >= length), None)
-        if at is None:
-            rows.append([])
-            room.append(block_size)
-            at = len(rows) - 1
-        rows[at].append(samples[i])
-        room[at] -= length
-    return [_join(row) for row in rows]
+    rows: dict[int, list[Sample]] = {}
+    lengths = [len(samples[i].input_ids) for i in order]
+    for i, row in zip(order, first_fit(lengths, block_size), strict=True):
+        rows.setdefault(row, []).append(samples[i])
+    return [_join(row) for row in rows.values()]
+
+
+def first_fit(lengths: Sequence[int], room: int) -> list[int]:
+    """For each length the first of endlessly many rows of `room` that can still hold it.
+
+    Rows are the leaves of a tree whose nodes know the most room below them: O(n log n).
+
+    Args:
+        lengths: what has to be placed, in this order; each takes a whole row if it exceeds `room`.
+        room: of an empty row.
+    """
+    leaves = 1 << max(0, (len(lengths) - 1).bit_length())
+    most = [room] * (2 * leaves)  # node n has the children 2 n and 2 n + 1
+    found = []
+    for length in lengths:
+        needed, node = min(length, room), 1
+        while node < leaves:
+            node *= 2
+            node += most[node] < needed
+        found.append(node - leaves)
+        most[node] -= needed
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
+    return found
 
 
 def _join(row: list[Sample]) -> Sample:

@@ -1,0 +1,96 @@
+"""Budgets as shares of the whole model, and the file with the best under each."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.cli.test_main import nas
+from whittle_nas.errors import ConfigError
+from whittle_nas.search.budgets import parse_budgets
+
+
+def test_budgets_are_shares_numbers_or_limits():
+    assert parse_budgets("90%, 1e6,latency_ms <= 0.7x") == {
+        "num_params-90": "num_params <= 90%",
+        "num_params-1e6": "num_params <= 1e6",
+        "latency_ms-0.7x": "latency_ms <= 0.7x",
+    }
+    assert parse_budgets(None) == {}
+    with pytest.raises(ConfigError, match="--budgets: 'half'"):
+        parse_budgets("90%, half")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, bundled):
+    """A search of the bundled model, whose limits are shares."""
+    out_dir = tmp_path_factory.mktemp("budgets") / "search"
+    status = nas(
+        "search", "--checkpoint_dir", bundled, "--out_dir", out_dir,
+        "--data.files", bundled / "valid.jsonl", "--data.block_size", 32, "--data.num_blocks", 4,
+        "--search_blocks", 2, "--num_trials", 12, "--method", "stratified",
+        "--constraints", "num_params <= 95%", "--budgets", "90%,60%,0.1%",
+    )  # fmt: skip
+    assert status == 0
+    return out_dir
+
+
+def test_the_best_under_each_budget_is_written(searched):
+    front = json.loads((searched / "front.json").read_text())
+    whole = front["whole"]["metrics"]
+    assert {"val_loss", "num_params", "flops"} <= set(whole)
+    assert front["how_measured"]["constraints"] == ["num_params <= 95%"]
+    assert all(e["metrics"]["num_params"] <= 0.95 * whole["num_params"] for e in front["front"])
+    picks = {row.pop("name"): row for row in yaml.safe_load((searched / "picks.yaml").read_text())}
+    assert set(picks) == {"num_params-90", "num_params-60"}  # nothing is below a thousandth
+    for name, share in (("num_params-90", 0.9), ("num_params-60", 0.6)):
+        under = [e for e in front["front"]
+                 if e["metrics"]["num_params"] <= share * whole["num_params"]]  # fmt: skip
+        best = min(under, key=lambda entry: entry["metrics"]["val_loss"])
+        sizes = {key: value for key, value in picks[name].items() if key != "layers"}
+        assert sizes == {k: v for k, v in best["subnetwork"].items() if k != "layers"}
+
+
+def test_other_commands_read_the_file(searched, bundled, tmp_path, capsys):
+    source = ["--checkpoint_dir", bundled, "--subnetworks", searched / "picks.yaml"]
+    assert nas("profile", *source, "--measure", "false") == 0
+    shown = capsys.readouterr().out
+    assert "num_params-90" in shown
+    assert "num_params-60" in shown
+    assert nas("export", *source, "--out_dir", tmp_path / "a") == 2
+    assert "give one of num_params-90, num_params-60 as --name" in capsys.readouterr().err
+    assert nas("export", *source, "--name", "num_params-60", "--out_dir", tmp_path / "a") == 0
+    pick = ["--front", searched / "front.json", "--pick", "num_params <= 60%"]
+    assert nas("export", *source[:2], *pick, "--out_dir", tmp_path / "b") == 0
+    assert (
+        nas("export", *source[:2], *pick[:3], "num_params <= 0.6x", "--out_dir", tmp_path / "c")
+        == 0
+    )
+    weights = [(tmp_path / name / "lit_model.pth").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_the_sampler_reads_the_file(searched, bundled):
+    from whittle_nas.cli.candidates import choose_candidates
+    from whittle_nas.reading import read_yaml
+    from whittle_nas.weights.checkpoint import open_checkpoint
+
+    found = choose_candidates(open_checkpoint(bundled), subnetworks=searched / "picks.yaml")
+    assert [one.label for one in found] == ["num_params-90", "num_params-60"]
+    from whittle_nas.space.samplers import Grid
+
+    grid = Grid.from_dict(read_yaml(searched / "picks.yaml"), cost=lambda _: 1.0)
+    assert set(grid.subs) == {one.subnetwork for one in found}
+
+
+def test_a_share_that_is_not_known_is_one_sentence(searched, bundled, tmp_path, capsys):
+    front = json.loads((searched / "front.json").read_text())
+    del front["whole"]
+    (tmp_path / "front.json").write_text(json.dumps(front))
+    source = ["--checkpoint_dir", bundled, "--out_dir", tmp_path / "out"]
+    pick = ["--front", tmp_path / "front.json", "--pick", "num_params <= 60%"]
+    assert nas("export", *source, *pick) == 2
+    assert "is a share of the whole model's num_params" in capsys.readouterr().err
+    limit = ["--constraints", "val_loss <= 1.1x", "--data.files", bundled / "valid.jsonl"]
+    assert nas("search", *source, *limit, "--data.block_size", 32) == 2
+    assert "val_loss <= 110% is a share" in capsys.readouterr().err
