@@ -59,7 +59,7 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
     atomic_write_text(session.out_dir / "results.csv", table.getvalue())
     atomic_write_text(session.out_dir / "report.html", _page(session, evaluated, shown, found))
     _draw(session.out_dir, evaluated, shown)
-    _print(evaluated, shown)
+    _print(evaluated, shown, session.out_dir / "report.html")
     if session.text is not None:
         print(f"text is {session.text.blocks}")
     print(f"tables, pictures and report.html: {session.out_dir}")
@@ -67,16 +67,19 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
 
 
 def _print_export(session: Session, evaluated: Sequence[Evaluated]) -> None:
-    """How the first one that is smaller than the whole model becomes a checkpoint."""
+    """How the middle one by size becomes a checkpoint: the rule of `nas search`, too."""
     from whittle_nas.cli.common import command_line
     from whittle_nas.page import size_options
 
     source = session.checkpoint
-    subs = (one.pairs[0].subnetwork for one in evaluated)
-    if small := next((sub for sub in subs if sub != SubNetwork.from_config(source.config)), None):
-        choice = ("--checkpoint_dir", source.path, *size_options(small.to_dict()))
+    whole = SubNetwork.from_config(source.config)
+    smaller = [one for one in evaluated if one.pairs[0].subnetwork != whole]
+    if smaller:
+        smaller.sort(key=lambda one: one.num_params)
+        middle = smaller[len(smaller) // 2].pairs[0].subnetwork
+        choice = ("--checkpoint_dir", source.path, *size_options(middle.to_dict()))
         line = command_line("nas", "export", *choice, "--out_dir", "<dir>")
-        print(f"export one with: {line}")
+        print(f"export the middle one with: {line}")
 
 
 def headline_of(session: Session, task: str, result: Result) -> Score | None:
@@ -158,11 +161,11 @@ def _draw(out_dir: Path, evaluated: Sequence[Evaluated], shown: Sequence[dict[st
             labels=[evaluated[at].label for at in rows],
             costs={name: [values[at] for at in rows] for name, values in costs.items()},
             values=[point.value for point in points],
-            stderrs=[point.stderr or 0.0 for point in points],
+            stderrs=[point.stderr for point in points],
         )
 
 
-def _print(evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]]) -> None:
+def _print(evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]], path: Path) -> None:
     from whittle_nas.cli.common import print_table
 
     tasks = list(dict.fromkeys(task for numbers in shown for task in numbers))
@@ -178,4 +181,4 @@ def _print(evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]]) ->
         ]
         for one, numbers in zip(evaluated, shown, strict=True)
     ]
-    print_table([*columns, *(f"{task}\n{metrics[task]}" for task in tasks)], rows)
+    print_table([*columns, *(f"{task}\n{metrics[task]}" for task in tasks)], rows, all_in=path)

@@ -90,7 +90,6 @@ def finetune(
     from whittle_nas.cli.training_report import print_data, print_tie, show_memory
     from whittle_nas.train.run import TrainingOptions
     from whittle_nas.train.sources import load_both
-    from whittle_nas.weights.files import check_free
 
     check_least(1, batch_size=batch_size)
     check_least(0, num_workers=num_workers)
@@ -121,7 +120,7 @@ def finetune(
             "on it first, or set require_importance to false"
         )
     if first and not trainer.fast_dev_run:
-        check_free(out_dir, overwrite=resume or overwrite)
+        _check_directory(out_dir, replaced=resume or overwrite)
     chosen = training.named(found, subnetworks, share=share, sampler=sampler)
     space = training.space_to_train(found, search_space)
     seed_everything(seed)
@@ -157,3 +156,15 @@ def _open(checkpoint_dir: Path, *, untie_head: bool) -> Any:
             f"--untie_head true: head and token table of {checkpoint_dir} are two tables already"
         )
     return replace(found, config=untied(found.config))
+
+
+def _check_directory(out_dir: Path, *, replaced: bool) -> None:
+    """Refuse what is not ours; of an interrupted training say how it goes on."""
+    from whittle_nas.weights.files import check_free
+
+    if not replaced and any(out_dir.glob("checkpoints/*.ckpt")):
+        raise ConfigError(
+            f"--out_dir {out_dir} holds a training: --resume true goes on with it, "
+            "--overwrite true replaces it"
+        )
+    check_free(out_dir, overwrite=replaced)
