@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up if needed, then runs every check: format, lint, types, imports, tests.
+# Sets up if needed, then runs every check: format, lint, types, imports, site, tests.
 #   scripts/test.sh          all fast checks (what CI runs, with --all)
 #   scripts/test.sh --all    the slow tests too
 set -euo pipefail
@@ -13,5 +13,9 @@ run $bin/ruff format --check .
 run $bin/ruff check .
 run $bin/pyright
 run $bin/lint-imports
+run env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --quiet --site-dir .site
 run $bin/python -m pytest -n 2
-if [ "${1:-}" = "--all" ]; then run $bin/python -m pytest -n 2 -m "slow and not gpu"; fi
+if [ "${1:-}" = "--all" ]; then
+  run $bin/python -m pytest -n 2 -m "slow and not gpu"
+  run $bin/python -m pytest --nbmake docs/notebooks # the notebook runs from top to bottom
+fi

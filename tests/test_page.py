@@ -57,7 +57,8 @@ def sample(**changes) -> Report:
         Column("flops", "costs", lower_is_better=True, extra=True),
         *size_columns(sizes[0]),
     ]
-    parts = {"title": "t", "summary": "s", "columns": columns, "rows": rows}
+    whole = Row("original model", {"loss": 1.9, "num_params": 1500, "n_embd": 16, "n_layer": 4})
+    parts = {"title": "t", "summary": "s", "columns": columns, "rows": rows, "original": whole}
     return Report(**{**parts, "x": "num_params", "y": "loss", "growth": [0.0, 0.5], **changes})
 
 
@@ -124,7 +125,7 @@ def test_script_draws_chooses_and_sorts():
         console.log(circles().length);
         """.replace("ROWS", ROWS),
     )
-    assert lines[0] == "2 1"  # one has no loss; the front
+    assert lines[0] == "2 2"  # one has no loss; the front and the star
     assert lines[1].startswith("front-2: loss 3.5000 ± 0.2500 | nas export --checkpoint_dir 'a b'")
     order = [re.findall(r"front-\d", line) for line in lines[2:5]]
     assert order[0] == ["front-0", "front-1", "front-2"]

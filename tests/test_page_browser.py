@@ -76,6 +76,26 @@ def test_a_point_shows_its_sizes_while_it_is_pointed_at(page):
     assert not page.all("#tip")[0].is_displayed()
 
 
+@pytest.mark.parametrize("at", [0, -1])
+def test_the_box_beside_a_point_is_as_wide_as_its_words(page, at):
+    """Also beside the points furthest right and left, where the page ends."""
+    points = sorted(page.all("circle.point"), key=lambda point: float(point.get_attribute("cx")))
+    page.act.move_to_element(points[at]).perform()
+    box = page.all("#tip")[0].rect
+    assert box["width"] > 120
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 1200
+    lines = {round(cell.rect["height"]) for cell in page.all("#tip div span")}
+    assert len(lines) == 1, "a word is broken"
+
+
+def test_the_original_model_is_a_star(page):
+    star = page.all("path.star")[0]
+    page.act.move_to_element(star).perform()
+    assert page.text("#tip").startswith("original model")
+    assert "original model" in page.text("#legend")
+
+
 def test_a_header_sorts_the_rows(page):
     assert page.labels() == ["front-0", "front-1", "front-2"]
     button = page.header("num_params").find_element("tag name", "button")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import signal
@@ -12,19 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from whittle_nas import __version__
+from whittle_nas.cli.commands import COMMANDS, function_of
 from whittle_nas.errors import ConfigError, Terminated, disk_errors
-
-# command: (module, function, what it does). Only the chosen module is imported.
-COMMANDS = {
-    "importance": ("importance", "importance", "sort the weights of a checkpoint by importance"),
-    "finetune-supernet": ("finetune", "finetune", "train all sub-networks of a checkpoint at once"),
-    "finetune": ("finetune", "finetune", "alias of finetune-supernet"),
-    "search": ("search", "search", "find the Pareto front of quality against cost"),
-    "evaluate": ("evaluate", "evaluate", "score sub-networks with the LM Evaluation Harness"),
-    "export": ("export", "export", "write a sub-network as a litgpt or Hugging Face checkpoint"),
-    "prune": ("prune", "prune", "make a checkpoint smaller with another published method"),
-    "profile": ("profile", "profile", "parameters, FLOPs, memory and latency of sub-networks"),
-}
 
 
 def usage() -> str:
@@ -57,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
+        from whittle_nas.cli.spelling import did_you_mean
+
+        choice = did_you_mean(name, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
+        return _fail(f"unknown command {name!r}{choice}")
     # Both libraries chatter otherwise: the one at every fork, the other at every memory profile.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")
@@ -81,9 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> None:
     from whittle_nas.cli.parser import run
 
-    module, function, _ = COMMANDS[name]
-    command = getattr(importlib.import_module(f"whittle_nas.cli.{module}"), function)
-    run(name, command, arguments)
+    run(name, function_of(name), arguments)
 
 
 @contextmanager

@@ -26,11 +26,12 @@ class Column:
     """One number of every sub-network.
 
     Attributes:
-        name: full name with its unit, for axes and menus; different from all others.
+        name: by which rows hold its numbers; different from all others.
         group: what stands above neighbouring columns of the table.
         label: what stands below that; empty: the name.
         lower_is_better: None where it is neither.
         extra: in the table only if the reader asks for all columns.
+        words: what it is and its unit, for axes and menus; empty: the name.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Column:
     label: str = ""
     lower_is_better: bool | None = None
     extra: bool = False
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Report:
         named: what the rows are, for the legend.
         others: points without a row in the table.
         others_named: what those are.
+        original: the model before any training, a star in the chart.
         growth: dominated share of the objectives' range after each trial.
         details: texts to unfold, by their heading.
         numbers: file with the same numbers.
@@ -85,6 +88,7 @@ class Report:
     named: str = "sub-networks"
     others: Sequence[Row] = ()
     others_named: str = ""
+    original: Row | None = None
     growth: Sequence[float] = ()
     details: Mapping[str, str] = field(default_factory=dict)
     numbers: str = ""
@@ -146,9 +150,13 @@ def _plain(report: Report) -> dict[str, Any]:
         }
 
     return {
-        "columns": [{**asdict(c), "label": c.label or c.name} for c in report.columns],
+        "columns": [
+            {**asdict(c), "label": c.label or c.name, "words": c.words or c.name}
+            for c in report.columns
+        ],
         "rows": [of(row) for row in report.rows],
         "others": [of(row) for row in report.others],
+        "original": of(report.original) if report.original else None,
         "names": {"rows": report.named, "others": report.others_named},
         "sizes": SIZES,
         "x": report.x,

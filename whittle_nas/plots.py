@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from whittle_nas.space.words import axis, words
 from whittle_nas.weights.files import atomic_file
+
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+_STAR = {"marker": "*", "s": 190, "color": "black", "zorder": 5}  # the original model
 
 
 def plot_importance(
@@ -20,6 +27,9 @@ def plot_importance(
 ) -> None:
     """Which layers and heads carry the model, and how unequal its neurons are.
 
+    Heads and neurons are shown as shares of their layer's highest score: layers are sorted each for
+    itself, and their scores are not comparable.
+
     Args:
         path: picture to write.
         layers: (L,) score of every layer by the criterion that orders them.
@@ -32,25 +42,32 @@ def plot_importance(
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    bars = left.bar(range(len(layers)), layers, color="tab:blue")
     ranks = [layer_order.index(layer) + 1 for layer in range(len(layers))]
+    bars = left.bar(range(len(layers)), layers, color=BLUE, label=f"a bar: {layer_label}")
     if len(layers) <= 40:
         left.bar_label(bars, labels=[str(rank) for rank in ranks], fontsize=8)
-    left.set(xlabel="layer", ylabel=layer_label, title="layers, with their rank")
-    image = middle.imshow(heads, aspect="auto", interpolation="nearest", cmap="viridis")
-    figure.colorbar(image, ax=middle, label="score")
+        left.plot([], [], " ", label="its number: rank, 1 is kept longest")
+    left.margins(y=0.3)  # room for the legend
+    left.legend(fontsize=8, loc="upper left", handlelength=1)
+    left.set(xlabel="layer", ylabel="score", title="layers")
+    shares = [[head / (max(row) or 1.0) for head in row] for row in heads]
+    image = middle.imshow(
+        shares, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0, vmax=1
+    )
+    figure.colorbar(image, ax=middle, label="share of the layer's highest score")
     middle.set(xlabel="head", ylabel="layer", title="attention heads")
     for layer, scores in enumerate(neurons):
         falling = sorted(scores, reverse=True)
         shade = 0.15 + 0.75 * layer / max(1, len(neurons) - 1)
         right.plot(
-            [(i + 1) / len(falling) for i in range(len(falling))],
+            [100 * (i + 1) / len(falling) for i in range(len(falling))],
             [score / (falling[0] or 1.0) for score in falling],
             color=str(shade),
             label=f"layer {layer}" if layer in (0, len(neurons) - 1) else None,
         )
-    right.set(xlabel="share of neurons", ylabel="score / highest", title="neurons, sorted")
-    right.legend()
+    right.set(xlabel="neurons, % of the layer, best first", title="MLP neurons")
+    right.set_ylabel("share of the layer's highest score")
+    right.legend(title="dark to light", fontsize=8)
     _save(figure, path)
 
 
@@ -77,11 +94,13 @@ def plot_before_after(
 
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    axes.vlines(num_params, before, after, color="0.85", linewidth=0.8, zorder=1)
-    axes.scatter(num_params, before, s=14, color="tab:gray", label="before")
-    axes.scatter(num_params, after, s=14, color="tab:blue", label="after sorting")
+    label, unit = axis("num_params", num_params)
+    at = [count / unit for count in num_params]
+    axes.vlines(at, before, after, color="0.85", linewidth=0.8, zorder=1)
+    axes.scatter(at, before, s=14, color=ORANGE, marker="s", label="before")
+    axes.scatter(at, after, s=14, color=BLUE, label="after sorting")
     axes.axhline(full_perplexity, color="black", linewidth=0.8, linestyle=":", label="whole model")
-    axes.set(xlabel="parameters", ylabel="perplexity", yscale="log", title=title)
+    axes.set(xlabel=label, ylabel="perplexity", yscale="log", title=title)
     axes.legend()
     _save(figure, path)
 
@@ -93,6 +112,7 @@ def plot_front(
     trials: Any,
     front: Any,
     hypervolume: Sequence[float],
+    original: Mapping[str, float] | None = None,
 ) -> None:
     """Trials and their front, one panel per cost, and how the front grew.
 
@@ -102,6 +122,7 @@ def plot_front(
         trials: (N, M) values of all trials.
         front: (K, M) values of the front.
         hypervolume: dominated share of the objectives' range after each trial.
+        original: metrics of the whole model before any training, a star.
     """
     from matplotlib.figure import Figure
 
@@ -109,19 +130,45 @@ def plot_front(
     figure = Figure(figsize=(5.6 * (len(costs) + 1), 4.4), layout="constrained")
     panels = figure.subplots(1, len(costs) + 1)
     for cost, panel in zip(costs, panels[:-1], strict=True):
-        panel.scatter(*_columns(trials, cost), s=12, color="0.75", label="trials")
-        x, y = _columns(front, cost)
-        line = "-" if len(objectives) == 2 else "none"  # a front of three objectives is none
-        style = {"linestyle": line, "marker": "o", "drawstyle": "steps-post"}
-        panel.plot(x, y, color="tab:blue", label="front", **style)
-        # Tiny sub-networks may be hundreds of times worse; they would flatten the picture.
-        if min(y) > 0 and max(y) > 20 * min(y):
-            panel.set_yscale("log")
-        panel.set(xlabel=objectives[cost], ylabel=objectives[0])
-        panel.legend()
-    panels[-1].plot(range(1, len(hypervolume) + 1), hypervolume, color="tab:blue")
+        _draw_front(panel, objectives, cost, trials, front, original or {})
+    panels[0].legend()
+    panels[-1].plot(range(1, len(hypervolume) + 1), hypervolume, color=BLUE, drawstyle="steps-post")
     panels[-1].set(xlabel="trials", ylabel="dominated share of the objectives' range")
     _save(figure, path)
+
+
+def _draw_front(
+    panel: Any,
+    objectives: Sequence[str],
+    cost: int,
+    trials: Any,
+    front: Any,
+    original: Mapping[str, float],
+) -> None:
+    name, quality = objectives[cost], objectives[0]
+    whole = original.get(name), original.get(quality)
+    known = [value for value in (whole[0],) if value is not None]
+    label, unit = axis(name, [*_columns(trials, cost)[0], *_columns(front, cost)[0], *known])
+    x, y = _columns(trials, cost)
+    panel.scatter([v / unit for v in x], y, s=12, color="0.75", label="trials")
+    x, y = _columns(front, cost)
+    line = "-" if len(objectives) == 2 else "none"  # a front of three objectives is none
+    style = {"linestyle": line, "marker": "o", "drawstyle": "steps-post"}
+    panel.plot([v / unit for v in x], y, color=BLUE, label="front", **style)
+    if whole[0] is not None and whole[1] is not None:
+        panel.scatter([whole[0] / unit], [whole[1]], label="original model", **_STAR)
+        if name.startswith("num_params"):
+            _add_percent(panel, whole[0] / unit)
+    # Tiny sub-networks may be hundreds of times worse; they would flatten the picture.
+    if min(y) > 0 and max(y) > 20 * min(y):
+        panel.set_yscale("log")
+    panel.set(xlabel=label, ylabel=words(quality))
+
+
+def _add_percent(panel: Any, whole: float) -> None:
+    """A second scale above: percent of the whole model."""
+    ways = (lambda value: 100 * value / whole, lambda percent: percent * whole / 100)
+    panel.secondary_xaxis("top", functions=ways).set_xlabel("% of the whole model")
 
 
 def _columns(points: Any, cost: int) -> tuple[list[float], list[float]]:
@@ -135,6 +182,7 @@ def plot_training(
     curves: Mapping[str, Sequence[tuple[int, float]]],
     *,
     untouched: float | None = None,
+    num_params: Mapping[str, int] | None = None,
 ) -> None:
     """Losses of a super-network training, from its logs.
 
@@ -143,25 +191,41 @@ def plot_training(
         curves: (optimiser step, value) by name, as the loggers name them: `train/ce_full`,
             `val/grid_0`, ...
         untouched: validation loss of the model before the training, a line across.
+        num_params: parameters of the validated networks, by which the legend calls them.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
+    sizes = num_params or {}
     for axes, prefix, title in zip(
         panels, ("train/ce_", "val/"), ("training, by role", "validation, by network"), strict=True
     ):
-        for name in (name for name in curves if name.startswith(prefix)):
-            points = curves[name]
+        names = [name[len(prefix) :] for name in curves if name.startswith(prefix)]
+        if prefix == "val/":
+            names.sort(key=lambda name: -sizes.get(name, 0))
+        for name, colour in zip(names, itertools.cycle(COLOURS), strict=False):
+            points = curves[prefix + name]
             mark = "." if len(points) < 30 else ""
-            axes.plot(*zip(*points, strict=True), marker=mark, label=name[len(prefix) :])
+            label = _sized(name, sizes) if prefix == "val/" else name
+            axes.plot(*zip(*points, strict=True), marker=mark, color=colour, label=label)
         if untouched is not None and prefix == "val/":
             axes.axhline(untouched, color="black", linestyle="--", linewidth=1, label="untouched")
         axes.set(xlabel="optimiser step", ylabel="cross entropy, nats per token", title=title)
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
+        if axes.lines:  # beside the curves, which fill the panel
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
+
+
+def _sized(name: str, num_params: Mapping[str, int]) -> str:
+    """A validated network by its size: `grid_1` says nothing."""
+    if name not in num_params:
+        return name
+    count, whole = num_params[name], max(num_params.values())
+    label, unit = axis("num_params", [count])
+    unit_word = label.partition(", ")[2] or "parameters"
+    return f"{count / unit:.3g} {unit_word}, {100 * count / whole:.0f} %"
 
 
 def plot_scores(
@@ -172,7 +236,7 @@ def plot_scores(
     labels: Sequence[str],
     costs: Mapping[str, Sequence[float]],
     values: Sequence[float],
-    stderrs: Sequence[float],
+    stderrs: Sequence[float | None],
 ) -> None:
     """One task's score of N sub-networks against their costs, one panel per cost.
 
@@ -183,19 +247,24 @@ def plot_scores(
         labels: N names of the sub-networks.
         costs: N values of each cost, by its name and unit.
         values: N scores.
-        stderrs: their standard errors, drawn as bars of one standard error to each side.
+        stderrs: their standard errors, drawn as bars of one standard error to each side; None
+            where there is none, as of a perplexity.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6 * len(costs), 4.4), layout="constrained")
     panels = figure.subplots(1, len(costs), squeeze=False)[0]
     for panel, (cost, at) in zip(panels, costs.items(), strict=True):
-        panel.errorbar(at, values, yerr=stderrs, fmt="o", color="tab:blue", capsize=3)
+        across, unit = axis("num_params", at) if cost == "parameters" else (cost, 1.0)
+        at = [value / unit for value in at]
+        bars = [error or 0.0 for error in stderrs] if any(stderrs) else None
+        panel.errorbar(at, values, yerr=bars, fmt="o", color=BLUE, capsize=3)
         if len(labels) <= 20:  # more would hide the points
             for label, x, y in zip(labels, at, values, strict=True):
                 panel.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
         panel.margins(x=0.15)  # room for the names
-        panel.set(xlabel=cost, ylabel=f"{metric} (bars: standard error)", title=title)
+        meaning = " (bars: one standard error)" if any(stderrs) else ""
+        panel.set(xlabel=across, ylabel=words(metric) + meaning, title=title)
         panel.grid(alpha=0.3)
     _save(figure, path)
 

@@ -240,7 +240,8 @@ def panels(found: dict[str, Curve], whole: list[Score]) -> list[Panel]:
                     ]
                     for name, curve in curves.items()
                 }
-                made.append(Panel("", xlabel, METRICS[metric], points))
+                measured = {"stairs": cost is latency, "falling": metric != "acc"}
+                made.append(Panel("", xlabel, METRICS[metric], points, **measured))
     return made
 
 

@@ -52,7 +52,7 @@ def commands(base: Path) -> dict[str, list[str]]:
         ],
         "evaluate": [
             "evaluate", f"--checkpoint_dir={supernet}", f"--front={front}", text,
-            "--data.num_blocks=8", "--tasks=pydoc", f"--include_path={ROOT}/configs/pydoc-1m/tasks",
+            "--data.num_blocks=8", "--tasks=pydoc", "--include_path=pydoc-1m/tasks",
             "--limit=3",
         ],
         "export": ["export", f"--checkpoint_dir={supernet}", f"--front={front}", "--index=0"],

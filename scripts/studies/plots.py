@@ -1,5 +1,6 @@
 """Curves with their spread, the picture that all studies share."""
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ class Panel:
     ylabel: str
     curves: Mapping[str, Sequence[Point]]
     log: bool = False
+    stairs: bool = (
+        False  # what was measured across does not rise with the size: draw the best so far
+    )
+    falling: bool = True  # whether lower is better
 
 
 def mean_spread(values: Iterable[float]) -> tuple[float, float]:
@@ -44,6 +49,12 @@ def plot_curves(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
         for name, points in panel.curves.items():
             color = f"C{names.index(name) % 10}"
             x, mean, spread = zip(*sorted(points), strict=True)
+            if panel.stairs:
+                best = min if panel.falling else max
+                ax.plot(x, mean, ".", color=color)
+                so_far = list(itertools.accumulate(mean, best))
+                ax.plot(x, so_far, color=color, drawstyle="steps-post", label=name)
+                continue
             ax.plot(x, mean, marker=".", color=color, label=name)
             low, high = ([m + s * d for m, d in zip(mean, spread, strict=True)] for s in (-1, 1))
             ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

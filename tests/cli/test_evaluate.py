@@ -262,7 +262,7 @@ def test_two_processes_share_the_work(common, front_file, tmp_path):
     assert [line.rpartition(",")[0] for line in shared] == without_time
 
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/evaluate.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "whittle_nas" / "configs").glob("*/evaluate.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
@@ -284,7 +284,7 @@ def test_every_config_is_understood(path):
 def test_config_of_the_bundled_checkpoint_runs(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
-    config = root / "configs" / "pydoc-1m" / "evaluate.yaml"
+    config = root / "whittle_nas" / "configs" / "pydoc-1m" / "evaluate.yaml"
     options = ["--config", config, "--out_dir", tmp_path / "out", "--limit", 2]
     assert nas("evaluate", *options, "--data.num_blocks", 2) == 0
     assert {row["task"] for row in rows(tmp_path / "out")} == {"text", "pydoc"}

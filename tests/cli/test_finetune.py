@@ -344,7 +344,7 @@ def test_out_dir_is_not_written_over(tmp_path, checkpoint_dir, text, capsys):
     assert "is the --checkpoint_dir" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/finetune.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("whittle_nas/configs/*/finetune.yaml")), ids=str)
 def test_every_config_is_parsed(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     parser = make_parser("finetune", finetune)

@@ -16,7 +16,7 @@ from whittle_nas.data import load_blocks
 from whittle_nas.importance.sorting import SortedTensors, read_importance
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/importance.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "whittle_nas" / "configs").glob("*/importance.yaml"))
 QUICK = ["--data.num_blocks", "4", "--data.block_size", "32", "--layer_blocks", "2"]
 
 
@@ -243,7 +243,7 @@ def test_every_config_is_valid(path):
 
 def test_the_mixes_are_valid(shared_data, bundled):
     """Both parse; the one of local files is read, and every source is there."""
-    folder = Path(__file__).parents[2] / "configs" / "data"
+    folder = Path(__file__).parents[2] / "whittle_nas" / "configs" / "data"
     parser = make_parser("importance", importance)
     needed = ["--checkpoint_dir", "c", "--out_dir", "o"]
     mixes = [

@@ -41,7 +41,7 @@ def test_from_the_model_to_an_exported_sub_network(checkpoint_dir, tmp_path, bun
     assert nas("importance", *where, *calibration) == 0
     supernet = follow("train its sub-networks", tmp_path / "b", *DATA, *FINETUNE)
     follow("search it", tmp_path / "c", *DATA, "--search_blocks", 2, "--num_trials", 4)
-    exported = follow("export one", tmp_path / "d")
+    exported = follow("export the middle one", tmp_path / "d")
     assert open_checkpoint(exported).config.n_layer <= open_checkpoint(supernet).config.n_layer
 
 
@@ -65,7 +65,7 @@ def test_behind_an_evaluation(checkpoint_dir, task_folder, tmp_path, follow):  #
     common = ["--checkpoint_dir", checkpoint_dir, "--include_path", task_folder]
     sizes = ["--subnetwork.n_layer", 2, "--include_full", "true", "--tasks", "tiny_choice"]
     assert nas("evaluate", *common, *sizes, "--out_dir", tmp_path / "scores") == 0
-    assert open_checkpoint(follow("export one", tmp_path / "small")).config.n_layer == 2
+    assert open_checkpoint(follow("export the middle one", tmp_path / "small")).config.n_layer == 2
 
 
 def test_a_command_line_is_quoted_but_for_what_is_to_be_filled_in():

@@ -19,7 +19,7 @@ from whittle_nas.weights.info import SupernetInfo
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/search.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("whittle_nas/configs/*/search.yaml")), ids=str)
 def test_every_config_is_parsed(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     parser = make_parser("search", search)
@@ -54,8 +54,14 @@ def test_files_table_and_the_next_command(common, tmp_path, capsys):
     front = read_front(out_dir / "front.json", range(3))
     assert front.objectives == ("val_loss", "num_params")
     # What is printed is run: it exports the best sub-network under a budget.
-    line = next(line for line in shown.out.splitlines() if line.startswith("export one with: nas"))
-    arguments = shlex.split(line.removeprefix("export one with: nas ").replace("<dir>", "x"))
+    line = next(
+        line
+        for line in shown.out.splitlines()
+        if line.startswith("export the middle one with: nas")
+    )
+    arguments = shlex.split(
+        line.removeprefix("export the middle one with: nas ").replace("<dir>", "x")
+    )
     arguments[-1] = str(tmp_path / "exported")
     assert nas(*arguments) == 0
     exported = yaml.safe_load((tmp_path / "exported" / "model_config.yaml").read_text())

@@ -39,8 +39,9 @@ def resolve_device(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError):
+        gpus = [f"cuda:{at}" for at in range(torch.cuda.device_count())]
         raise ConfigError(
-            f"--device {device} is not there; use auto, cpu, cuda or cuda:1"
+            f"--device {device} is not there; here are {', '.join(['auto', 'cpu', *gpus])}"
         ) from None
     return found
 
@@ -87,8 +88,24 @@ def command_line(*words: object) -> str:
     return " ".join(text if text.startswith("<") else shlex.quote(text) for text in texts)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
-    """A table for people, numbers to the right; never cut, also where there is no terminal."""
+_MOST = 12  # rows of a long table that are printed
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    title: str = "",
+    *,
+    all_in: object = None,
+) -> None:
+    """A table for people, numbers to the right; no cell is cut, also where there is no terminal.
+
+    Args:
+        columns: their names.
+        rows: their cells.
+        title: above the table.
+        all_in: file with all rows, of which then only some are printed, evenly spread.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -96,10 +113,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     for at, column in enumerate(columns):
         number = bool(rows) and not isinstance(rows[0][at], str)
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
+    shown = len(rows) if all_in is None else min(len(rows), _MOST)
+    places = [round(at * (len(rows) - 1) / max(1, shown - 1)) for at in range(shown)]
+    for row in (rows[place] for place in places):
         table.add_row(*(_cell(value) for value in row))
-    needed = Console(width=10_000).measure(table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    needed = Console(width=10_000, force_jupyter=False).measure(table).maximum
+    # in a notebook rich would show it past a redirected stdout
+    Console(width=max(Console().width, needed), force_jupyter=False).print(table)
+    if shown < len(rows):
+        print(f"{shown} of {len(rows)}; all are in {all_in}")
 
 
 def _cell(value: Any) -> str:

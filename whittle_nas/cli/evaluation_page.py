@@ -11,6 +11,7 @@ from whittle_nas.evaluate.report import Score
 from whittle_nas.page import Column, Row
 from whittle_nas.search.objectives import is_cost
 from whittle_nas.space import SubNetwork
+from whittle_nas.space.words import words
 
 COSTS = "costs"
 SEARCHED = "in the search"
@@ -47,7 +48,7 @@ def render(
     tasks = dict.fromkeys(score.task for row in scores for score in row)
     report = page.Report(
         title=f"Evaluation of {checkpoint_dir}",
-        summary=f"{len(rows)} sub-networks on {', '.join(tasks)}; ± is one standard error.",
+        summary=f"{len(rows)} sub-networks on {', '.join(tasks)}{_errors(rows)}.",
         columns=[*metrics, *_cost_columns(costs), *page.size_columns(sizes)],
         rows=rows,
         x="num_params",
@@ -59,6 +60,11 @@ def render(
         numbers="results.csv",
     )
     return page.render(report)
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    known = any(error is not None for row in rows for error in row.stderrs.values())
+    return "; ± is one standard error" if known else ""
 
 
 def _name(score: Score) -> str:
@@ -96,6 +102,7 @@ def _cost_columns(costs: Sequence[Mapping[str, float | None]]) -> list[Column]:
             COSTS if is_cost(name) else SEARCHED,
             lower_is_better=True,
             extra=name not in ("num_params", "latency_ms", "decode_ms_per_token"),
+            words=words(name),
         )
         for name in sorted(names, key=lambda name: not is_cost(name))
     ]

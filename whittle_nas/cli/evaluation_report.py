@@ -59,7 +59,7 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
     atomic_write_text(session.out_dir / "results.csv", table.getvalue())
     atomic_write_text(session.out_dir / "report.html", _page(session, evaluated, shown, found))
     _draw(session.out_dir, evaluated, shown)
-    _print(evaluated, shown)
+    _print(evaluated, shown, session.out_dir / "report.html")
     if session.text is not None:
         print(f"text is {session.text.blocks}")
     print(f"tables, pictures and report.html: {session.out_dir}")
@@ -67,7 +67,7 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
 
 
 def _print_export(session: Session, evaluated: Sequence[Evaluated]) -> None:
-    """How the middle one of those smaller than the whole model becomes a checkpoint."""
+    """How the middle one by size becomes a checkpoint: the rule of `nas search`, too."""
     from whittle_nas.cli.common import command_line
     from whittle_nas.page import size_options
 
@@ -76,13 +76,10 @@ def _print_export(session: Session, evaluated: Sequence[Evaluated]) -> None:
     smaller = [one for one in evaluated if one.pairs[0].subnetwork != whole]
     if smaller:
         smaller.sort(key=lambda one: one.num_params)
-        middle = smaller[len(smaller) // 2]
-        if len(smaller) > 1:
-            print(f"recommended to start with, the middle one by parameters: {middle.label}")
-        sizes = size_options(middle.pairs[0].subnetwork.to_dict())
-        choice = ("--checkpoint_dir", source.path, *sizes)
+        middle = smaller[len(smaller) // 2].pairs[0].subnetwork
+        choice = ("--checkpoint_dir", source.path, *size_options(middle.to_dict()))
         line = command_line("nas", "export", *choice, "--out_dir", "<dir>")
-        print(f"export one with: {line}")
+        print(f"export the middle one with: {line}")
 
 
 def headline_of(session: Session, task: str, result: Result) -> Score | None:
@@ -164,11 +161,11 @@ def _draw(out_dir: Path, evaluated: Sequence[Evaluated], shown: Sequence[dict[st
             labels=[evaluated[at].label for at in rows],
             costs={name: [values[at] for at in rows] for name, values in costs.items()},
             values=[point.value for point in points],
-            stderrs=[point.stderr or 0.0 for point in points],
+            stderrs=[point.stderr for point in points],
         )
 
 
-def _print(evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]]) -> None:
+def _print(evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]], path: Path) -> None:
     from whittle_nas.cli.common import print_table
 
     tasks = list(dict.fromkeys(task for numbers in shown for task in numbers))
@@ -184,4 +181,4 @@ def _print(evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]]) ->
         ]
         for one, numbers in zip(evaluated, shown, strict=True)
     ]
-    print_table([*columns, *(f"{task}\n{metrics[task]}" for task in tasks)], rows)
+    print_table([*columns, *(f"{task}\n{metrics[task]}" for task in tasks)], rows, all_in=path)

@@ -90,7 +90,6 @@ def finetune(
     from whittle_nas.cli.training_report import print_data, print_tie, show_memory
     from whittle_nas.train.run import TrainingOptions
     from whittle_nas.train.sources import load_both
-    from whittle_nas.weights.files import check_free
 
     check_least(1, batch_size=batch_size)
     check_least(0, num_workers=num_workers)
@@ -121,8 +120,7 @@ def finetune(
             "on it first, or set require_importance to false"
         )
     if first and not trainer.fast_dev_run:
-        _check_unfinished(out_dir, resume=resume, overwrite=overwrite)
-        check_free(out_dir, overwrite=resume or overwrite)
+        _check_directory(out_dir, resume=resume, overwrite=overwrite)
     chosen = training.named(found, subnetworks, share=share, sampler=sampler)
     space = training.space_to_train(found, search_space)
     seed_everything(seed)
@@ -145,9 +143,10 @@ def finetune(
         training.train_together(task, space, chosen)
 
 
-def _check_unfinished(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """A training that was interrupted is not taken for a directory that is in the way."""
+def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what is in the way; of an interrupted training say how it goes on."""
     from whittle_nas.train.fit import newest_checkpoint
+    from whittle_nas.weights.files import check_free
 
     finished = (out_dir / "lit_model.pth").is_file()
     if not (resume or overwrite or finished) and newest_checkpoint(out_dir) is not None:
@@ -155,6 +154,7 @@ def _check_unfinished(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
             f"--out_dir {out_dir} holds a training that was interrupted; go on with --resume true, "
             "or begin anew with --overwrite true"
         )
+    check_free(out_dir, overwrite=resume or overwrite)
 
 
 def _open(checkpoint_dir: Path, *, untie_head: bool) -> Any:

@@ -18,6 +18,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from whittle_nas import __version__
 from whittle_nas.cli.common import is_first_process
+from whittle_nas.cli.shipped import read_path, with_shipped_configs
+from whittle_nas.cli.spelling import data_of_the_line, did_you_mean, spelled_out
 from whittle_nas.errors import AGAIN, ConfigError, Terminated, disk_errors
 from whittle_nas.reading import read_yaml
 from whittle_nas.weights.files import RUN_FILE, WEIGHTS, hold_directory
@@ -30,6 +32,7 @@ _KINDS = {
     "NoneType": "null", "int": "a whole number", "float": "a number", "str": "text",
     "bool": "true or false", "list": "a list", "dict": "a mapping", "pathlib.Path": "a path",
 }  # fmt: skip
+_UNKNOWN = re.compile(r"Unrecognized arguments: (--[\w.]+)")
 _REQUIRED = re.compile(r'Key "([\w.]+)" is required')
 
 
@@ -42,8 +45,9 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
         KeyboardInterrupt: with a sentence for the user.
     """
     parser = make_parser(name, command)
-    options = parse(parser, arguments)
-    _make_litgpt(options)
+    options = parse(parser, spelled_out(name, arguments))
+    if name != "init":  # it only looks
+        _make_litgpt(options)
     record = _record(name, parser, options)
     built = parser.instantiate_classes(options)
     given = options.get("out_dir")
@@ -88,18 +92,24 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """
     # A starting file that explains itself.
     commented = {"--print_config": "--print_config=comments"}
-    _check_config_files(arguments)
+    words = with_shipped_configs([commented.get(given, given) for given in arguments])
+    _check_config_files(words)
     try:
-        options = parser.parse_args([commented.get(given, given) for given in arguments])
+        options = parser.parse_args(data_of_the_line(words, list(parser._option_string_actions)))
     except ArgumentError as error:
         reason = " ".join(str(error).replace("error:", "").split())
         if missing := _REQUIRED.search(reason):
             reason = f"--{missing[1]} is required"
         elif union := _UNION.search(reason):
             reason = _none_of(*union.groups())
+        elif unknown := _UNKNOWN.search(reason):
+            reason += did_you_mean(unknown[1], list(parser._option_string_actions))
         raise ConfigError(f"{reason} (see {parser.prog} --help)") from None
     for name, value in vars(options.as_flat()).items():
         _check_value(name, value)
+        if (found := read_path(name, value)) != value:
+            options[name] = found
+        _check_files(name, found)
     _check_directories(options)
     return options
 
@@ -137,6 +147,14 @@ def _check_value(name: str, value: object) -> None:
             raise ConfigError(f"--{name} {str(item)!r} holds a null character")
     if name.rpartition(".")[2] == "seed" and isinstance(value, int) and not 0 <= value < 2**63:
         raise ConfigError(f"--{name} {value} must be at least 0 and below 2^63")
+
+
+def _check_files(name: str, value: object) -> None:
+    """Missing text is said before the libraries are loaded, which takes seconds."""
+    if name.rpartition(".")[2] == "files":
+        for path in value if isinstance(value, list) else [value]:
+            if path is not None and not Path(str(path)).exists():
+                raise ConfigError(f"{name}: {path} does not exist")
 
 
 def _check_directories(options: Namespace) -> None:

@@ -77,12 +77,8 @@ def report(request: Request, outcome: Outcome) -> None:
     evaluate = ("nas", "evaluate", *source, "--front", path, "--tasks", "<tasks>")
     print(f"evaluate all with: {command_line(*evaluate, '--out_dir', '<dir>')}")
     choice = _export_choice(request, outcome)
-    if outcome.recovered is None:
-        cost = "parameters" if request.objectives[-1] == "num_params" else request.objectives[-1]
-        print(f"recommended to start with, the middle one by {cost}: {choice[-1]}")
-    print(
-        f"export one with: {command_line('nas', 'export', *source, *choice, '--out_dir', '<dir>')}"
-    )
+    export = command_line("nas", "export", *source, *choice, "--out_dir", "<dir>")
+    print(f"export the {'middle' if outcome.recovered is None else 'best'} one with: {export}")
 
 
 def _draw(request: Request, outcome: Outcome, growth: Sequence[float]) -> None:
@@ -108,7 +104,8 @@ def _print_front(request: Request, outcome: Outcome) -> None:
         for entry in entries
     ]
     title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
-    print_table(["index", *request.objectives, *varied], rows, title)
+    path = request.out_dir / "front.html"
+    print_table(["index", *request.objectives, *varied], rows, title, all_in=path)
 
 
 def _print_recovered(recovered: Front) -> None:

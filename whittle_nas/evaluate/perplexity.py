@@ -49,7 +49,7 @@ def text_quality(
     """Perplexity and its relatives on packed text.
 
     Args:
-        model: A plain `litgpt.GPT`.
+        model: A plain `litgpt.GPT`, or a sub-network as `SuperNetwork.subnet` gives it.
         blocks: Packed text, blocks no longer than the model's context.
         batch_size: Blocks per batch; None: chosen for the device. Halved when memory runs out.
         on_progress: Called with the number of finished blocks.
@@ -70,8 +70,8 @@ def nats_per_token(model: Any, tokens: torch.Tensor, batch_size: int | None = No
     """Mean negative log-likelihood in nats.
 
     Args:
-        model: A plain `litgpt.GPT`.
-        tokens: Long tensor (N, T + 1): inputs are `[:, :-1]`, targets `[:, 1:]`.
+        model: A plain `litgpt.GPT`, or a sub-network as `SuperNetwork.subnet` gives it.
+        tokens: Token ids (N, T + 1), also litgpt's int32: inputs are `[:, :-1]`, targets `[:, 1:]`.
         batch_size: Blocks per batch; None: chosen for the device.
     """
     nats = nats_per_block(model, tokens, batch_size=batch_size)
@@ -89,8 +89,8 @@ def nats_per_block(
     """Summed negative log-likelihood of every block (N,), float64, on the CPU.
 
     Args:
-        model: A plain `litgpt.GPT`.
-        tokens: Long tensor (N, T + 1).
+        model: A plain `litgpt.GPT`, or a sub-network as `SuperNetwork.subnet` gives it.
+        tokens: Token ids (N, T + 1).
         batch_size: Blocks per batch; None: chosen for the device.
         on_progress: Called with the number of finished blocks.
 
@@ -121,7 +121,7 @@ def nats_per_block(
 def _nats(model: Any, batch: torch.Tensor) -> torch.Tensor:
     """Summed negative log-likelihood of each block (B,) of a batch (B, T + 1)."""
     device = model.transformer.wte.weight.device
-    inputs, targets = batch[:, :-1].to(device), batch[:, 1:].to(device)
+    inputs, targets = batch[:, :-1].to(device), batch[:, 1:].to(device).long()
     hidden = hidden_states(model, inputs)  # (B, T, D)
     chunk = positions_per_chunk(model.lm_head.weight.shape[0])
     pairs = zip(hidden.flatten(0, 1).split(chunk), targets.flatten().split(chunk), strict=True)

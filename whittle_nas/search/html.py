@@ -10,6 +10,7 @@ from whittle_nas.page import Column, Row
 from whittle_nas.search.objectives import is_cost
 from whittle_nas.search.trials import Trial
 from whittle_nas.space.front import Front, FrontEntry
+from whittle_nas.space.words import words
 
 
 def render(front: Front, trials: Sequence[Trial], hypervolume: Sequence[float], path: str) -> str:
@@ -30,6 +31,7 @@ def render(front: Front, trials: Sequence[Trial], hypervolume: Sequence[float], 
             "costs" if is_cost(name) else "quality",
             lower_is_better=True,
             extra=name not in (*front.objectives, "num_params"),
+            words=words(name),
         )
         for name in sorted(names, key=is_cost)
     ]

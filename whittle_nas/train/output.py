@@ -77,8 +77,13 @@ def write_losses(
     networks: Mapping[str, SubNetwork],
 ) -> None:
     """Write `losses.yaml` and `curves.png`, in which the whole model untouched is a line."""
-    plot_training(out_dir / CURVES, read_curves(out_dir), untouched=history[min(history)]["full"])
     count = parameter_counter(config)
+    plot_training(
+        out_dir / CURVES,
+        read_curves(out_dir),
+        untouched=history[min(history)]["full"],
+        num_params={name: count(sub) for name, sub in networks.items()},
+    )
     sizes = {name: {"num_params": count(sub), **sub.to_dict()} for name, sub in networks.items()}
     losses = {"networks": sizes, "nats_per_token": history}
     atomic_write_text(out_dir / LOSSES, yaml.safe_dump(losses, sort_keys=False))

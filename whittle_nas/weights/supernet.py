@@ -260,6 +260,17 @@ class _Sliced(nn.Module):
             if parameter is not None
         ]
 
+    def __getattr__(self, name: str) -> Any:
+        """What litgpt's own part has: its parameters are slices, everything else the skeleton's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            skeleton: Any = super().__getattr__("skeleton")
+            for slot in self.__dict__["_slots"]:
+                if slot.key == name and slot.home is skeleton._parameters:
+                    return take(slot.full[name], slot.cut)
+            return getattr(skeleton, name)
+
     def forward(self, *args: Any) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._call, *args, use_reentrant=False)

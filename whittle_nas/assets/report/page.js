@@ -2,13 +2,14 @@
 
 const report = JSON.parse(el('report').textContent);
 report.columns.forEach((column, at) => { column.at = at; });
-const everything = report.rows.concat(report.others);
+const originals = report.original ? [report.original] : [];
+const everything = report.rows.concat(report.others, originals);
 // Sizes are shown as options take them, without separators.
 const digits = report.columns.map(({at, group}) =>
   group === report.sizes ? null : places(everything.map(item => item.values[at])));
 const sizes = report.columns.filter(column => column.group === report.sizes);
 const state = {sortedBy: -1, falling: false, chosen: null};
-const drawn = {points: new Map(), rows: new Map(), headings: []};
+const drawn = {points: new Map(), stars: new Map(), rows: new Map(), headings: []};
 
 const axis = id => report.columns[Number(el(id).value)];
 const show = (item, {at}) => text(item.values[at], digits[at]) +
@@ -18,7 +19,7 @@ function fillMenu(id, value) {
   const select = el(id);
   for (const group of new Set(report.columns.map(column => column.group))) {
     const within = report.columns.filter(column => column.group === group);
-    const options = within.map(({at, name}) => make('option', {value: at}, name));
+    const options = within.map(({at, words}) => make('option', {value: at}, words));
     select.append(make('optgroup', {label: group}, ...options));
   }
   select.value = String(report.columns.findIndex(column => column.name === value));
@@ -30,17 +31,19 @@ function drawPoints() {
   const fits = (value, log) => known(value) && (!log || value > 0);
   const visible = items => items.filter(item =>
     fits(item.values[x.at], logs[0]) && fits(item.values[y.at], logs[1]));
-  const others = visible(report.others), rows = visible(report.rows), all = others.concat(rows);
+  const others = visible(report.others), rows = visible(report.rows);
+  const stars = visible(originals), all = others.concat(rows, stars);
   const svg = el('points');
   drawn.points.clear();
+  drawn.stars.clear();
   svg.replaceChildren();
-  svg.setAttribute('aria-label', `${y.name} against ${x.name}; the table holds the same numbers`);
+  svg.setAttribute('aria-label', `${y.words} against ${x.words}; the table holds the same numbers`);
   if (!all.length) return;
   const better = {true: ', lower is better', false: ', higher is better'}[y.lower_is_better] || '';
   const across = all.map(item => item.values[x.at]);
   const up = all.flatMap(item => [item.values[y.at], ...errorEnds(item, y)])
     .filter(value => fits(value, logs[1]));
-  const scales = frame(svg, 720, across, up, [x.name, y.name + better], logs);
+  const scales = frame(svg, 720, across, up, [x.words, y.words + better], logs);
   const place = item => [scales.x.at(item.values[x.at]), scales.y.at(item.values[y.at])];
   if (x.lower_is_better !== null && y.lower_is_better !== null)
     drawStairs(svg, frontOf(rows, x, y).map(place));
@@ -49,6 +52,7 @@ function drawPoints() {
   for (const item of rows) drawError(svg, place(item)[0], errorEnds(item, y), scales.y);
   for (const item of others) drawPoint(svg, item, place(item), 3.5);
   for (const item of rows) drawPoint(svg, item, place(item), 5.5);
+  for (const item of stars) drawStar(svg, item, place(item));
   mark();
 }
 
@@ -80,6 +84,18 @@ function drawPoint(svg, item, [cx, cy], r) {
   svg.append(point);
 }
 
+// Ten corners, every other one further in.
+function drawStar(svg, item, [x, y]) {
+  const corners = Array.from({length: 10}, (_, n) => {
+    const r = n % 2 ? 4.5 : 11, angle = Math.PI * (n / 5 - 0.5);
+    return `${x + r * Math.cos(angle)} ${y + r * Math.sin(angle)}`;
+  });
+  const star = make('path', {class: 'star', d: `M${corners.join('L')}Z`, cx: x, cy: y,
+    onmouseenter: () => near(item), onmouseleave: () => near(null)});
+  drawn.stars.set(item, star);
+  svg.append(star);
+}
+
 // Shows which sub-network is chosen, and which one the mouse points at in the chart or the table.
 function mark(pointed) {
   const kinds = item => (item === state.chosen ? ' chosen' : '') + (item === pointed ? ' near' : '');
@@ -93,7 +109,8 @@ function mark(pointed) {
 
 // The box with sizes and numbers beside a point.
 function near(item) {
-  const tip = el('tip'), point = item && drawn.points.get(item);
+  const tip = el('tip');
+  const point = item && (drawn.points.get(item) || drawn.stars.get(item));
   tip.hidden = !point;
   mark(item);
   if (!point) return;
@@ -166,7 +183,7 @@ function proposeLimit() {
   // Rounded up, so that the sub-network itself stays within the limit.
   const unit = 10 ** -digits[x.at];
   el('limit').value = known(middle) ? text(Math.ceil(middle / unit) * unit, digits[x.at]) : '';
-  el('budget-cost').textContent = x.name;
+  el('budget-cost').textContent = x.words;
   chooseBest();
 }
 
@@ -208,6 +225,7 @@ function drawGrowth() {
 function drawLegend() {
   const words = [['', report.names.rows], ['chosen', 'chosen']];
   if (report.others.length) words.splice(1, 0, ['other', report.names.others]);
+  if (originals.length) words.push(['original', report.original.label]);
   el('legend').append(...words.map(([kind, word]) => make('span', {class: kind}, word)));
 }
 

@@ -1,0 +1,58 @@
+"""What users type, and what they are told."""
+
+import pytest
+
+from tests.cli.test_main import nas
+from whittle_nas.cli.finetune import finetune
+from whittle_nas.cli.parser import make_parser, parse
+from whittle_nas.cli.spelling import spelled_out
+from whittle_nas.errors import ConfigError
+
+NEEDED = ["--checkpoint_dir", "c", "--out_dir", "o"]
+
+
+def options_of(*words):
+    return parse(make_parser("finetune", finetune), spelled_out("finetune", [*NEEDED, *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["serach"], "did you mean search?"),
+        (["export", "--pik", "x"], "did you mean --pick?"),
+        (["finetune", "--lr", "1e-3"], "did you mean --optimizer.lr?"),
+        (["search", "--num_trails", "3"], "did you mean --num_trials?"),
+    ],
+)
+def test_the_nearest_name_is_suggested(words, near, capsys):
+    assert nas(*words) == 2
+    assert near in capsys.readouterr().err
+
+
+def test_text_on_the_command_line_replaces_that_of_a_config(bundled, tmp_path):
+    config = tmp_path / "x.yaml"
+    config.write_text("data: {module: Alpaca, block_size: 64}\nbatch_size: 3\n")
+    text = str(bundled / "train.jsonl")
+    found = options_of("--config", str(config), "--data.files", text)
+    assert (found.data.module, found.data.block_size, found.batch_size) == (None, 64, 3)
+    assert found.data.files == [text] or str(found.data.files) == text
+    assert options_of("--config", str(config)).data.module == "Alpaca"
+
+
+def test_what_ships_is_found_from_any_folder(bundled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert options_of("--config", "Llama-3.1-8B/finetune").search_space == "v1-llama-3.1"
+    found = options_of("--checkpoint_dir", "pydoc-1m", "--data.files", "pydoc-1m/train.jsonl")
+    assert str(found.checkpoint_dir) == str(bundled)
+    assert str(found.data.files).startswith(str(bundled))
+    with pytest.raises(ConfigError, match=r"data\.files: pydoc-1m/none\.jsonl does not exist"):
+        options_of("--data.files", "pydoc-1m/none.jsonl")
+
+
+def test_loggers_have_short_names(bundled):
+    text = ["--data.files", str(bundled / "train.jsonl")]
+    path = "lightning.pytorch.loggers.WandbLogger"
+    assert options_of(*text, "--logger", "wandb").trainer.logger == [{"class_path": path}]
+    assert options_of(*text, "--logger", "none").trainer.logger == []
+    with pytest.raises(ConfigError, match=r"--logger wand is none of csv, tensorboard, wandb"):
+        options_of(*text, "--logger=wand")

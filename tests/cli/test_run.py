@@ -1,0 +1,138 @@
+"""`nas run` and `nas init`: one file, the whole line."""
+
+import shlex
+
+import pytest
+import yaml
+
+from tests.cli.test_main import nas
+from whittle_nas.cli.recipe import Stage, chosen_stages, read_stages
+from whittle_nas.errors import ConfigError
+
+COMMANDS = ("importance", "finetune", "search", "evaluate", "export", "prune", "profile")
+RECIPE = {
+    "checkpoint_dir": "model",
+    "out_dir": "runs",
+    "text": {"train": "a.jsonl", "valid": "b.jsonl"},
+    "stages": {
+        "sorted": {"command": "importance"},
+        "supernet": {"command": "finetune", "lora": {"r": 4}},
+        "search": None,
+        "small": {"command": "export", "pick": "num_params <= 60%"},
+        "half": {"command": "export", "checkpoint_dir": "sorted", "subnetwork.n_layer": 2},
+    },
+}
+
+
+def stages(changes=None, defaults=None):
+    recipe = {**RECIPE, **({"stages": changes} if changes else {})}
+    return {s.name: s for s in read_stages(recipe, COMMANDS, defaults or {}, "recipe.yaml")}
+
+
+def test_each_stage_reads_what_the_ones_before_it_wrote():
+    found = stages()
+    assert found["sorted"].options["checkpoint_dir"] == "model"
+    assert found["supernet"].options["checkpoint_dir"] == "runs/sorted"
+    assert found["search"].options["checkpoint_dir"] == "runs/supernet"
+    assert found["small"].options["front"] == "runs/search/front.json"
+    assert found["half"].options["checkpoint_dir"] == "runs/sorted"
+    assert "front" not in found["half"].options  # its sizes are the choice
+    assert found["supernet"].options["valid.files"] == "b.jsonl"
+    assert found["search"].options["data.files"] == "b.jsonl"
+    assert found["search"].words()[-2:] == ["--out_dir", "runs/search"]
+
+
+def test_the_recipe_replaces_defaults_whole_groups_too():
+    defaults = {"finetune": {"lora": None, "batch_size": 8, "data.block_size": 64}}
+    options = stages(defaults=defaults)["supernet"].options
+    assert "lora" not in options
+    assert (options["lora.r"], options["batch_size"]) == (4, 8)
+    own = {"supernet": {"command": "finetune", "config": "x.yaml", "batch_size": 2}}
+    words = stages(own, defaults)["supernet"].words()
+    assert words[:3] == ["finetune", "--config", "x.yaml"]
+    assert "--data.block_size" not in words
+    tasks_only = stages({"e": {"command": "evaluate", "tasks": "x", "data.module": "Alpaca"}})
+    assert "data.files" not in tasks_only["e"].options
+
+
+def test_part_of_the_stages():
+    rows = [Stage(name, "search", {}, None) for name in "abcd"]
+    assert [row.name for row in rows[chosen_stages(rows, "b", "c")]] == ["b", "c"]
+    with pytest.raises(ConfigError, match="--from x is not a stage; choose from a, b, c, d"):
+        chosen_stages(rows, "x", None)
+    with pytest.raises(ConfigError, match="--until a comes before --from b"):
+        chosen_stages(rows, "b", "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stages": None}, "must hold checkpoint_dir, out_dir and stages"),
+        ({"stage": {}}, "unknown key 'stage'"),
+        ({"stages": {"a": {"command": "sort"}}}, "stage a has command 'sort'"),
+        ({"stages": {"search": {"num_trial": 3}}}, "stage search: "),
+        ({"stages": {"../x": {"command": "search"}}}, "must be the name of a directory"),
+        ({"text": {"training": "a"}}, "text must be files by"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_runs(
+    changes, sentence, checkpoint_dir, tmp_path, capsys
+):
+    path = tmp_path / "recipe.yaml"
+    recipe = {**RECIPE, "checkpoint_dir": str(checkpoint_dir), "out_dir": str(tmp_path / "out")}
+    path.write_text(yaml.safe_dump({**recipe, **changes}))
+    assert nas("run", path) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
+    path, text = tmp_path / "recipe.yaml", tmp_path / "text.txt"
+    text.write_text("words " * 100)
+    given = ("init", path, "--checkpoint_dir", checkpoint_dir, "--train", text)
+    assert nas(*given, "--out_dir", tmp_path / "runs", "--device", "cpu") == 0
+    assert nas(*given) == 2
+    capsys.readouterr()
+    assert nas("run", path, "--until", "exported", "--dry_run") == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines] == ["importance", "finetune", "search", "evaluate", "export"]
+    assert lines[-1][lines[-1].index("--pick") + 1] == "num_params <= 60%"
+    assert nas(*given, "--overwrite", "true", "--memory_gib", 0.001) == 0
+    assert "does not fit" in capsys.readouterr().out
+    assert "supernet" not in yaml.safe_load(path.read_text())["stages"]
+
+
+@pytest.mark.slow
+def test_finished_stages_are_kept_and_changed_ones_refused(
+    checkpoint_dir, bundled, tmp_path, capfd
+):
+    path = tmp_path / "recipe.yaml"
+    few = {"data.num_blocks": 4, "data.block_size": 32}
+    stages = {
+        "sorted": {"command": "importance", **few, "layer_blocks": 2},
+        "small": {"command": "export", "extreme": "smallest"},
+    }
+
+    def write():
+        recipe = {
+            "checkpoint_dir": str(checkpoint_dir),
+            "out_dir": str(tmp_path / "out"),
+            "text": {"train": str(bundled / "valid.jsonl")},
+            "stages": stages,
+        }
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+    write()
+    assert nas("run", path, "--until", "sorted") == 0
+    assert not (tmp_path / "out/small").exists()
+    made = (tmp_path / "out/sorted/run.yaml").stat().st_mtime_ns
+    assert nas("run", path) == 0
+    assert "-- sorted is there already" in capfd.readouterr().out
+    assert (tmp_path / "out/small/lit_model.pth").is_file()
+    assert (tmp_path / "out/sorted/run.yaml").stat().st_mtime_ns == made
+    stages["small"]["extreme"] = "largest"
+    write()
+    assert nas("run", path) == 2
+    assert "stage small is finished with other options" in capfd.readouterr().err
+    assert nas("run", path, "--from", "small") == 0
+    assert "extreme: largest" in (tmp_path / "out/small/run.yaml").read_text()

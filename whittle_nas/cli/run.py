@@ -1,0 +1,134 @@
+"""`nas run`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.errors import ConfigError
+
+_LINES = "stages.json"  # the command lines of finished stages
+
+
+def run(
+    *,
+    recipe: Path,
+    from_stage: str | None = None,
+    until: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run the whole line from one file: sort, train, search, evaluate, export.
+
+    `nas run recipe.yaml` runs the stages of the file in their order, each as the command that
+    `--dry_run` prints. A finished stage is not run again; one that was interrupted goes on.
+    `nas init` writes a commented recipe.
+
+    Args:
+        recipe: The file; may be given without the option's name.
+        from_stage: `--from`: run this stage and those after it again.
+        until: Stop after this stage.
+        dry_run: Print the commands and run nothing.
+    """
+    from whittle_nas.cli.common import command_line
+    from whittle_nas.cli.recipe import chosen_stages
+
+    stages = _read(recipe)
+    wanted = chosen_stages(stages, from_stage, until)
+    if dry_run:
+        for stage in stages[wanted]:
+            print(command_line("nas", *stage.words()))
+        return
+    finished = _finished(stages[0].out_dir.parent)
+    for stage in stages[: wanted.start]:
+        if not _is_done(stage):
+            raise ConfigError(f"--from {from_stage}: stage {stage.name} before it is not finished")
+    for stage in stages[wanted]:
+        _run(stage, finished, again=from_stage is not None)
+
+
+def _read(path: Path) -> list[Any]:
+    from whittle_nas.cli.commands import COMMANDS
+    from whittle_nas.cli.defaults import model_config, stage_defaults
+    from whittle_nas.cli.recipe import check_recipe, read_stages
+    from whittle_nas.cli.shipped import config_path
+    from whittle_nas.reading import read_yaml
+
+    path = Path(config_path(str(path)))
+    recipe = read_yaml(path, label=f"--recipe {path}")
+    check_recipe(recipe, str(path))
+    config = model_config(recipe["checkpoint_dir"])
+    commands = [name for name in COMMANDS if name not in ("run", "init")]
+    stages = read_stages(recipe, commands, stage_defaults(config), str(path))
+    if not stages:
+        raise ConfigError(f"{path} has no stages")
+    for stage in stages:
+        _check(stage, path)
+    return stages
+
+
+def _check(stage: Any, path: Path) -> None:
+    """Every stage's options, before the first stage runs for hours."""
+    from whittle_nas.cli.commands import function_of
+    from whittle_nas.cli.parser import make_parser, parse
+
+    try:
+        parse(make_parser(stage.command, function_of(stage.command)), stage.words()[1:])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: stage {stage.name}: {error}") from None
+
+
+def _run(stage: Any, finished: dict[str, Any], *, again: bool) -> None:
+    from whittle_nas.cli.common import command_line
+    from whittle_nas.weights.files import atomic_write_text
+
+    words = stage.words()
+    if _is_done(stage) and not again:
+        if finished.get(stage.name, words) != words:
+            raise ConfigError(
+                f"stage {stage.name} is finished with other options: run it and what follows "
+                f"again with --from {stage.name}, or give the recipe another out_dir"
+            )
+        print(f"-- {stage.name} is there already", flush=True)
+        return
+    print(f"-- {command_line('nas', *words)}", flush=True)
+    options = ["--overwrite", "true"] if again or _left(stage) else []
+    if again and "--resume" in words:
+        options += ["--resume", "false"]
+    _call([*words, *options], stage.name)
+    atomic_write_text(
+        stage.out_dir.parent / _LINES, json.dumps({**finished, stage.name: words}, indent=2) + "\n"
+    )
+    finished[stage.name] = words
+
+
+def _call(words: Sequence[str], name: str) -> None:
+    """A command in a process of its own, whose memory is free afterwards."""
+    process = subprocess.Popen([sys.executable, "-m", "whittle_nas", *words])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to both
+        process.terminate()
+        process.wait()
+        raise KeyboardInterrupt("interrupted; run the same command again to go on") from None
+    if status:
+        raise ConfigError(f"stage {name} did not end well; its last line says why")
+
+
+def _is_done(stage: Any) -> bool:
+    return (stage.out_dir / "run.yaml").is_file()
+
+
+def _left(stage: Any) -> bool:
+    """Whether an interruption left something that the command would not go on with."""
+    return stage.command in ("importance", "export", "profile") and stage.out_dir.exists()
+
+
+def _finished(out_dir: Path) -> dict[str, Any]:
+    from whittle_nas.reading import read_json
+
+    path = out_dir / _LINES
+    return read_json(path) if path.is_file() else {}
