@@ -34,6 +34,8 @@ def evaluate(
     log_samples: bool = False,
     confirm_run_unsafe_code: bool = False,
     latency: bool = False,
+    repair: bool = False,
+    calibration: TextData | None = None,
     batch_size: int | None = None,
     max_length: int | None = None,
     device: str = "auto",
@@ -74,6 +76,9 @@ def evaluate(
         confirm_run_unsafe_code: Let tasks run the code that the model writes.
         latency: Time the forward pass of 2 x 512 tokens (or contexts, where shorter), too, and draw
             accuracy against it.
+        repair: Repair every sub-network first, as `nas export --repair true` does.
+        calibration: Calibration text of `repair`; by default what `data.valid_fraction` leaves, at
+            most 128 blocks.
         batch_size: Sequences of full length per batch; by default chosen for the device.
         max_length: Use no more of the model's context than this many tokens.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
@@ -91,6 +96,7 @@ def evaluate(
         read_text,
         report,
     )
+    from whittle_nas.cli.repairing import repair_text, rest_of
     from whittle_nas.evaluate.presets import choose_tasks
     from whittle_nas.evaluate.running import RunOptions
     from whittle_nas.evaluate.session import ModelOptions, Session
@@ -130,6 +136,9 @@ def evaluate(
         options,
         RunOptions(bootstrap_iters, log_samples, confirm_run_unsafe_code),
         ModelOptions(resolve_dtype(dtype), max_length, batch_size, True),
+        repair_text(
+            repair, calibration or rest_of(data), option="calibration", checkpoint=checkpoint
+        ),
     )
     if overwrite:
         forget_pairs(out_dir)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.options import DType, Sizes
+from whittle_nas.data.options import TextData
 
 
 class Format(Enum):
@@ -37,6 +38,9 @@ def export(
     extreme: Extreme | None = None,
     search_space: str | None = None,
     format: Format = Format.litgpt,
+    repair: bool = False,
+    data: TextData = TextData(num_blocks=128),
+    device: str = "auto",
     dtype: DType = DType.stored,
     push_to_hub: str | None = None,
     overwrite: bool = False,
@@ -60,12 +64,20 @@ def export(
         extreme: Export the smallest or the largest member of the search space.
         search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
         format: `litgpt`, or `hf` for transformers.
+        repair: Fit the projections again by least squares on calibration text, without training,
+            so that they make up for what was cut; never worse than the plain slices on text that is
+            held back from the fit.
+        data: Calibration text of `repair`.
+        device: Where `repair` runs: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         push_to_hub: Upload the result to this repository of the hub, such as me/my-model, which is
             made if it is not there; with `--format hf`.
         overwrite: Replace what is in `out_dir`.
     """
-    from whittle_nas.cli.common import progress_bar, resolve_dtype
+    from dataclasses import replace
+
+    from whittle_nas.cli.common import progress_bar, resolve_device, resolve_dtype
+    from whittle_nas.cli.repairing import repair_text
     from whittle_nas.cli.selection import choose_subnetwork
     from whittle_nas.export.checkpoint import plan_export, write_export
     from whittle_nas.export.hub import check_push, push
@@ -88,14 +100,33 @@ def export(
         search_space=search_space,
     )
     planned = plan_export(checkpoint, sub, to_hf=format is Format.hf)
+    text = repair_text(repair, data, option="data", checkpoint=checkpoint)
+    lines: Sequence[str] = ()
+    if text is not None:
+        patch, after, lines = _repaired(checkpoint, sub, text, resolve_device(device))
+        planned = replace(planned, patch=patch, after=after)
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         write_export(partial, planned, dtype=resolve_dtype(dtype), progress=progress_bar)
-    _report(planned.slices, planned.notes, out_dir, format)
+    _report(planned.slices, planned.notes, lines, out_dir, format)
     if push_to_hub is not None:
         print(f"uploaded to {push(out_dir, push_to_hub)}")
 
 
-def _report(slices: Any, notes: Sequence[str], out_dir: Path, format: Format) -> None:
+def _repaired(checkpoint: Any, sub: Any, text: Any, device: Any) -> tuple[Any, str, Sequence[str]]:
+    """The patch, and what is to be said about it: in the model card, and here."""
+    from whittle_nas.cli.common import progress_bar
+    from whittle_nas.cli.repairing import sentences
+    from whittle_nas.repair.engine import repair
+    from whittle_nas.weights.checkpoint import load_supernet
+
+    supernet = load_supernet(checkpoint.path, device=device)
+    found = repair(supernet, sub, text, progress=progress_bar)
+    return found.patch, *sentences(found)
+
+
+def _report(
+    slices: Any, notes: Sequence[str], lines: Sequence[str], out_dir: Path, format: Format
+) -> None:
     from whittle_nas.space import SubNetwork
     from whittle_nas.weights.counting import parameter_counter
 
@@ -106,6 +137,7 @@ def _report(slices: Any, notes: Sequence[str], out_dir: Path, format: Format) ->
         f"{count:,} of {whole:,} parameters ({100 * count / whole:.1f} %), layers "
         f"{', '.join(map(str, slices.layers))}"
     )
+    print("".join(f"{line}\n" for line in lines), end="")
     print("".join(f"note: {note}\n" for note in notes), end="")
     if format is Format.hf:
         print(f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}")')

@@ -38,6 +38,8 @@ def search(
     halving: HalvingOptions = HalvingOptions(),
     tasks: TaskOptions = TaskOptions(),
     recovery: RecoveryOptions = RecoveryOptions(),
+    repair: bool = False,
+    calibration: TextData | None = None,
     devices: int = 1,
     cluster: str | None = None,
     device: str = "auto",
@@ -77,6 +79,9 @@ def search(
         halving: Stop bad trials early.
         tasks: How lm-eval tasks among the objectives are asked.
         recovery: Rank the best of a budget again after a short training.
+        repair: Repair every sub-network before it is evaluated, as `nas export --repair true` does.
+        calibration: Calibration text of `repair`; by default what `data.valid_fraction` leaves, at
+            most 128 blocks.
         devices: Share the trials between this many processes, each on a GPU of its own, or all on
             the CPU; more than one needs Ray.
         cluster: Address of a running Ray cluster to take the devices from, `auto` for this
@@ -93,6 +98,7 @@ def search(
         resolve_dtype,
         seed_everything,
     )
+    from whittle_nas.cli.repairing import repair_text, rest_of
     from whittle_nas.cli.search_report import listening, report, write_picks
     from whittle_nas.search.budgets import parse_budgets
     from whittle_nas.search.request import Request
@@ -125,6 +131,9 @@ def search(
         tasks=tasks,
         recovery=recovery,
         training=_load_training(recovery, checkpoint),
+        calibration=repair_text(
+            repair, calibration or rest_of(data), option="calibration", checkpoint=checkpoint
+        ),
         workers=devices,
         cluster=cluster,
         device=resolve_device(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
 from whittle_nas.plots import plot_front
 from whittle_nas.search import budgets, html
+from whittle_nas.search.objectives import REPAIR
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import (
     best_per_budget,
@@ -70,6 +72,7 @@ def report(request: Request, outcome: Outcome) -> None:
                 f"{how['corrected_error']:.1%} corrected (medians), rank correlation "
                 f"{how['rank_correlation']:.3f}; the front was timed whole"
             )
+    _print_repair(outcome.trials)
     if outcome.recovered is not None:
         _print_recovered(outcome.recovered)
     print(f"trials, front and pictures: {request.out_dir}")
@@ -106,6 +109,16 @@ def _print_front(request: Request, outcome: Outcome) -> None:
     title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
     path = request.out_dir / "front.html"
     print_table(["index", *request.objectives, *varied], rows, title, all_in=path)
+
+
+def _print_repair(trials: Sequence[Trial]) -> None:
+    times = [trial.metrics[REPAIR] for trial in trials if REPAIR in trial.metrics]
+    if times:
+        share = sum(times) / max(1e-9, sum(trial.seconds for trial in trials))
+        print(
+            f"losses are those after repair, which took {statistics.median(times):.1f} s per "
+            f"sub-network (median) and {share:.0%} of the search; export with --repair true"
+        )
 
 
 def _print_recovered(recovered: Front) -> None:

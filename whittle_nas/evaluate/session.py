@@ -17,9 +17,10 @@ from whittle_nas.evaluate.harness import LitGPTHarness
 from whittle_nas.evaluate.running import TEXT, RunOptions, run_task, run_text
 from whittle_nas.evaluate.store import Pair, Result
 from whittle_nas.evaluate.tasks import LoadedTask, TaskOptions
+from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
-from whittle_nas.weights.identity import fingerprint
+from whittle_nas.weights.identity import fingerprint, tokens_id
 from whittle_nas.weights.supernet import SuperNetwork
 
 
@@ -72,6 +73,7 @@ class Session:
         options: What is asked.
         run: How it is counted.
         model: How the model runs.
+        calibration: (N, T + 1) text on which sub-networks are repaired first; None: they are not.
     """
 
     checkpoint: Checkpoint
@@ -81,6 +83,7 @@ class Session:
     options: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    calibration: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         limit = self.checkpoint.config.block_size
@@ -125,7 +128,7 @@ class Session:
             on_pair: Told every result when it is on disk.
         """
         for sub in dict.fromkeys(pair.subnetwork for pair in pairs):
-            harness = self._harness(sub, device)
+            harness = self._harness(sub, device, repaired=self.calibration is not None)
             for pair in pairs:
                 if pair.subnetwork == sub:
                     result = self._compute(pair, harness)
@@ -141,6 +144,7 @@ class Session:
                 "checkpoint_dir": str(self.checkpoint.path),
                 "checkpoint": self._checkpoint_id,
                 "subnetwork": sub.to_dict(),
+                **self._repair(),
             },
             "model_num_parameters": num_params,
             "model_dtype": str(self.model.dtype or "as stored"),
@@ -168,18 +172,28 @@ class Session:
             "dtype": str(self.model.dtype),
             "max_length": self.model.max_length,
             "bootstrap_iters": self.run.bootstrap_iters,
+            **self._repair(),
             **asdict(self.options),
             "lm_eval": version("lm_eval"),
             "litgpt": version("litgpt"),
         }
 
-    def _harness(self, sub: SubNetwork, device: torch.device) -> LitGPTHarness:
+    def _repair(self) -> dict[str, Any]:
+        """What is said of repair where it was asked for."""
+        return {} if self.calibration is None else {"repair": tokens_id(self.calibration)}
+
+    def _harness(
+        self, sub: SubNetwork, device: torch.device, *, repaired: bool = False
+    ) -> LitGPTHarness:
         if self._supernet is None:
             self._supernet = load_supernet(
                 self.checkpoint.path, device=device, dtype=self.model.dtype
             )
+        patch = None
+        if repaired and self.calibration is not None:
+            patch = repair(self._supernet, sub, self.calibration).patch
         return LitGPTHarness(
-            self._supernet.standalone(sub),
+            self._supernet.standalone(sub, patch),
             self.encoder,
             batch_size=self.model.batch_size,
             max_length=self.model.max_length,

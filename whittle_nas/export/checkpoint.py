@@ -15,6 +15,7 @@ from whittle_nas.export.model_card import model_card
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
+from whittle_nas.weights.patch import Patch, patched
 from whittle_nas.weights.slicing import SlicePlan, plan_slices, take
 
 
@@ -28,6 +29,8 @@ class ExportPlan:
         to_hf: whether it is written for transformers, or for litgpt.
         target: what `config.json` will say; None if it would not describe litgpt's weights.
         notes: what a user may want to know, one sentence each.
+        patch: tensors that differ from the slices.
+        after: what was done to the sub-network after the cut, a sentence for the model card.
     """
 
     source: Checkpoint
@@ -35,6 +38,8 @@ class ExportPlan:
     to_hf: bool
     target: HFTarget | None
     notes: tuple[str, ...] = ()
+    patch: Patch = Patch()
+    after: str = ""
 
 
 def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> ExportPlan:
@@ -87,11 +92,11 @@ def write_export(
     """
     source, config = planned.source.path, planned.slices.config
     stored = planned.source.state_dict()
+    tensors = LazySlices(planned.slices, stored, None if planned.to_hf else dtype)
+    tensors = patched(tensors, planned.patch)
     if planned.to_hf:
-        tensors = LazySlices(planned.slices, stored)
         write_hf(out_dir, config, tensors, source=source, dtype=dtype, progress=progress)
     else:
-        tensors = LazySlices(planned.slices, stored, dtype)
         write_checkpoint(out_dir, tensors, config=config, source=source, progress=progress)
         if planned.target is not None:
             write_hf_config(out_dir, planned.target, tensors, source=source)
@@ -101,6 +106,7 @@ def write_export(
         source=source,
         library="transformers" if planned.to_hf else "litgpt",
         notes=planned.notes,
+        after=planned.after,
     )
     (out_dir / "README.md").write_text(card, encoding="utf-8")
 

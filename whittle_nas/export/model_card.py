@@ -42,6 +42,7 @@ def model_card(
     source: Path,
     library: str,
     notes: Sequence[str] = (),
+    after: str = "",
 ) -> str:
     """Markdown with the header that model hubs read.
 
@@ -51,6 +52,7 @@ def model_card(
         source: the super-network's directory, which may hold a licence.
         library: `litgpt` or `transformers`.
         notes: what a user has to know, one sentence each.
+        after: what was done to the sub-network after the cut, one sentence.
     """
     full = slices.full_config
     count, whole = map(parameter_counter(full), (slices.sub, SubNetwork.from_config(full)))
@@ -63,6 +65,7 @@ def model_card(
         f"# A sub-network of {full.name}",
         f"{count:,} of the {whole:,} parameters of {origin}, as a dense model of a smaller shape, "
         f"cut out by `nas export`. {_history(info)}{_TIED if is_tied(full) else ''}",
+        after,
         _table(slices),
         f"Layers kept: {', '.join(map(str, slices.layers))}.",
         "\n".join(f"- Note: {note}." for note in notes),

@@ -13,12 +13,14 @@ import torch
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.batching import is_out_of_memory
 from whittle_nas.evaluate.perplexity import nats_per_block
+from whittle_nas.repair.engine import repair
 from whittle_nas.search.halving import FIRST
-from whittle_nas.search.objectives import QUALITY
+from whittle_nas.search.objectives import QUALITY, REPAIR
 from whittle_nas.search.options import TaskOptions
 from whittle_nas.search.trials import Status
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet
+from whittle_nas.weights.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class EvaluationSpec:
         dtype: number format of the weights; None: as stored.
         threads: CPU threads of torch; None: as they are.
         tasks: how lm-eval tasks are asked.
+        calibration: (N, T + 1) text on which sub-networks are repaired first; None: they are not.
     """
 
     checkpoint_dir: Path
@@ -46,6 +49,7 @@ class EvaluationSpec:
     dtype: torch.dtype | None = None
     threads: int | None = None
     tasks: TaskOptions = field(default_factory=TaskOptions)
+    calibration: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Evaluator:
         self.supernet = load_supernet(spec.checkpoint_dir, device=spec.device, dtype=spec.dtype)
         self.tokens = tokens
         self._score: Any = None
-        if names := [name for name in spec.metrics if name not in (*QUALITY, FIRST)]:
+        if names := [name for name in spec.metrics if name not in (*QUALITY, FIRST, REPAIR)]:
             from whittle_nas.search.tasks import TaskScorer  # lm-eval takes seconds to import
 
             self._score = TaskScorer(
@@ -142,8 +146,10 @@ class Evaluator:
         return replace(result, seconds=time.perf_counter() - start)
 
     def _evaluate(self, job: Job) -> Evaluation:
-        model = self.supernet.standalone(job.sub)
+        patch, about = self._repaired(job.sub)
+        model = self.supernet.standalone(job.sub, patch)
         status, metrics, blocks = self._on_text(model, job)
+        metrics |= about
         if self._score is not None and status is Status.complete:
             metrics |= self._score(model, whole=job.whole)
         wrong = [
@@ -152,6 +158,13 @@ class Evaluator:
         if wrong:
             return Evaluation(Status.failed, blocks=blocks, note="; ".join(wrong))
         return Evaluation(status, metrics, blocks)
+
+    def _repaired(self, sub: SubNetwork) -> tuple[Patch | None, dict[str, float]]:
+        """What repair changes, and what it took."""
+        if self.spec.calibration is None:
+            return None, {}
+        found = repair(self.supernet, sub, self.spec.calibration)
+        return found.patch, {REPAIR: found.seconds}
 
     def _on_text(self, model: Any, job: Job) -> tuple[Status, dict[str, float], int]:
         """Loss and perplexity, on few blocks if the loss on those is too high."""

@@ -10,6 +10,7 @@ from whittle_nas.errors import ConfigError
 QUALITY = ("val_loss", "perplexity")
 ANALYTIC = ("num_params", "num_params_non_embedding", "flops", "weight_bytes", "memory_bytes")
 MEASURED = ("latency_ms", "decode_ms_per_token")
+REPAIR = "repair_seconds"  # what the repair of a trial took, not an objective
 _TASK = re.compile(r"^1\s*-\s*(?P<task>[^\s.]+)\.(?P<metric>[^\s.]+)$")
 
 

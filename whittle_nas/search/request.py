@@ -13,10 +13,9 @@ import torch
 from whittle_nas.metrics.latency_correction import Accuracy
 from whittle_nas.metrics.latency_parts import Load
 from whittle_nas.reading import read_yaml
-from whittle_nas.search import settings
 from whittle_nas.search.costs import Costs
 from whittle_nas.search.halving import FIRST
-from whittle_nas.search.objectives import MEASURED, QUALITY, task_of
+from whittle_nas.search.objectives import MEASURED, QUALITY, REPAIR, task_of
 from whittle_nas.search.options import (
     CostOptions,
     HalvingOptions,
@@ -30,7 +29,7 @@ from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.counting import parameter_counter
-from whittle_nas.weights.identity import fingerprint
+from whittle_nas.weights.identity import fingerprint, tokens_id
 
 GRID = "grid.yaml"
 TABLE = "latency_table.json"
@@ -59,6 +58,7 @@ class Request:
         recovery: whether the best are trained and ranked again.
         text: where the validation text comes from, see `data.load_blocks`.
         training: (N, T + 1) training text for the recovery.
+        calibration: (N, T + 1) text on which every trial is repaired; None: none is.
         device: where the model runs.
         dtype: number format of the weights; None: as stored.
         workers: processes that evaluate; 1: this one.
@@ -83,6 +83,7 @@ class Request:
     recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
     text: Mapping[str, Any] = field(default_factory=dict)
     training: torch.Tensor | None = None
+    calibration: torch.Tensor | None = None
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype | None = None
     workers: int = 1
@@ -116,7 +117,8 @@ class Request:
         """Quality metrics of a trial; loss and perplexity come together."""
         text = QUALITY if needs_text(self.wanted) else ()
         first = (FIRST,) if text and self.halving.first_blocks else ()
-        return (*text, *first, *(name for name in self.wanted if task_of(name)))
+        repair = (REPAIR,) if self.calibration is not None else ()
+        return (*text, *first, *repair, *(name for name in self.wanted if task_of(name)))
 
     @cached_property
     def load(self) -> Load:
@@ -169,6 +171,9 @@ class Request:
                 "block_size": length - 1,
                 "blocks_in_search": min(blocks, self.search_blocks),
             }
+        if self.calibration is not None:
+            blocks, length = self.calibration.shape
+            how["repair"] = {"blocks": blocks, "block_size": length - 1}
         for name, accuracy in accuracies.items():
             how[f"{name} of the latency table"] = asdict(accuracy)
         return how
@@ -182,7 +187,7 @@ class Request:
             "search_space": self.space.to_dict(),
             "objectives": list(self.objectives),
             "constraints": list(map(str, self.constraints)),
-            "data": settings.tokens_id(self.tokens),
+            "data": tokens_id(self.tokens),
             "search_blocks": self.search_blocks,
             "halving": asdict(self.halving),
             "tasks": {k: v and str(v) for k, v in asdict(self.tasks).items()},
@@ -191,6 +196,7 @@ class Request:
             "start_from_grid": self.start_from_grid,
             "costs": costs | ({"device": self.device.type} if measured else {}),
             "dtype": str(self.dtype),
+            "repair": None if self.calibration is None else tokens_id(self.calibration),
             "ahead": ahead,
         }
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json
 from whittle_nas.weights.files import atomic_write_text
-
-if TYPE_CHECKING:
-    import torch
 
 FILE_NAME = "search.json"
 
@@ -53,12 +49,6 @@ def check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--resume: {'; '.join(differing)} (use the settings of {path}, or another --out_dir)"
         )
-
-
-def tokens_id(tokens: torch.Tensor) -> str:
-    """A short name for validation text in blocks (N, T + 1)."""
-    digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()[:16]
-    return f"{digest}, {tokens.shape[0]} blocks of {tokens.shape[1] - 1} tokens"
 
 
 def _short(value: Any) -> str:

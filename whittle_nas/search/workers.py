@@ -72,6 +72,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         device=str(request.device),
         dtype=request.dtype,
         tasks=request.tasks,
+        calibration=request.calibration,
     )
     if request.workers == 1 and request.cluster is None:
         return InlinePool(Evaluator(spec, request.tokens))

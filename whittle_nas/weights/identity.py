@@ -3,6 +3,8 @@
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 from whittle_nas.weights.checkpoint import COMPANIONS, MODEL_CONFIG, WEIGHTS
 from whittle_nas.weights.info import FILE_NAME
 
@@ -31,3 +33,9 @@ def fingerprint(checkpoint_dir: Path) -> str:
             file.seek(start)
             digest.update(file.read(PIECE))
     return digest.hexdigest()[:16]
+
+
+def tokens_id(tokens: torch.Tensor) -> str:
+    """A short name for text in blocks (N, T + 1)."""
+    digest = sha256(tokens.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return f"{digest}, {tokens.shape[0]} blocks of {tokens.shape[1] - 1} tokens"

@@ -24,6 +24,7 @@ from whittle_nas.weights.assembly import (
     rotary_tables,
 )
 from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.patch import Patch, patched
 from whittle_nas.weights.slicing import (
     BlockPlan,
     Cut,
@@ -141,17 +142,23 @@ class SuperNetwork:
         names = [name for name in map(plan.kept_name, tensors) if name is not None]
         return slice_state_dict(plan, tensors, names)
 
-    def standalone(self, sub: SubNetwork) -> Any:
+    def standalone(self, sub: SubNetwork, patch: Patch | None = None) -> Any:
         """The sub-network as an ordinary litgpt model for inference.
 
         Its parameters are views of the super-network's and everything litgpt has works: KV cache,
         `generate`, hooks. It is in evaluation mode and its parameters need no gradient.
+
+        Args:
+            sub: sizes.
+            patch: what is special to it.
         """
         plan = self.plan(sub)
         model = self._shell(plan)
         blocks = [self._block(plan, block, model) for block in plan.blocks]
         model.transformer.h = nn.ModuleList(blocks)
-        model.load_state_dict(self.slices(sub), strict=True, assign=True)
+        slices = self.slices(sub)
+        tensors = slices if patch is None else dict(patched(slices, patch))
+        model.load_state_dict(tensors, strict=True, assign=True)
         return model.requires_grad_(False).eval()
 
     def _placement(self) -> tuple[Any, ...]:
