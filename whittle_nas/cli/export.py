@@ -54,7 +54,8 @@ def export(
         index: Which entry of the front.
         pick: Best entry of the front under budgets, as in "num_params <= 6e9, latency_ms <= 40".
         extreme: Export the smallest or the largest member of the search space.
-        search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
+        search_space: A preset or a YAML file; default: the space that was trained, else
+            `fitted` where `nas importance` recorded it, else `aligned`.
         format: `litgpt`, or `hf` for transformers.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         push_to_hub: Upload the result to this repository of the hub, such as me/my-model, which is
