@@ -228,6 +228,31 @@ def _sized(name: str, num_params: Mapping[str, int]) -> str:
     return f"{count / unit:.3g} {unit_word}, {100 * count / whole:.0f} %"
 
 
+def plot_sweep(
+    path: Path, *, losses: Mapping[str, Sequence[tuple[int, float]]], limit: float
+) -> None:
+    """Loss of a model that is smaller in one dimension only.
+
+    Args:
+        path: picture to write.
+        losses: (size, nats per token) by dimension.
+        limit: loss up to which a network lives.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in losses.items():
+        full = max(size for size, _ in points)
+        x = [100 * size / full for size, _ in points]
+        axes.plot(x, [loss for _, loss in points], marker=".", label=name)
+    axes.axhline(limit, color="black", linestyle="--", linewidth=1, label="limit")
+    axes.set(xlabel="% of the whole model's size", ylabel="loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
 def plot_scores(
     path: Path,
     *,

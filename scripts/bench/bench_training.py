@@ -16,13 +16,13 @@ import os
 import statistics
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")
 
 import torch
-from litgpt import GPT, lora
+from litgpt import GPT, Config, lora
 from litgpt.utils import chunked_cross_entropy
 
 from whittle_nas.metrics.measured import peak_memory_bytes
@@ -67,7 +67,8 @@ class Sandwich:
 def original(supernet: SuperNetwork) -> SuperNetwork:
     """The model before its training: adapters off, or a frozen copy."""
     if has_adapters(supernet.model):
-        return without_adapters(supernet, CONFIG)
+        plain = {field.name: getattr(CONFIG, field.name) for field in fields(Config)}
+        return without_adapters(supernet, Config(**plain))
     return SuperNetwork(copy.deepcopy(supernet.model).requires_grad_(False).eval())
 
 

@@ -1,250 +1,316 @@
-"""The Python steps of scripts/studies/front.sh: choose, randomise, report.
+"""Super-network, specialised networks or networks alone: fronts at equal total cost.
 
-    python scripts/studies/front.py <step> <argument> ...
+    python scripts/studies/front.py run <out_dir> <model> <seed> <variant> <cost>
+    python scripts/studies/front.py report <out_dir>
 
-A network's place on a curve is the budget under which it was chosen, 40 to 90 percent of the whole
-model's parameters, and the size of a network that only lacks layers. Its name is `p<place>`.
+`variant` is `new` (rotated where that is exact, repaired, taught by the frozen original, fitted
+space) or `plain` (an order, cross entropy, the space `aligned`). `cost` is what a method may spend
+in all, for however many networks are wanted, in forward and backward passes of the whole model over
+a batch of 8 x 256 tokens; a forward pass alone is a third, and a sub-network costs its share of the
+parameters. Sorting costs all methods the same and is left out. Finished stages are kept.
+
+Methods, for 1, 3, 6 and 12 wanted networks:
+    start         the best of a search over the sorted model, (repaired,) not trained
+    supernet      everything on the super-network; a search; its choices as they are
+    specialised   half on the super-network; a search; the rest on its choices, one by one
+    alone         a search over the sorted model; everything on its choices, one by one
+    depth         networks that only lack layers; everything on them, one by one
 """
 
-import csv
+from __future__ import annotations
+
+import contextlib
+import json
 import sys
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from plots import Panel, mean_spread, plot_curves, shown
 
-METRICS = {
-    "nats_per_token": "loss, nats per token",
-    "bits_per_byte": "bits per byte",
-    "acc": "accuracy",
-}
-CURVES = {  # name in the tables, and where its scores lie below <model>/<seed>
-    "sorted only": "sorted/scores",
-    "magnitude order": "magnitude/scores",
-    "super-network": "supernet/scores",
-    "focused": "focused/scores",
-    "tuned alone": "alone/*/scores",
-    "from scratch": "scratch/*/scores",
-    "depth only": "depth/scores",
-    "depth, tuned": "depth_tuned/*/scores",
-}
-Score = dict[str, float]  # value by metric, and `num_params`, `latency_ms`
-Curve = dict[float, list[Score]]  # scores of all seeds by place
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+WANTED = {1: (60,), 3: (50, 70, 90), 6: tuple(range(40, 91, 10)), 12: tuple(range(40, 96, 5))}
+ALL = WANTED[12]
+TRIALS, SEARCH_BLOCKS, BATCH = 48, 32, 8
+BOUND = 0.5  # so that the fitted space reaches down to the smallest budget
+TIED = ("stories260K",)  # whose head a rotation unties: an eighth more parameters for nothing
+RATES = {"stories260K": 2e-3, "babyllama-char361": 2e-4}
+FORWARD = 1 / 3
 
 
-def pick(front: str, checkpoint_dir: str, *budgets: str) -> None:
-    """Print the entry of lowest loss under every budget, in percent of the parameters, as YAML."""
-    from whittle_nas.space.front import read_front
-    from whittle_nas.weights.checkpoint import open_checkpoint
+@dataclass(frozen=True)
+class Run:
+    """One model, seed and variant."""
 
-    order = open_checkpoint(Path(checkpoint_dir)).info.layer_order
-    entries, whole = read_front(Path(front), order).entries, full_size(checkpoint_dir)
-    rows = []
-    for budget in budgets:
-        fits = [e for e in entries if e.metrics["num_params"] <= whole * int(budget) / 100]
-        best = min(fits, key=lambda entry: entry.metrics["val_loss"])
-        rows.append({"name": f"p{budget}", **best.subnetwork.to_dict()})
-    yaml.safe_dump(rows, sys.stdout)
+    out: Path
+    model: str
+    seed: int
+    variant: str
+    cost: float
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the new start, teacher and space are used."""
+        return self.variant == "new"
 
-def sizes(picks: str, name: str) -> None:
-    """Print one choice as options of `nas export`."""
-    rows = yaml.safe_load(Path(picks).read_text())
-    row = next(row for row in rows if row["name"] == name)
-    print(
-        *(
-            f"--subnetwork.{name}={str(row[name]).replace(' ', '')}"
-            for name in row
-            if name != "name"
-        )
-    )
+    @property
+    def dir(self) -> Path:
+        """Where its stages are."""
+        return self.out / self.model / str(self.seed) / self.variant
 
+    @property
+    def original(self) -> Path:
+        """The checkpoint as it came in, whose parameters the budgets are shares of."""
+        return DATA / "checkpoints" / self.model
 
-def depths(checkpoint_dir: str) -> None:
-    """Print networks of full width with 40 % to 95 % of the parameters, as YAML."""
-    from litgpt import Config
+    @property
+    def whole(self) -> int:
+        """Its number of parameters."""
+        return whole_size(self.original)
 
-    from whittle_nas.weights.axes import num_params
-
-    config = Config.from_file(f"{checkpoint_dir}/model_config.yaml")
-    whole, rows = num_params(config), []
-    for config.n_layer in range(1, config.n_layer):  # noqa: B020
-        place = round(100 * num_params(config) / whole)
-        if 40 <= place <= 95:
-            rows.append({"name": f"p{place}", "n_layer": config.n_layer})
-    yaml.safe_dump(rows, sys.stdout)
-
-
-def randomise(checkpoint_dir: str, seed: str) -> None:
-    """Replace the weights of a checkpoint by litgpt's own initialisation."""
-    import torch
-    from litgpt import GPT, Config
-
-    torch.manual_seed(int(seed))
-    model = GPT(Config.from_file(f"{checkpoint_dir}/model_config.yaml"))
-    model.apply(model._init_weights)
-    torch.save(model.state_dict(), Path(checkpoint_dir) / "lit_model.pth")
-
-
-def full_size(checkpoint_dir: str) -> int:
-    """Parameters of a checkpoint."""
-    from litgpt import Config
-
-    from whittle_nas.weights.axes import num_params
-
-    return num_params(Config.from_file(f"{checkpoint_dir}/model_config.yaml"))
-
-
-def report(out_dir: str) -> None:
-    """Write a picture per model and print all tables."""
-    for model in sorted({path.parent.parent for path in Path(out_dir).glob("*/*/supernet")}):
-        found = {name: read_curve(model, where) for name, where in CURVES.items()}
-        found = {name: curve for name, curve in found.items() if curve}
-        whole = found["sorted only"][100.0]  # sorting leaves it as it is
-        for curve in found.values():
-            curve.pop(100.0, None)
-        print(
-            f"\n### {model.name}\n\n{len(whole)} seeds, {whole[0]['num_params']:,.0f} parameters."
-        )
-        for metric, label in METRICS.items():
-            if metric in whole[0]:
-                print(f"\n{table(found, whole, metric, label)}")
-        print(f"\n{statement(found, whole)}")
-        if shared := sharing(model, found):
-            print(f"\n{shared}")
-        plot_curves(Path(out_dir) / f"{model.name}.png", panels(found, whole), columns=2)
-
-
-def read_curve(model: Path, where: str) -> Curve:
-    """Scores of one curve of all seeds, by place."""
-    curve: Curve = defaultdict(list)
-    for path in sorted(model.glob(f"[0-9]*/{where}/results.csv")):
-        for label, score in read_scores(path).items():
-            # a directory per place with one network each, or all networks by their names
-            name = path.parent.parent.name if "*" in where else label.replace("full", "100")
-            curve[float(name.removeprefix("p"))].append(score)
-    return dict(sorted(curve.items()))
-
-
-def read_scores(path: Path) -> dict[str, Score]:
-    """The networks of a `results.csv` of `nas evaluate`, by name."""
-    found: dict[str, Score] = defaultdict(dict)
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            score = found[row["subnetwork"]]
-            score["num_params"] = float(row["num_params"])
-            score[row["metric"]] = float(row["value"])
-            if row["latency_ms"]:
-                score["latency_ms"] = float(row["latency_ms"])
-    return found
-
-
-def table(found: dict[str, Curve], whole: list[Score], metric: str, label: str) -> str:
-    """One row per curve, one column per budget; dropped layers have a line of their own."""
-    places = sorted(found["super-network"])
-    head = " | ".join(f"{place:.0f} %" for place in places)
-    lines = [f"| {label} | {head} |", "|---" * (len(places) + 1) + "|"]
-    for name, curve in found.items():
-        if not name.startswith("depth"):
-            cells = [
-                shown(score[metric] for score in curve[place]) if place in curve else ""
-                for place in places
-            ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    layers_only = [
-        f"{name}: {shown(s[metric] for s in scores)} at {place:.0f} %"
-        for name, curve in found.items()
-        if name.startswith("depth")
-        for place, scores in curve.items()
-    ]
-    lines += ["", f"The whole model: {shown(score[metric] for score in whole)}."]
-    return "\n".join(
-        [*lines, *([f"Layers only, {'; '.join(layers_only)}."] if layers_only else [])]
-    )
-
-
-def statement(found: dict[str, Curve], whole: list[Score]) -> str:
-    """What a user gets at every budget; networks tuned alone are as fast as the super-network's."""
-    names = [name for name in ("super-network", "focused", "tuned alone") if name in found]
-    lines = ["| budget | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
-    for place in found["super-network"]:
-        cells = [gain(found[name][place], whole) if place in found[name] else "" for name in names]
-        lines.append(f"| {place:.0f} % | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def gain(chosen: list[Score], whole: list[Score]) -> str:
-    """Networks of one budget, one per seed, against the whole model."""
-    pairs = list(zip(chosen, whole, strict=True))
-    fewer = shown((100 * (1 - s["num_params"] / w["num_params"]) for s, w in pairs), 1)
-    words = [f"{fewer} % fewer parameters", f"loss {shown(s['nats_per_token'] for s in chosen)}"]
-    if "acc" in chosen[0]:
-        words.append(f"accuracy {shown(s['acc'] for s in chosen)}")
-    if "latency_ms" in chosen[0]:
-        faster = shown((s["latency_ms"] / w["latency_ms"] for s, w in pairs), 2)
-        words.append(f"prefill {faster} x")
-    return ", ".join(words)
-
-
-def sharing(model: Path, found: dict[str, Curve], place: float = 60.0) -> str:
-    """Loss of one network tuned alone, by how many networks share the budget."""
-    losses = {6: found["tuned alone"][place]} if "tuned alone" in found else {}
-    for path in model.glob("*/shared_*"):
-        number = int(path.name.removeprefix("shared_"))
-        losses[number] = read_curve(model, f"{path.name}/*/scores")[place]
-    if not losses:
-        return ""
-    rows = [
-        f"| {number} | {shown(s['nats_per_token'] for s in losses[number])} |"
-        for number in sorted(losses)
-    ]
-    return "\n".join(
-        [
-            f"The budget of the super-network, spent on N networks alone: loss at {place:.0f} %.",
-            "",
-            "| networks | loss of each |",
-            "|---|---|",
-            *rows,
+    @property
+    def text(self) -> list[str]:
+        """Options of the training data; what is validated is the test text."""
+        train, test = (str(DATA / "tinystories" / f"{part}.jsonl") for part in ("train", "test"))
+        return [
+            "--data.files",
+            train,
+            "--data.block_size",
+            "256",
+            "--valid.files",
+            test,
+            "--valid.block_size",
+            "256",
         ]
-    )
+
+    def stage(self, path: Path, *command: Any) -> Path:
+        """Run a command that writes `path`, unless it has."""
+        if not (path / "run.yaml").is_file():
+            from whittle_nas.__main__ import main
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            words = [*map(str, command), "--out_dir", str(path), "--overwrite", "true"]
+            print("--", path, flush=True)
+            with (
+                (path.parent / f"{path.name}.log").open("w") as log,
+                contextlib.redirect_stdout(log),
+                contextlib.redirect_stderr(log),
+            ):
+                code = main(words)
+            if code:
+                raise SystemExit(f"{path}: status {code}, see {log.name}")
+        return path
+
+    def sorted(self) -> Path:
+        """The sorted checkpoint."""
+        basis = "auto" if self.is_new and self.model not in TIED else "permutation"
+        return self.stage(
+            self.dir / "sorted", "importance",
+            "--checkpoint_dir", self.original, "--basis", basis,
+            "--data.files", DATA / "tinystories" / "train.jsonl", "--data.num_blocks", 64,
+            "--data.seed", self.seed, "--sweep.bound", BOUND,
+        )  # fmt: skip
+
+    def recipe(self, steps: int) -> list[Any]:
+        """Options of every training."""
+        loss = [] if self.is_new else ["--loss.distillation", "none"]
+        return [
+            "--lora", "null", "--optimizer.lr", RATES[self.model], "--optimizer.warmup_steps", 10,
+            "--trainer.gradient_clip_val", 1, "--batch_size", BATCH, "--trainer.max_steps", steps,
+            "--trainer.max_epochs", 1000, "--trainer.accelerator", "cpu", "--trainer.logger", "[]",
+            "--trainer.enable_progress_bar", "false", "--validation.num_samples", 64,
+            "--validation.every_n_steps", 10**6, "--trainer.checkpoint_every_n_steps", 10**6,
+            "--seed", self.seed, *self.text, *loss,
+        ]  # fmt: skip
+
+    def supernet(self, name: str, cost: float) -> Path:
+        """A super-network trained for a cost."""
+        start = self.sorted()
+        sizes = members(start, self.is_new)
+        full, smallest, mean = 1.0, sizes[0], sum(sizes) / len(sizes)
+        per_step = full + smallest + 2 * mean + FORWARD * self.is_new
+        sampler = ["--sampler.kind", "pareto" if self.is_new else "random"]
+        return self.stage(
+            self.dir / name, "finetune", "--checkpoint_dir", start,
+            *self.recipe(max(1, int(cost / per_step))), *sampler, "--validation.num_networks", 2,
+        )  # fmt: skip
+
+    def picks(self, checkpoint: Path) -> tuple[dict[int, Any], float]:
+        """The best under every budget by a search on validation text, and what it cost."""
+        found = self.stage(
+            checkpoint.parent / f"{checkpoint.name}_search", "search",
+            "--checkpoint_dir", checkpoint, "--num_trials", TRIALS, "--seed", self.seed,
+            "--data.files", DATA / "tinystories" / "valid.jsonl", "--data.block_size", 256,
+            "--data.num_blocks", SEARCH_BLOCKS, "--search_blocks", SEARCH_BLOCKS,
+        )  # fmt: skip
+        entries = json.loads((found / "front.json").read_text())["front"]
+        whole, share = self.whole, sum(members(checkpoint, self.is_new)[:]) / 64
+        cost = TRIALS * SEARCH_BLOCKS / BATCH * FORWARD * share
+        chosen = {}
+        for budget in ALL:
+            fits = [e for e in entries if e["metrics"]["num_params"] <= whole * budget / 100]
+            if fits:
+                chosen[budget] = min(fits, key=lambda e: e["metrics"]["val_loss"])["subnetwork"]
+        return chosen, cost
+
+    def tune(self, name: str, start: Path, chosen: dict[int, Any], cost: float) -> dict[int, Any]:
+        """Train networks one by one with equal shares of a cost; losses by budget."""
+        distinct = {json.dumps(sub, sort_keys=True): sub for sub in chosen.values()}
+        found = {}
+        for number, (key, sub) in enumerate(distinct.items()):
+            share = size_of(start, sub)
+            per_step = share + FORWARD * self.is_new
+            steps = max(1, int(cost / len(distinct) / per_step))
+            picks = self.dir / name / f"{number}.yaml"
+            picks.parent.mkdir(parents=True, exist_ok=True)
+            picks.write_text(yaml.safe_dump([{"name": "network", **sub}]))
+            path = self.stage(
+                self.dir / name / str(number), "finetune", "--checkpoint_dir", start,
+                "--subnetworks", picks, *self.recipe(steps),
+                *self.with_teacher(),
+            )  # fmt: skip
+            history = yaml.safe_load((path / "network" / "losses.yaml").read_text())
+            losses = history["nats_per_token"]
+            found[key] = {
+                "params": share, "before": losses[0]["full"], "after": losses[max(losses)]["full"]
+            }  # fmt: skip
+            for heavy in (path / "network").glob("*.pth"):
+                heavy.unlink()
+        return {budget: found[json.dumps(sub, sort_keys=True)] for budget, sub in chosen.items()}
+
+    def with_teacher(self) -> list[Any]:
+        """A network that is trained alone learns from the checkpoint as it once came in."""
+        return ["--repair", "true", "--loss.teacher", self.original] if self.is_new else []
+
+    def as_they_are(self, name: str, checkpoint: Path, chosen: dict[int, Any]) -> dict[int, Any]:
+        """Losses of sub-networks of a checkpoint that nobody trains further."""
+        from whittle_nas.data import TextData, load_blocks
+        from whittle_nas.evaluate.perplexity import nats_per_token
+        from whittle_nas.weights.checkpoint import load_supernet
+
+        path = self.dir / f"{name}.json"
+        if path.is_file():
+            return {int(budget): found for budget, found in json.loads(path.read_text()).items()}
+        supernet = load_supernet(checkpoint)
+        test = TextData(files=DATA / "tinystories" / "test.jsonl", block_size=256, num_blocks=64)
+        tokens = load_blocks(test, checkpoint, config=supernet.config).tokens
+        found = {}
+        for budget, sizes in chosen.items():
+            sub = named(checkpoint, sizes)
+            loss = nats_per_token(supernet.standalone(sub), tokens)
+            found[budget] = {"params": size_of(checkpoint, sizes), "after": loss}
+        path.write_text(json.dumps(found))
+        return found
+
+    def write(self) -> None:
+        """Everything, into `results.json`."""
+        start = self.sorted()
+        chosen, search_cost = self.picks(start)
+        found: dict[str, Any] = {"start": self.as_they_are("start", start, chosen)}
+        trained = self.supernet("supernet", self.cost - search_cost)
+        own, _ = self.picks(trained)
+        found["supernet"] = self.as_they_are("supernet_choices", trained, own)
+        half = self.supernet("half", self.cost / 2)
+        shared, _ = self.picks(half)
+        depth = self.depths(start)
+        for number, budgets in WANTED.items():
+            left = self.cost - search_cost
+            for name, begin, subs, cost in (
+                ("specialised", half, shared, left - self.cost / 2),
+                ("alone", start, chosen, left),
+                ("depth", start, depth, self.cost),
+            ):
+                wanted = {b: subs[b] for b in budgets if b in subs}
+                label = f"{name}_{number}"
+                found[label] = self.tune(label, begin, wanted, cost)
+                (self.dir / "results.json").write_text(json.dumps(found, indent=1))
+
+    def depths(self, checkpoint: Path) -> dict[int, Any]:
+        """The deepest network of full width under every budget."""
+        layers = range(1, config_of(checkpoint).n_layer)
+        subs = [{"n_layer": count} for count in layers]
+        sizes = [100 * size_of(checkpoint, sub) for sub in subs]
+        return {
+            budget: subs[max(i for i, size in enumerate(sizes) if size <= budget)]
+            for budget in ALL
+            if min(sizes) <= budget
+        }
 
 
-def panels(found: dict[str, Curve], whole: list[Score]) -> list[Panel]:
-    """Every metric against parameters and against measured latency."""
-    curves = {**found, "the whole model": {100.0: whole}}
-    # Networks that were trained alone have the shapes of others, which were timed.
-    timed = {
-        place: mean_spread(score["latency_ms"] for score in scores)[0]
-        for name in ("super-network", "depth only", "the whole model")
-        for place, scores in curves.get(name, {}).items()
-    }
+def config_of(checkpoint: Path) -> Any:
+    """litgpt's configuration."""
+    from litgpt import Config
 
-    def latency(place: float, scores: list[Score]) -> float:
-        own = [score["latency_ms"] for score in scores if "latency_ms" in score]
-        return mean_spread(own)[0] if own else timed[place]
+    return Config.from_file(checkpoint / "model_config.yaml")
 
-    costs: dict[str, Callable[[float, list[Score]], float]] = {
-        "% of the parameters": lambda place, _: place,
-        "prefill of 2 x 512 tokens (or contexts), ms": latency,
-    }
-    made = []
-    for metric in ("nats_per_token", "acc"):
-        if metric in whole[0]:
-            for xlabel, cost in costs.items():
-                points = {
-                    name: [
-                        (cost(place, scores), *mean_spread(s[metric] for s in scores))
-                        for place, scores in curve.items()
-                    ]
-                    for name, curve in curves.items()
-                }
-                measured = {"stairs": cost is latency, "falling": metric != "acc"}
-                made.append(Panel("", xlabel, METRICS[metric], points, **measured))
-    return made
+
+def counter(checkpoint: Path) -> tuple[Callable[[Any], int], Any]:
+    """Counts sub-networks; and the checkpoint."""
+    from whittle_nas.weights.checkpoint import open_checkpoint
+    from whittle_nas.weights.counting import parameter_counter
+
+    opened = open_checkpoint(checkpoint)
+    return parameter_counter(opened.config), opened
+
+
+def whole_size(checkpoint: Path) -> int:
+    """Parameters of the whole model."""
+    from whittle_nas.space import SubNetwork
+
+    count, opened = counter(checkpoint)
+    return count(SubNetwork.from_config(opened.config))
+
+
+def named(checkpoint: Path, sizes: Any) -> Any:
+    """The sub-network of sizes, as the commands read them."""
+    from whittle_nas.cli.candidates import choose_candidates
+
+    path = checkpoint.parent / f"{checkpoint.name}_sizes.yaml"
+    path.write_text(yaml.safe_dump([sizes]))
+    (found,) = choose_candidates(counter(checkpoint)[1], subnetworks=path)
+    return found.subnetwork
+
+
+def size_of(checkpoint: Path, sizes: Any) -> float:
+    """A sub-network's share of the parameters."""
+    return counter(checkpoint)[0](named(checkpoint, sizes)) / whole_size(checkpoint)
+
+
+def members(checkpoint: Path, fitted: bool) -> list[float]:
+    """Shares of the parameters of 64 random members of the space, ascending."""
+    import random
+
+    from whittle_nas.cli.selection import space_of
+
+    count, opened = counter(checkpoint)
+    space, rng = space_of(opened, None if fitted else "aligned"), random.Random(0)
+    whole = whole_size(checkpoint)
+    return sorted(count(space.sample(rng)) / whole for _ in range(64))
+
+
+def report(out: str) -> None:
+    """Tables of all results as Markdown, mean over seeds."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for path in sorted(Path(out).glob("*/*/*/results.json")):
+        groups.setdefault((path.parts[-4], path.parts[-2]), []).append(json.loads(path.read_text()))
+    for (model, variant), found in groups.items():
+        print(f"\n### {model}, {variant}, {len(found)} seeds: held-out nats per token\n")
+        names = list(found[0])
+        print(f"| budget | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+        for budget in map(str, ALL):
+            cells = []
+            for name in names:
+                kept = [one[name] for one in found if budget in one.get(name, {})]
+                values = [curve[budget]["after"] for curve in kept]
+                cells.append(f"{sum(values) / len(values):.3f}" if values else "")
+            print(f"| {budget} % | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
-    steps = {step.__name__: step for step in (pick, sizes, depths, randomise, report)}
-    steps[sys.argv[1]](*sys.argv[2:])
+    step, *arguments = sys.argv[1:]
+    if step == "report":
+        report(*arguments)
+    else:
+        out_dir, name, seed, variant, cost = arguments
+        Run(Path(out_dir).resolve(), name, int(seed), variant, float(cost)).write()

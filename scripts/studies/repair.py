@@ -19,8 +19,8 @@ from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.repair.engine import repair
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.checkpoint import load_supernet
+from whittle_nas.weights.counting import parameter_counter
 
 SHARES = ["95%", "90%", "80%", "70%", "60%", "50%"]
 

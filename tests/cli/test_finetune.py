@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import litgpt
@@ -21,6 +22,7 @@ from whittle_nas.train.batches import collate
 from whittle_nas.train.forward import labels_of
 from whittle_nas.train.step import loss_sums
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
+from whittle_nas.weights.info import SupernetInfo
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -123,6 +125,7 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
     code = nas(
         "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL,
         "--subnetworks", picks, "--share", share, "--trainer.max_steps", 6,
+        "--trainer.logger", "[]",
     )  # fmt: skip
     shown = capsys.readouterr()
     assert code == 0, shown.err
@@ -185,6 +188,19 @@ def test_fixed_members_are_what_is_validated(tmp_path, checkpoint_dir, text):
     networks = yaml.safe_load((tmp_path / "out" / "losses.yaml").read_text())["networks"]
     assert set(networks) == {"member_0", "full"}
     assert networks["member_0"]["n_layer"] == 1
+
+
+def test_a_space_that_was_fitted_to_the_model_is_the_default(tmp_path, checkpoint_dir, text):
+    config = litgpt.Config.from_file(checkpoint_dir / "model_config.yaml")
+    spec = {"n_layer": {"min": config.n_layer - 1, "max": config.n_layer}}
+    sweep = {"limit": 1.0, "losses": {}, "space": spec}
+    info = replace(SupernetInfo.default(config), sweep=sweep)
+    (checkpoint_dir / "supernet.yaml").write_text(info.dump())
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
+    assert nas(*common, *text_options(text)) == 0
+    networks = yaml.safe_load((tmp_path / "out" / "losses.yaml").read_text())["networks"]
+    assert networks["smallest"]["n_layer"] == config.n_layer - 1
+    assert networks["smallest"]["n_embd"] == config.n_embd
 
 
 def test_a_whole_model_that_got_worse_is_told(tmp_path, checkpoint_dir, text, capsys):
@@ -289,6 +305,8 @@ def edit(path: Path, **changes) -> None:
         (["--loss.distillation", "cosine", "--loss.teacher", "nobody"], ["nobody", "directory"]),
         (["--loss.teacher", "in_place", "--loss.hidden", "cosine"], ["frozen teacher"]),
         (["--share", "true"], ["--subnetworks"]),
+        (["--keep_zeros", "true"], ["--keep_zeros", "adapters"]),
+        (["--repair", "true"], ["--repair", "--subnetworks"]),
         (["--validation.max_full_loss", 0.1], ["max_full_loss=0.1", "untouched"]),
         (["--lora.r", 0], ["lora.r=0"]),
         (["--lora", "false"], ["--lora false must be null or", "--lora.r"]),
@@ -344,7 +362,16 @@ def test_out_dir_is_not_written_over(tmp_path, checkpoint_dir, text, capsys):
     assert "is the --checkpoint_dir" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("whittle_nas/configs/*/finetune.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        [
+            *ROOT.glob("whittle_nas/configs/*/finetune.yaml"),
+            *ROOT.glob("whittle_nas/configs/*/instatune.yaml"),
+        ]
+    ),
+    ids=str,
+)
 def test_every_config_is_parsed(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     parser = make_parser("finetune", finetune)

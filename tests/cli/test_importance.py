@@ -12,12 +12,16 @@ from litgpt import GPT, Config
 from whittle_nas.__main__ import main
 from whittle_nas.cli.importance import importance
 from whittle_nas.cli.parser import make_parser, parse
+from whittle_nas.cli.selection import space_of
 from whittle_nas.data import load_blocks
+from whittle_nas.errors import ConfigError
 from whittle_nas.importance.sorting import SortedTensors, read_importance
+from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 CONFIGS = sorted((Path(__file__).parents[2] / "whittle_nas" / "configs").glob("*/importance.yaml"))
 QUICK = ["--data.num_blocks", "4", "--data.block_size", "32", "--layer_blocks", "2"]
+QUICK += ["--sweep.num_tokens", "0"]
 
 
 @pytest.fixture
@@ -51,7 +55,14 @@ def test_three_options_are_enough(checkpoint_dir, text, tmp_path, capsys):
     assert checkpoint.info.importance is not None
     assert checkpoint.info.importance["layer_order"] == "greedy"
     assert (out / "importance.png").stat().st_size > 1000
+    assert (out / "sweep.png").stat().st_size > 1000
     assert "layers, most important first" in capsys.readouterr().out
+    assert checkpoint.info.fitted is not None
+    space = space_of(checkpoint, None)
+    assert space == space_of(checkpoint, "fitted")
+    assert space.largest == SubNetwork.from_config(checkpoint.config)
+    with pytest.raises(ConfigError, match="no sweep"):
+        space_of(open_checkpoint(checkpoint_dir), "fitted")
     GPT(Config.from_file(out / "model_config.yaml")).load_state_dict(
         torch.load(out / "lit_model.pth", weights_only=True), strict=True
     )

@@ -104,6 +104,17 @@ def test_chunked_backward_is_the_plain_one(kind, weighting, weights, tau):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-5)
 
 
+def test_balanced_loss_of_a_network_that_is_its_teacher_is_finite():
+    options = LossOptions(weighting=Weighting.balanced)
+    head, hidden, labels = nn.Linear(D, V), torch.randn(N, D), torch.randint(V, (N,))
+    with torch.no_grad():
+        targets = targets_of(head(hidden), options)
+    sums = backward(hidden, head, labels, options, targets=targets, vocabulary=V)
+    assert float(sums.kd) == pytest.approx(0, abs=1e-5)
+    assert head.weight.grad is not None
+    assert head.weight.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 4, N])
 def test_what_a_network_teaches_in_its_own_turn_is_what_it_computed(chunk_tokens):
     options = LossOptions(distillation=Distillation.l2, chunk_elements=chunk_tokens * V)

@@ -66,7 +66,8 @@ def reference(supernet, batch, networks, options, frozen=None):
             teacher = logits.detach()
         elif options.distillation is not Distillation.none:
             kd = losses.distillation(logits, teacher, options).sum()
-            scale = (ce / kd).detach() if options.weighting is Weighting.balanced else 1.0
+            balanced = options.weighting is Weighting.balanced and network.sub != supernet.full
+            scale = (ce / kd).detach() if balanced else 1.0
             ce_weight = 0.0 if frozen and options.weighting is Weighting.fixed else 1.0
             loss = ce_weight * ce + options.kd_weight * scale * kd
         if frozen and options.hidden is not HiddenLoss.none:
@@ -233,6 +234,15 @@ class TestNetworksOfStep:
         roles = [network.role for network in drawn(0, num_random=2)]
         assert roles == [Role.full, Role.sampled, Role.sampled, Role.smallest]
         assert drawn(0)[-1].sub == SMALL
+
+    def test_extremes_take_part_in_their_share_of_the_steps(self):
+        steps = [drawn(step, full_share=0.25, smallest_share=0.5) for step in range(400)]
+        assert {len(networks) for networks in steps} == {4}
+        roles = [network.role for networks in steps for network in networks]
+        assert 70 < roles.count(Role.full) < 130  # the mean is 100, the standard deviation 9
+        assert 160 < roles.count(Role.smallest) < 240
+        assert all(networks[0].role is Role.full for networks in steps if FULL in
+                   [n.sub for n in networks if n.role is Role.full])  # fmt: skip
 
     def test_published_code(self):
         networks = drawn(0, num_random=3, train_smallest=False, mean=True)

@@ -9,9 +9,10 @@ from tests.train.conftest import CONFIG
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
 from whittle_nas.train import lora
-from whittle_nas.train.batches import collate, from_blocks
+from whittle_nas.train.batches import collate, from_blocks, from_labelled
+from whittle_nas.train.fit import num_steps
 from whittle_nas.train.forward import labelled_hidden
-from whittle_nas.train.memory import estimate_memory
+from whittle_nas.train.memory import choose_adapters, estimate_memory
 from whittle_nas.train.options import (
     Distillation,
     HiddenLoss,
@@ -20,10 +21,11 @@ from whittle_nas.train.options import (
     OptimizerOptions,
     SandwichOptions,
     TrainerOptions,
+    Weights,
 )
 from whittle_nas.train.prepare import load_trainable
 from whittle_nas.train.run import Networks, TrainingOptions, train
-from whittle_nas.train.specialise import slice_of, specialise, whole_teacher
+from whittle_nas.train.specialise import repaired, slice_of, specialise, text_of, whole_teacher
 from whittle_nas.train.teacher import Teacher, frozen, lesson_of, make_teacher
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
 
@@ -145,6 +147,29 @@ def test_a_specialised_slice_compares_its_blocks_with_those_it_was_cut_from(chec
     assert torch.equal(before["lm_head.weight"], start.tensors["lm_head.weight"])  # it is as it was
 
 
+def test_a_repaired_start_is_what_is_trained(checkpoint):
+    start = slice_of(checkpoint, SubNetwork.from_config(checkpoint.config))
+    name = "transformer.ln_f.weight"
+    patches = pytest.importorskip("whittle_nas.weights.patch")
+    patch = patches.Patch(replaced={name: torch.full((24,), 0.5)})
+    options = TrainingOptions(lora=None, trainer=OPTIONS, optimizer=OptimizerOptions(lr=1e-9),
+                              batch_size=3)  # fmt: skip
+    texts = {"samples": samples(), "valid": samples()[:3], "teacher": None}
+    changed = specialise(options, repaired(start, patch), **texts)
+    trained_norm = changed.supernet.model.state_dict()[name]
+    torch.testing.assert_close(trained_norm, patch.replaced[name])
+    assert changed.history[0] != specialise(options, start, **texts).history[0]
+    assert torch.equal(start.tensors[name], torch.ones(24))
+
+
+def test_repair_reads_the_training_text_again():
+    blocks = torch.randint(31, (12, 9))
+    assert torch.equal(text_of(from_blocks(blocks)), blocks)
+    masked = from_labelled(torch.arange(6), torch.tensor([-100, -100, 3, 4, 5, 6]))
+    with pytest.raises(ConfigError, match="nas export --repair"):
+        text_of([masked, *from_blocks(blocks)])
+
+
 def test_frozen_float16_weights_are_converted_once(tmp_path):
     checkpoint = saved(tmp_path / "half", CONFIG, torch.float16)
     model = load_trainable(checkpoint, LoraOptions(r=2), precision="bf16-mixed").model
@@ -178,3 +203,44 @@ def test_memory_counts_stored_formats_and_teachers():
 def test_sandwich_options_do_not_matter_to_one_network():
     options = TrainingOptions(sandwich=SandwichOptions(num_random=7))
     assert options.alone().sandwich.strategy.value == "standard"
+
+
+def test_small_models_are_trained_whole_and_large_ones_through_adapters():
+    small, large = litgpt.Config(**CONFIG), litgpt.Config.from_name("pythia-160m")
+    plain, other = LoraOptions(), LoraOptions(r=4)
+
+    def chosen(config, options=plain, weights=Weights.auto, needed=1):
+        return choose_adapters(options, weights, lambda: needed, 4, config)
+
+    assert chosen(small) is None
+    assert chosen(large) == plain
+    assert chosen(small, needed=3) == plain  # more than half of the memory
+    assert chosen(small, other) == other
+    assert chosen(small, weights=Weights.adapters) == plain
+    assert chosen(large, weights=Weights.all) is None
+    assert chosen(large, None) is None
+
+
+def test_learning_rate_follows_from_the_size():
+    def rate(num_params, full=True):
+        return OptimizerOptions().resolved(full=full, num_params=num_params).lr
+
+    assert rate(3_000_000) == pytest.approx(2e-4)
+    assert rate(300_000_000) == pytest.approx(2e-5)  # the papers'
+    assert rate(1_000) == 1e-3
+    assert rate(3_000_000, full=False) == 2e-4
+    assert OptimizerOptions(lr=0.5).resolved(full=True, num_params=10**9).lr == 0.5
+
+
+def test_steps_follow_from_the_data():
+    def steps(num_samples, **options):
+        return num_steps(
+            TrainerOptions(**options), num_samples=num_samples, batch_size=8, world_size=1
+        )
+
+    assert steps(160) == 80  # four passes
+    assert steps(400) == 100  # two
+    assert steps(4000) == 500  # one
+    assert steps(10**6) == 2000
+    assert steps(160, max_epochs=1) == 20
+    assert steps(160, max_steps=7) == 7

@@ -136,6 +136,19 @@ def test_training_stops_where_the_whole_model_has_lost_more_than_allowed(tmp_pat
         train(make_module(max_full_loss=1.0), tmp_path / "again")
 
 
+def test_zeros_of_a_pruned_model_stay(tmp_path):
+    module = make_module(adapters=False, total_steps=6, keep_zeros=True)
+    matrices = [p for p in module.trained if p.ndim == 2]
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix[torch.rand_like(matrix) < 0.5] = 0.0
+    before = [matrix.detach().clone() for matrix in matrices]
+    train(module, tmp_path)
+    for matrix, old in zip(matrices, before, strict=True):
+        assert torch.equal(matrix == 0, old == 0)
+        assert not torch.equal(matrix, old)
+
+
 def test_the_same_seed_is_the_same_curve(tmp_path):
     first = train(make_module(total_steps=6), tmp_path / "a")
     again = train(make_module(total_steps=6), tmp_path / "b")

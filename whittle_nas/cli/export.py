@@ -62,7 +62,8 @@ def export(
         index: Which entry of the front.
         pick: Best entry of the front under budgets, as in "num_params <= 60%, latency_ms <= 40".
         extreme: Export the smallest or the largest member of the search space.
-        search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
+        search_space: A preset or a YAML file; default: the space that was trained, else
+            `fitted` where `nas importance` recorded it, else `aligned`.
         format: `litgpt`, or `hf` for transformers.
         repair: Fit the projections again by least squares on calibration text, without training,
             so that they make up for what was cut; never worse than the plain slices on text that is

@@ -16,6 +16,7 @@ from whittle_nas.train.options import (
     SandwichOptions,
     TrainerOptions,
     ValidationOptions,
+    Weights,
 )
 
 # No import for type checkers only: jsonargparse would run it to resolve the signature below.
@@ -27,10 +28,11 @@ def finetune(
     out_dir: Path,
     data: TextData,
     valid: TextData | None = None,
-    search_space: str = "aligned",
+    search_space: str | None = None,
     sampler: SamplerOptions = SamplerOptions(),
     sandwich: SandwichOptions = SandwichOptions(),
     loss: LossOptions = LossOptions(),
+    weights: Weights = Weights.auto,
     lora: LoraOptions | None = LoraOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
     trainer: TrainerOptions = TrainerOptions(),
@@ -45,6 +47,8 @@ def finetune(
     overwrite: bool = False,
     subnetworks: Path | None = None,
     share: bool = False,
+    repair: bool = False,
+    keep_zeros: bool = False,
     seed: int = 1337,
 ) -> None:
     """Train all sub-networks of a checkpoint at once, or some of them alone.
@@ -61,10 +65,13 @@ def finetune(
         data: Text, or instruction data such as `data.module: Alpaca`.
         valid: Validation data, with the options of `data`; by default what `data.valid_fraction`
             holds out, or the module's own split.
-        search_space: A preset, or a YAML file.
+        search_space: A preset, a YAML file, or `fitted`, the sizes that live, as `nas importance`
+            has measured them: the default where it has, else `aligned`.
         sampler: Which sub-networks are trained.
         sandwich: Which networks run in a step.
         loss: What the networks learn: who teaches, distillation and cross entropy.
+        weights: What is trained: `all`, `adapters`, or, by `auto`, all weights of models of up to
+            50 million parameters where there is memory for it, unless adapters are described.
         lora: Adapters: their rank `r`, scale `alpha / r`, dropout, and which weights have one, for
             instance `--lora.r 8`; `null` trains all weights.
         optimizer: AdamW and its schedule.
@@ -83,11 +90,15 @@ def finetune(
             each with a `name` if you like.
         share: Train the `subnetworks` together, with weights that they share: one checkpoint's
             worth of steps for all of them, and somewhat worse networks.
+        repair: Repair the `subnetworks` before they are trained, as `nas export --repair` does, on
+            the training text.
+        keep_zeros: Weights of zero stay zero: for checkpoints of `nas prune`. All weights are
+            trained then, since merged adapters would fill them.
         seed: Of everything random.
     """
     from whittle_nas.cli import training
     from whittle_nas.cli.common import check_least, is_first_process, seed_everything
-    from whittle_nas.cli.training_report import print_data, print_tie, show_memory
+    from whittle_nas.cli.training_report import Memory, print_data, print_tie
     from whittle_nas.train.run import TrainingOptions
     from whittle_nas.train.sources import load_both
 
@@ -104,13 +115,22 @@ def finetune(
         batch_size=batch_size,
         checkpoint_blocks=checkpoint_blocks,
         num_workers=num_workers,
+        keep_zeros=keep_zeros,
         seed=seed,
     )
+    if keep_zeros and (weights is Weights.adapters or lora not in (None, LoraOptions())):
+        raise ConfigError(
+            "--keep_zeros true: merged adapters would fill the zeros; leave lora out, which trains "
+            "all weights"
+        )
     first = is_first_process()
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
     found = None if dry else _open(checkpoint_dir, untie_head=untie_head)
-    if first:
-        show_memory(checkpoint_dir, None if found is None else found.config, data, options)
+    memory = Memory.of(checkpoint_dir, None if found is None else found.config, data)
+    if memory is not None:
+        options = memory.with_adapters(options, Weights.all if keep_zeros else weights)
+        if first:
+            memory.show(options)
     if found is None:
         print(f"{checkpoint_dir} has no lit_model.pth: nothing was run")
         return
@@ -121,11 +141,17 @@ def finetune(
         )
     if first and not trainer.fast_dev_run:
         _check_directory(out_dir, resume=resume, overwrite=overwrite)
+    if repair and (subnetworks is None or share):
+        raise ConfigError(
+            "--repair true changes the weights of one sub-network: give --subnetworks, which are "
+            "trained alone (--share false)"
+        )
     chosen = training.named(found, subnetworks, share=share, sampler=sampler)
     space = training.space_to_train(found, search_space)
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)
     if first:
+        print(f"trained are {'all weights' if options.lora is None else 'adapters'}")
         print_data(train, held_out)
         print_tie(found.tied, untied=untie_head)
     task = training.Task(
@@ -136,6 +162,7 @@ def finetune(
         out_dir,
         resume=resume,
         untied=untie_head,
+        repair=repair,
     )
     if chosen and not share:
         training.train_alone(task, chosen)

@@ -19,6 +19,7 @@ from whittle_nas.importance.options import (
     LayerCriterion,
     NeuronActivation,
     Scope,
+    SweepOptions,
 )
 
 
@@ -58,6 +59,7 @@ def importance(
     batch_size: int = 4,
     micro_batch_size: int | None = None,
     report: ReportOptions = ReportOptions(),
+    sweep: SweepOptions = SweepOptions(),
     device: str = "auto",
     dtype: DType = DType.stored,
     seed: int = 1337,
@@ -98,6 +100,7 @@ def importance(
         batch_size: Sequences per calibration batch, over which the aggregation reduces.
         micro_batch_size: Sequences per forward pass, where a batch does not fit into memory.
         report: Measure random sub-networks before and after.
+        sweep: Shrink each dimension alone: the search space `fitted`, and a picture.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the forward passes, `stored` that of the checkpoint; the sorted
             weights keep theirs.
@@ -111,7 +114,7 @@ def importance(
         resolve_dtype,
         seed_everything,
     )
-    from whittle_nas.cli.importance_report import draw_scores
+    from whittle_nas.cli.importance_report import draw_scores, sweep_sizes
     from whittle_nas.data import load_blocks
     from whittle_nas.importance.pipeline import (
         MeasureOptions,
@@ -140,6 +143,7 @@ def importance(
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
     )
+    sweep.check()
     checkpoint = open_checkpoint(checkpoint_dir)
     _warn_if_sorted(checkpoint)
     seed_everything(seed)
@@ -158,6 +162,8 @@ def importance(
         settings = {**options.to_dict(), "data": dict(blocks.about)}
         found = record(partial, checkpoint, measured, settled, settings=settings)
         draw_scores(partial, measured, settled, options.layer_order)
+        if sweep.num_tokens:
+            sweep_sizes(partial, load_supernet(partial, **where), blocks, sweep)
         if trial:
             after = trial.run(load_supernet(partial, **where), "after sorting")
             trial.write(partial, before, after)

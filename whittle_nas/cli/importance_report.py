@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from whittle_nas.cli.common import progress_bar
 from whittle_nas.cli.selection import space_for
 from whittle_nas.data import Part, TextData, TokenBlocks, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
-from whittle_nas.importance.options import LayerCriterion
+from whittle_nas.importance.options import LayerCriterion, SweepOptions
 from whittle_nas.importance.pipeline import Measured, Settled
 from whittle_nas.importance.report import draw_subnetworks, make_report, perplexities
-from whittle_nas.plots import plot_before_after, plot_importance
+from whittle_nas.importance.sweep import sweep
+from whittle_nas.plots import plot_before_after, plot_importance, plot_sweep
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.info import FILE_NAME
 from whittle_nas.weights.supernet import SuperNetwork
+
+_SWEPT = 256  # tokens of a block that the sweep looks at: many texts say more than long ones
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,22 @@ def draw_scores(
         heads=measured.scores.heads.flatten(1).tolist(),
         neurons=measured.scores.neurons.tolist(),
     )
+
+
+def sweep_sizes(
+    out_dir: Path, supernet: SuperNetwork, blocks: TokenBlocks, options: SweepOptions
+) -> None:
+    """Measure how far each dimension can shrink; it goes to `supernet.yaml` and `sweep.png`."""
+    tokens = blocks.tokens[:, : _SWEPT + 1]
+    tokens = tokens[: max(1, options.num_tokens // (tokens.shape[1] - 1))]
+    found = sweep(
+        supernet,
+        lambda model: nats_per_token(model, tokens),
+        bound=options.bound,
+        progress=progress_bar,
+    )
+    info = replace(supernet.info, sweep=found.to_dict())
+    (out_dir / FILE_NAME).write_text(info.dump(), encoding="utf-8")
+    plot_sweep(out_dir / "sweep.png", losses=found.losses, limit=found.limit)
+    sizes = ", ".join(f"{name} {spec['min']}" for name, spec in found.space.items())
+    print(f"space `fitted`: down to {sizes}, where a dimension alone costs {found.limit:.2f} nats")

@@ -55,7 +55,8 @@ def profile(
         subnetworks: `picks.yaml` of `nas search --budgets`, or another list of sizes.
         index: Which entry of the front.
         pick: Best entry of the front under budgets, as in "num_params <= 6e9".
-        search_space: A preset or a YAML file; default: the space that was trained, else `aligned`.
+        search_space: A preset or a YAML file; default: the space that was trained, else
+            `fitted` where `nas importance` recorded it, else `aligned`.
         measure: Whether to build the models and time them.
         table: Instead, measure a latency table for `nas search --costs.latency_table` and write it
             to this file.

@@ -71,7 +71,7 @@ def search(
             objectives at random.
         num_trials: Sub-networks to evaluate.
         search_space: A preset or a YAML file; by default the space that was trained, else
-            `aligned`.
+            `fitted` where `nas importance` recorded it, else `aligned`.
         search_blocks: Blocks of validation text per trial; the front is evaluated on all blocks.
         batch_size: Blocks per forward pass; by default chosen for the device.
         start_from_grid: Try the grid on which the super-network was trained first.

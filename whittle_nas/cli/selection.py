@@ -11,6 +11,8 @@ from whittle_nas.space import SearchSpace, SubNetwork, load_space
 from whittle_nas.space.front import pick_entry, read_front
 from whittle_nas.space.rules import check
 
+FITTED = "fitted"  # the search space that `nas importance` has recorded
+
 
 def choose_subnetwork(
     checkpoint: Any,
@@ -90,9 +92,10 @@ def _named(checkpoint: Any, path: Path, name: str | None) -> SubNetwork:
 
 
 def space_of(checkpoint: Any, search_space: str | None) -> SearchSpace:
-    """The named search space, else the one that was trained, else `aligned`."""
-    source = search_space or checkpoint.info.search_space or "aligned"
-    return space_for(checkpoint, source)
+    """The named search space, else the one that was trained, else as `default_space`."""
+    if search_space is None and checkpoint.info.search_space is not None:
+        return space_for(checkpoint, checkpoint.info.search_space)
+    return space_for(checkpoint, default_space(checkpoint, search_space))
 
 
 def space_for(checkpoint: Any, source: Any) -> SearchSpace:
@@ -104,3 +107,20 @@ def space_for(checkpoint: Any, source: Any) -> SearchSpace:
         layer_order=info.layer_order,
         head_channels=info.head_channels,
     )
+
+
+def default_space(checkpoint: Any, search_space: str | None) -> Any:
+    """The named search space, else `fitted` where `nas importance` has swept, else `aligned`.
+
+    Raises:
+        ConfigError: for `fitted` where it is not recorded.
+    """
+    fitted = checkpoint.info.fitted
+    if search_space == FITTED and fitted is None:
+        raise ConfigError(
+            f"--search_space {FITTED}: {checkpoint.path} has no sweep of its dimensions; run `nas "
+            "importance` on it, or name another space"
+        )
+    if search_space in (None, FITTED):
+        return fitted or "aligned"
+    return search_space

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from whittle_nas.cli.common import is_first_process, seed_everything
-from whittle_nas.cli.selection import space_for
+from whittle_nas.cli.selection import default_space, space_for
 from whittle_nas.cli.training_report import (
     Row,
     print_grid,
@@ -23,9 +23,17 @@ from whittle_nas.train.options import SamplerKind, SamplerOptions, Strategy
 from whittle_nas.train.output import write_outputs
 from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss
-from whittle_nas.train.specialise import slice_of, specialise, whole_teacher, write_slices
+from whittle_nas.train.specialise import (
+    Slice,
+    repaired,
+    slice_of,
+    specialise,
+    text_of,
+    whole_teacher,
+    write_slices,
+)
 from whittle_nas.weights.axes import num_params
-from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.files import remove_run
 
 WEIGHTS = "lit_model.pth"
@@ -42,11 +50,22 @@ class Task:
     out_dir: Path
     resume: bool
     untied: bool = False
+    repair: bool = False
 
     @property
     def is_dry(self) -> bool:
         """Whether nothing is written."""
         return self.options.trainer.fast_dev_run
+
+    def start_of(self, sub: SubNetwork) -> Slice:
+        """The weights that a network starts from."""
+        start = slice_of(self.checkpoint, sub)
+        if not self.repair:
+            return start
+        from whittle_nas.repair.engine import repair
+
+        found = repair(load_supernet(self.checkpoint.path), sub, text_of(self.samples))
+        return repaired(start, found.patch)
 
     def prepare(self) -> None:
         """Make the directory, without what an earlier run left unless it goes on."""
@@ -77,9 +96,9 @@ def named(
     return {candidate.label: candidate.subnetwork for candidate in candidates}
 
 
-def space_to_train(checkpoint: Checkpoint, source: str) -> SearchSpace:
-    """The search space of a name or file."""
-    return space_for(checkpoint, source)
+def space_to_train(checkpoint: Checkpoint, source: str | None) -> SearchSpace:
+    """The search space of a name or file; see `selection.default_space`."""
+    return space_for(checkpoint, default_space(checkpoint, source))
 
 
 def train_alone(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
@@ -94,7 +113,7 @@ def train_alone(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
             print(f"{name} is trained already: {target}")
             continue
         seed_everything(options.seed)  # so that no network depends on those before it
-        start = slice_of(task.checkpoint, sub)
+        start = task.start_of(sub)
         trained = specialise(
             options,
             start,

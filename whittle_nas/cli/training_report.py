@@ -4,61 +4,99 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from whittle_nas.data.options import TextData
 from whittle_nas.space import check_supported
-from whittle_nas.train.options import Strategy
+from whittle_nas.train.options import Strategy, Weights
 
 MAX_RISE = 0.03  # share of its validation loss that the whole model may lose without a word
 Row = tuple[str, int | None, float, float]  # network, parameters, nats before and after
 
 
-def show_memory(checkpoint_dir: Path, config: Any, data: TextData, options: Any) -> None:
-    """Print what a dry run will need; warn where the device is smaller.
+@dataclass(frozen=True)
+class Memory:
+    """What trainings of a checkpoint need, and what its device has.
 
-    Args:
+    Attributes:
         checkpoint_dir: the checkpoint.
-        config: of its model; None where there are no weights and the file has to say it.
+        config: of its model.
         data: gives the tokens per sample.
-        options: `train.run.TrainingOptions`.
     """
-    import torch
 
-    from whittle_nas.cli.common import print_table
-    from whittle_nas.train.memory import device_bytes, estimate_memory, stored_format
-    from whittle_nas.weights.checkpoint import read_model_config
+    checkpoint_dir: Path
+    config: Any
+    data: TextData
 
-    if config is None:
-        if not (checkpoint_dir / "model_config.yaml").is_file():
-            return  # open_checkpoint says what is missing
-        config = read_model_config(checkpoint_dir / "model_config.yaml")
-        check_supported(config)
-    trainer = options.trainer
-    needed = estimate_memory(
-        config,
-        options.lora,
-        batch=options.batch_size,
-        tokens=data.check(config.block_size),
-        precision=trainer.precision,
-        loss=options.loss,
-        checkpoint_blocks=options.checkpoint_blocks,
-        stored=stored_format(checkpoint_dir),
-    )
-    on_cuda = trainer.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    there = device_bytes(torch.device("cuda" if on_cuda else "cpu"))
-    if trainer.fast_dev_run:
-        rows = [(field.name, getattr(needed, field.name) / 2**30) for field in fields(needed)]
-        print_table(("memory", "GiB"), [*rows, ("total", needed.total / 2**30)])
-    if needed.total > there:
-        print(
-            f"nas: the training needs about {needed.total / 2**30:.1f} GiB per device and this "
-            f"one has {there / 2**30:.1f}: lower batch_size or data.block_size, or set "
-            "checkpoint_blocks to true",
-            file=sys.stderr,
+    @classmethod
+    def of(cls, checkpoint_dir: Path, config: Any, data: TextData) -> Memory | None:
+        """For a model without weights the file has to say the config; None if it can't."""
+        from whittle_nas.weights.checkpoint import read_model_config
+
+        if config is None:
+            if not (checkpoint_dir / "model_config.yaml").is_file():
+                return None  # open_checkpoint says what is missing
+            config = read_model_config(checkpoint_dir / "model_config.yaml")
+            check_supported(config)
+        return cls(checkpoint_dir, config, data)
+
+    def needed(self, options: Any) -> Any:
+        """`MemoryEstimate` of a training; `options` are `train.run.TrainingOptions`."""
+        from whittle_nas.train.memory import estimate_memory, stored_format
+
+        return estimate_memory(
+            self.config,
+            options.lora,
+            batch=options.batch_size,
+            tokens=self.data.check(self.config.block_size),
+            precision=options.trainer.precision,
+            loss=options.loss,
+            checkpoint_blocks=options.checkpoint_blocks,
+            stored=stored_format(self.checkpoint_dir),
         )
+
+    def there(self, options: Any) -> int:
+        """Bytes of the device."""
+        import torch
+
+        from whittle_nas.train.memory import device_bytes
+
+        wanted = options.trainer.accelerator in ("auto", "cuda", "gpu")
+        return device_bytes(torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu"))
+
+    def with_adapters(self, options: Any, weights: Weights) -> Any:
+        """The options with the adapters that are trained, None for all weights."""
+        from whittle_nas.train.memory import choose_adapters
+
+        everything = replace(options, lora=None)
+        if weights is Weights.auto and options.trainer.precision == "bf16-true":
+            weights = Weights.adapters  # all weights lose their steps in that format
+        adapters = choose_adapters(
+            options.lora,
+            weights,
+            lambda: self.needed(everything).total,
+            self.there(options),
+            self.config,
+        )
+        return replace(options, lora=adapters)
+
+    def show(self, options: Any) -> None:
+        """Print what a dry run will need; warn where the device is smaller."""
+        from whittle_nas.cli.common import print_table
+
+        needed, there = self.needed(options), self.there(options)
+        if options.trainer.fast_dev_run:
+            rows = [(field.name, getattr(needed, field.name) / 2**30) for field in fields(needed)]
+            print_table(("memory", "GiB"), [*rows, ("total", needed.total / 2**30)])
+        if needed.total > there:
+            print(
+                f"nas: the training needs about {needed.total / 2**30:.1f} GiB per device and this "
+                f"one has {there / 2**30:.1f}: lower batch_size or data.block_size, or set "
+                "checkpoint_blocks to true",
+                file=sys.stderr,
+            )
 
 
 def print_data(train: Any, held_out: Any) -> None:

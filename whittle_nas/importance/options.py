@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
+
+from whittle_nas.errors import ConfigError
 
 
 class Criterion(str, Enum):
@@ -101,3 +104,29 @@ class NormFactors(str, Enum):
     auto = "auto"
     on = "on"
     off = "off"
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How far each dimension alone can shrink: the search space `fitted`.
+
+    Args:
+        num_tokens: Tokens of the calibration text on which the smaller networks are measured; 0
+            skips the sweep.
+        bound: Largest rise of the loss in one dimension, as a share of the way from the whole
+            model's loss to a uniform guess's.
+    """
+
+    num_tokens: int = 2048
+    bound: float = 0.25
+
+    def check(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if self.num_tokens < 0:
+            raise ConfigError(f"--sweep.num_tokens {self.num_tokens} must be at least 0")
+        if not 0 < self.bound <= 1:
+            raise ConfigError(f"--sweep.bound {self.bound} must be above 0 and at most 1")

@@ -64,22 +64,30 @@ def backward(
     ce_weight, kd_weight = (1.0, 0.0) if targets is None else options.weights
     if targets is not None and options.weighting is Weighting.balanced:
         sums = total(_sums(leaf, head, labels, targets, chunks))
-        kd_weight *= float(sums[0] / sums[1].clamp_min(torch.finfo(torch.float32).tiny))
+        # At most a thousandfold: a network that is its teacher has nothing but rounding to scale.
+        kd_weight *= float(sums[0] / torch.maximum(sums[1], 1e-3 * sums[0]).clamp_min(1e-30))
     summed = torch.zeros(2, device=hidden.device)
     for chunk in chunks:
         logits = head(leaf[chunk])  # (n, V)
         if keep is not None:
             keep.put(chunk, logits.detach())
-        if targets is None:
-            ce = cross_entropy(logits, labels[chunk]).sum()
-            loss = ce
-        else:
+        if targets is not None and targets.has_closed_form:
+            ce, kd, gradient = targets.gradient(
+                chunk,
+                logits,
+                labels[chunk],
+                ce_weight=weight * ce_weight,
+                kd_weight=weight * kd_weight,
+            )
+            if logits.requires_grad:
+                logits.backward(gradient)
+        elif targets is not None:
             ce, kd = (each.sum() for each in targets.losses(chunk, logits, labels[chunk]))
-            loss = kd_weight * kd if ce_weight == 0 else ce_weight * ce + kd_weight * kd
-            summed[1] += kd.detach()
-        if loss.requires_grad:
-            (weight * loss).backward()
-        summed[0] += ce.detach()
+            _descend(weight * (ce_weight * ce + kd_weight * kd))
+        else:
+            ce, kd = cross_entropy(logits, labels[chunk]).sum(), summed.new_zeros(())
+            _descend(weight * ce)
+        summed += torch.stack([ce.detach(), kd.detach()])
     roots, gradients = ([], []) if leaf.grad is None else ([hidden], [leaf.grad])
     if block_loss is not None and block_loss.requires_grad:
         roots.append(block_loss)
@@ -87,6 +95,11 @@ def backward(
     if roots:
         torch.autograd.backward(roots, gradients)
     return LossSums(summed[0], summed[1])
+
+
+def _descend(loss: Tensor) -> None:
+    if loss.requires_grad:
+        loss.backward()
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from whittle_nas.train.options import TrainerOptions
 from whittle_nas.weights.checkpoint import load_torch
 from whittle_nas.weights.files import atomic_file
 
+LEAST_STEPS, MOST_STEPS = 100, 2000  # of a training whose length nobody said
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 
 
@@ -84,7 +85,12 @@ def num_steps(
     if options.max_steps is not None:
         return options.max_steps
     per_epoch = batches_per_epoch(num_samples, batch_size * world_size)
-    return max(1, options.max_epochs * per_epoch // options.accumulate_grad_batches)
+    passes = options.max_epochs or 1
+    steps = max(1, passes * per_epoch // options.accumulate_grad_batches)
+    if options.max_epochs is not None:
+        return steps
+    four_passes = max(1, 4 * per_epoch // options.accumulate_grad_batches)
+    return min(max(steps, min(LEAST_STEPS, four_passes)), MOST_STEPS)
 
 
 def fit(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,10 +19,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from whittle_nas.train import lora
-from whittle_nas.train.options import IN_PLACE, ORIGINAL, Distillation, LoraOptions, LossOptions
+from whittle_nas.train.options import (
+    IN_PLACE,
+    ORIGINAL,
+    Distillation,
+    LoraOptions,
+    LossOptions,
+    Weights,
+)
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import WEIGHTS, load_torch
 from whittle_nas.weights.supernet import positions_per_chunk
 from whittle_nas.weights.tying import tie_head
+
+ALL_WEIGHTS = 50_000_000  # parameters up to which all are trained by default
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,33 @@ def estimate_memory(
         logits=_logit_bytes(config, loss, batch * tokens, compute),
         teacher=sizes["weights"] * compute.itemsize if copied else 0,
     )
+
+
+def choose_adapters(
+    options: LoraOptions | None,
+    weights: Weights,
+    needed: Callable[[], int],
+    there: int,
+    config: Any,
+) -> LoraOptions | None:
+    """The adapters to train; None where all weights are.
+
+    Small models have little that an adapter could reuse, and room for all of their weights: up to
+    50 million parameters all are trained, if that takes no more than half of the memory. Adapters
+    that differ from the default were asked for.
+
+    Args:
+        options: the adapters that the user gave, None for all weights.
+        weights: what the user wants to be trained.
+        needed: bytes that training all weights takes.
+        there: bytes of the device.
+        config: of the model.
+    """
+    if options is None or weights is Weights.all:
+        return None
+    if weights is Weights.adapters or options != LoraOptions():
+        return options
+    return None if num_params(config) <= ALL_WEIGHTS and needed() <= there / 2 else options
 
 
 def stored_format(checkpoint_dir: Path) -> torch.dtype:

@@ -90,6 +90,7 @@ class SupernetTraining(L.LightningModule):
         # In a tuple, so that its weights are neither saved nor reduced with those of the network.
         self._teacher = (teacher,)
         self._on_step = on_step
+        self._masks: list[tuple[torch.nn.Parameter, Tensor]] = []
         self.history: dict[int, dict[str, float]] = {}
         self.stopped: str | None = None
         self._step_sums = torch.zeros(0)
@@ -147,8 +148,15 @@ class SupernetTraining(L.LightningModule):
         if (teacher := self._teacher[0]) is not None:
             teacher.model.model.to(self.device)
 
+    def _remember_zeros(self) -> None:
+        """What is zero stays so: without a gradient AdamW leaves a weight of zero as it is."""
+        if self.recipe.keep_zeros:
+            matrices = (p for p in self.trained if p.ndim == 2)
+            self._masks = [(p, p.detach() != 0) for p in matrices]
+
     def on_train_start(self) -> None:
         """Validate the untrained super-network, or what a run was interrupted before."""
+        self._remember_zeros()
         step = self.global_step
         if step % self.recipe.validate_every == 0 and step not in self.history:
             self.validate_now()
@@ -204,6 +212,9 @@ class SupernetTraining(L.LightningModule):
     def _update(self, step: int, networks: list[Network]) -> None:
         totals = total_over_processes(self._step_sums)
         num_labels = float(totals[-1])
+        for parameter, mask in self._masks:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
         norm = finish_gradients(self.trained, num_labels)
         means = (totals[:-1] / max(num_labels, 1.0)).view(-1, 2)  # (networks, ce and kd)
         self._check_finite(step, networks, means, norm)

@@ -172,6 +172,9 @@ class SandwichOptions:
             the training, one sampled sub-network.
         num_random: Sampled sub-networks per sandwich step.
         train_smallest: Whether the smallest sub-network is in every sandwich step.
+        full_share: Share of the sandwich steps in which the full network is; in the others one more
+            is sampled.
+        smallest_share: The same of the smallest.
         full_weight: Weight of the full network's loss in a sandwich step.
         mean: Divide the sum of the losses by the number of networks (the published code).
     """
@@ -179,12 +182,18 @@ class SandwichOptions:
     strategy: Strategy = Strategy.sandwich
     num_random: int = 2
     train_smallest: bool = True
+    full_share: float = 1.0
+    smallest_share: float = 1.0
     full_weight: float = 1.0
     mean: bool = False
 
     def __post_init__(self) -> None:
         _at_least("sandwich.num_random", self.num_random, 0)
         _at_least("sandwich.full_weight", self.full_weight, 0)
+        for name in ("full_share", "smallest_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                value = getattr(self, name)
+                raise ConfigError(f"sandwich.{name}={value} must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,9 @@ class OptimizerOptions:
     """AdamW with a linear warm-up and a cosine that ends at `min_lr`.
 
     Args:
-        lr: Highest learning rate; by default 2e-4 with adapters and 2e-5 for all weights.
+        lr: Highest learning rate; by default 2e-4 with adapters, and for all weights 2e-4 at three
+            million parameters, falling with the square root of their number (2e-5 at 300 million,
+            as in the papers), at most 1e-3.
         min_lr: Learning rate of the last step.
         warmup_steps: Optimiser steps until `lr` is reached.
         weight_decay: Decoupled weight decay.
@@ -218,9 +229,20 @@ class OptimizerOptions:
                 value = getattr(self, name)
                 raise ConfigError(f"optimizer.{name}={value} must be at least 0 and below 1")
 
-    def resolved(self, *, full: bool) -> OptimizerOptions:
-        """With the default learning rate for adapters, or for all weights (`full`)."""
-        return replace(self, lr=(2e-5 if full else 2e-4) if self.lr is None else self.lr)
+    def resolved(self, *, full: bool, num_params: int) -> OptimizerOptions:
+        """With the default learning rate for adapters, or for all `num_params` weights (`full`)."""
+        if self.lr is not None:
+            return self
+        by_size = min(1e-3, 2e-4 * (3e6 / num_params) ** 0.5)
+        return replace(self, lr=by_size if full else 2e-4)
+
+
+class Weights(str, Enum):
+    """What of a model is trained."""
+
+    auto = "auto"
+    adapters = "adapters"
+    all = "all"
 
 
 class SamplerKind(str, Enum):
@@ -305,7 +327,8 @@ class TrainerOptions:
     """Passed to `lightning.Trainer`, with lengths in optimiser steps.
 
     Args:
-        max_epochs: Passes over the training data, unless `max_steps` is given.
+        max_epochs: Passes over the training data, unless `max_steps` is given; by default one, but
+            at least 100 steps, in up to four passes, and at most 2000 steps.
         max_steps: Optimiser steps.
         accelerator: `auto`, `cpu`, `cuda`, ...
         devices: Number of devices per machine, a list such as `0,1`, or `auto`.
@@ -315,7 +338,7 @@ class TrainerOptions:
         precision: `32-true`; `bf16-mixed`: trained weights in float32, frozen ones as stored,
             arithmetic in bfloat16; or `bf16-true`.
         accumulate_grad_batches: Micro-batches per optimiser step.
-        gradient_clip_val: Largest norm of the gradient; null does not clip.
+        gradient_clip_val: Largest norm of the gradient of the mean over tokens; null does not clip.
         log_every_n_steps: Optimiser steps between two rows of the logs.
         checkpoint_every_n_steps: Optimiser steps between two checkpoints to resume from; by
             default a tenth of the training.
@@ -327,7 +350,7 @@ class TrainerOptions:
         callbacks: Lightning callbacks as `{class_path, init_args}`.
     """
 
-    max_epochs: int = 1
+    max_epochs: int | None = None
     max_steps: int | None = None
     accelerator: str = "auto"
     devices: int | str = "auto"
@@ -335,7 +358,7 @@ class TrainerOptions:
     strategy: str = "auto"
     precision: str = "32-true"
     accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
+    gradient_clip_val: float | None = 1.0
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int | None = None
     fast_dev_run: bool = False

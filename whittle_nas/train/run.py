@@ -27,6 +27,7 @@ from whittle_nas.train.options import (
 from whittle_nas.train.prepare import load_trainable
 from whittle_nas.train.recipe import SCORED, Recipe, scoring_interval, validation_interval
 from whittle_nas.train.teacher import Teacher, make_teacher
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.supernet import SuperNetwork
 
@@ -45,6 +46,7 @@ class TrainingOptions:
     batch_size: int = 8
     checkpoint_blocks: bool = False
     num_workers: int = 0
+    keep_zeros: bool = False
     seed: int = 1337
 
     def alone(self) -> TrainingOptions:
@@ -127,7 +129,7 @@ def train(
     supernet = load_trainable(checkpoint, options.lora, precision=options.trainer.precision)
     trainer = make_trainer(options.trainer, out_dir)
     networks = choose(supernet, trainer)
-    recipe = _recipe(options, trainer, networks, len(samples), len(valid))
+    recipe = _recipe(options, checkpoint, trainer, networks, len(samples), len(valid))
     alone = options.sandwich.strategy is Strategy.standard
     if teacher is None and not (alone and options.loss.teacher == ORIGINAL):  # its own teacher
         teacher = make_teacher(
@@ -157,7 +159,12 @@ def train(
 
 
 def _recipe(
-    options: TrainingOptions, trainer: L.Trainer, networks: Networks, count: int, num_valid: int
+    options: TrainingOptions,
+    checkpoint: Checkpoint,
+    trainer: L.Trainer,
+    networks: Networks,
+    count: int,
+    num_valid: int,
 ) -> Recipe:
     size, sandwich, sampler = options.batch_size, options.sandwich, options.sampler
     total = num_steps(
@@ -175,7 +182,9 @@ def _recipe(
     return Recipe(
         sandwich=sandwich,
         loss=options.loss,
-        optimizer=options.optimizer.resolved(full=options.lora is None),
+        optimizer=options.optimizer.resolved(
+            full=options.lora is None, num_params=num_params(checkpoint.config)
+        ),
         total_steps=total,
         batch_size=size,
         accumulate=options.trainer.accumulate_grad_batches,
@@ -191,5 +200,6 @@ def _recipe(
             scoring_passes=SCORED * -(-sampler.calibration_samples // (size * trainer.world_size)),
         ),
         score_samples=sampler.calibration_samples,
+        keep_zeros=options.keep_zeros,
         max_full_loss=options.validation.max_full_loss,
     )

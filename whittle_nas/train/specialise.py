@@ -7,8 +7,9 @@ search ranks its candidates by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,8 @@ from whittle_nas.weights.files import atomic_directory
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
 from whittle_nas.weights.supernet import SuperNetwork
+
+_REPAIR_BLOCKS = 64  # of the training text, on which repair is fitted
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,33 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
         layers=plan.layers,
         tensors=slice_state_dict(plan, checkpoint.state_dict()),
     )
+
+
+def repaired(start: Slice, patch: Any) -> Slice:
+    """A slice with what repair has changed, a `Patch`."""
+    from whittle_nas.weights.patch import patched
+
+    return replace(start, tensors=dict(patched(start.tensors, patch)))
+
+
+def text_of(samples: Sequence[Sample]) -> torch.Tensor:
+    """The first blocks of the training text, on which a repair is fitted, (N, T + 1).
+
+    Raises:
+        ConfigError: if the samples are no blocks of one length.
+    """
+    chosen = samples[:_REPAIR_BLOCKS]
+    rows = [torch.cat([s.input_ids, s.labels[-1:]]) for s in chosen if s.segments is None]
+    if (
+        len(rows) < len(chosen)
+        or len({len(row) for row in rows}) > 1
+        or torch.stack(rows).min() < 0
+    ):
+        raise ConfigError(
+            "--repair true fits text in blocks and the training data are instructions: export the "
+            "networks with `nas export --repair true --data.files <text>`, and train those"
+        )
+    return torch.stack(rows)
 
 
 def whole_teacher(options: TrainingOptions, checkpoint: Checkpoint) -> SuperNetwork | None:
@@ -119,6 +149,7 @@ def specialise(
         out_dir=out_dir,
         teacher=lesson,
         resume=resume,
+        prepare=lambda: None if out_dir is None else out_dir.mkdir(parents=True, exist_ok=True),
         on_step=on_step,
     )
     if out_dir is not None and trained.trainer.is_global_zero:

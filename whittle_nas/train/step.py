@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -21,7 +21,13 @@ from whittle_nas.train.batches import Sample
 from whittle_nas.train.blocks import block_loss
 from whittle_nas.train.forward import hidden_and_blocks, labelled_hidden, labels_of
 from whittle_nas.train.losses import cross_entropy_sum
-from whittle_nas.train.options import Distillation, LossOptions, SandwichOptions, Strategy
+from whittle_nas.train.options import (
+    Distillation,
+    LossOptions,
+    SandwichOptions,
+    Strategy,
+    Weighting,
+)
 from whittle_nas.train.targets import Targets
 from whittle_nas.train.teacher import Lesson, Teacher, lesson_of
 from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
@@ -69,10 +75,14 @@ def networks_of_step(
         return [Network(sampler.sample(rng, 1)[0], Role.sampled)]
     count = 1 + options.num_random + options.train_smallest
     weight = 1 / count if options.mean else 1.0
-    sampled = sampler.sample(rng, options.num_random)
-    networks = [Network(full, Role.full, weight * options.full_weight)]
+    has_full = rng.random() < options.full_share if options.full_share < 1 else True
+    has_smallest = options.train_smallest
+    if options.smallest_share < 1:
+        has_smallest = has_smallest and rng.random() < options.smallest_share
+    sampled = sampler.sample(rng, count - has_full - has_smallest)
+    networks = [Network(full, Role.full, weight * options.full_weight)] if has_full else []
     networks += [Network(sub, Role.sampled, weight) for sub in sampled]
-    if options.train_smallest:
+    if has_smallest:
         networks.append(Network(smallest, Role.smallest, weight))
     return networks
 
@@ -122,7 +132,7 @@ def accumulate(
             hidden,
             supernet.head(network.sub),
             labels,
-            options,
+            _unscaled(options) if whole else options,
             targets=None if whole and in_place else lesson.targets,
             weight=network.weight,
             vocabulary=supernet.config.padded_vocab_size,
@@ -133,6 +143,11 @@ def accumulate(
         lesson = lesson if keep is None else Lesson(keep)
         summed.append(torch.stack([sums.ce, sums.kd]))
     return torch.stack(summed)
+
+
+def _unscaled(options: LossOptions) -> LossOptions:
+    """For the full network: it starts as its frozen teacher, and `balanced` would scale nothing."""
+    return replace(options, weighting=Weighting.fixed, ce_weight=options.weights[0])
 
 
 def _learn(

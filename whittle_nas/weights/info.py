@@ -25,6 +25,7 @@ class SupernetInfo:
         importance: how the weights were sorted, None if they were not.
         search_space: the space that was trained, in its explicit form, None if none was.
         training: how the super-network was trained, None if it was not.
+        sweep: what each dimension alone costs, and the space that follows; None if not measured.
     """
 
     layer_order: tuple[int, ...]
@@ -32,6 +33,12 @@ class SupernetInfo:
     importance: dict[str, Any] | None = None
     search_space: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
+    sweep: dict[str, Any] | None = None
+
+    @property
+    def fitted(self) -> dict[str, Any] | None:
+        """The search space `fitted`: the sizes that live, in its explicit form."""
+        return None if self.sweep is None else self.sweep.get("space")
 
     @classmethod
     def default(cls, config: Any) -> SupernetInfo:
@@ -60,7 +67,7 @@ class SupernetInfo:
             raise ConfigError(f"{path} is not a valid {FILE_NAME}: {reason}") from None
         except TypeError as error:
             raise ConfigError(f"{path} has an unknown or malformed key: {error}") from None
-        for name in ("importance", "search_space", "training"):
+        for name in ("importance", "search_space", "training", "sweep"):
             if not isinstance(getattr(info, name), (dict, type(None))):
                 raise ConfigError(f"{path}: {name} must be a mapping or null")
         whole = all(type(layer) is int for layer in info.layer_order)
@@ -80,6 +87,7 @@ class SupernetInfo:
                 "importance": self.importance,
                 "search_space": self.search_space,
                 "training": self.training,
+                "sweep": self.sweep,
             },
             sort_keys=False,
         )
