@@ -21,6 +21,7 @@ from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
 from whittle_nas.weights.files import WEIGHTS
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
+from whittle_nas.weights.norms import IMPORTANCE
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import HEAD, TABLE, found_in, same_table, tie_head
 
@@ -167,6 +168,8 @@ def write_checkpoint(
     copy_companions(source, out_dir)
     if info is not None:
         (out_dir / FILE_NAME).write_text(info.dump(), encoding="utf-8")
+        if info.norms is not None:  # its table is in there
+            shutil.copyfile(source / IMPORTANCE, out_dir / IMPORTANCE)
 
 
 def copy_companions(source: Path, out_dir: Path, *, leave: Container[str] = ()) -> None:
