@@ -15,6 +15,7 @@ from whittle_nas.cli.parser import make_parser, parse
 from whittle_nas.cli.selection import space_of
 from whittle_nas.data import load_blocks
 from whittle_nas.errors import ConfigError
+from whittle_nas.importance.narrowing import narrowed_stream
 from whittle_nas.importance.sorting import SortedTensors, read_importance
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
@@ -39,9 +40,12 @@ def run(checkpoint_dir: Path, out_dir: Path, text: Path, *more: str) -> int:
 
 def logits(path: Path) -> torch.Tensor:
     model = load_supernet(path).model
-    ids = torch.arange(40).unsqueeze(0) * 7 % model.config.padded_vocab_size
     with torch.no_grad():
-        return model(ids)
+        return model(ids_of(model.config))
+
+
+def ids_of(config: Config) -> torch.Tensor:
+    return torch.arange(40).unsqueeze(0) * 7 % config.padded_vocab_size
 
 
 def test_three_options_are_enough(checkpoint_dir, text, tmp_path, capsys):
@@ -141,6 +145,28 @@ def test_a_tied_head_is_untied_and_said_so(checkpoint_dir, text, tmp_path, capsy
     assert not open_checkpoint(out).tied
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     torch.testing.assert_close(logits(out), logits(checkpoint_dir), rtol=1e-4, atol=1e-4)
+
+
+def test_norm_factors_go_where_the_weights_go(checkpoint_dir, text, tmp_path, capsys):
+    """Into `supernet.yaml`, the table beside it, slices and exports, until the model is whole."""
+    out, small = tmp_path / "sorted", tmp_path / "small"
+    assert run(checkpoint_dir, out, text, "--norm_factors", "on") == 0
+    supernet = load_supernet(out)
+    assert supernet.info.importance is not None
+    assert supernet.info.importance["norms_scaled"] is True
+    assert supernet.info.norms is not None
+    sub = narrowed_stream(supernet.config, 0.75)
+    sizes = ["--checkpoint_dir", str(out), "--out_dir", str(small), "--subnetwork.n_embd", "36"]
+    assert main(["export", *sizes]) == 0
+    torch.testing.assert_close(logits(small), supernet.standalone(sub)(ids_of(supernet.config)))
+    torch.testing.assert_close(logits(out), logits(checkpoint_dir), rtol=1e-4, atol=1e-4)
+    capsys.readouterr()
+    assert run(checkpoint_dir, tmp_path / "auto", text) == 0
+    assert "norms of narrower networks are" in capsys.readouterr().out
+    assert run(checkpoint_dir, tmp_path / "off", text, "--norm_factors", "off") == 0
+    assert load_supernet(tmp_path / "off").info.norms is None
+    assert run(out, tmp_path / "again", text, "--norm_factors", "off") == 0
+    assert load_supernet(tmp_path / "again").info.norms is None
 
 
 def test_layer_order_and_neurons_can_be_chosen(checkpoint_dir, text, tmp_path):

@@ -18,6 +18,7 @@ from whittle_nas.importance.options import (
     HeadActivation,
     LayerCriterion,
     NeuronActivation,
+    NormFactors,
     Scope,
     SweepOptions,
 )
@@ -56,6 +57,7 @@ def importance(
     layer_width: float = 0.75,
     layer_blocks: int = 16,
     min_layers: int | None = None,
+    norm_factors: NormFactors = NormFactors.auto,
     batch_size: int = 4,
     micro_batch_size: int | None = None,
     report: ReportOptions = ReportOptions(),
@@ -97,6 +99,8 @@ def importance(
         layer_blocks: Blocks of calibration text for `greedy` and `block_drop`.
         min_layers: Layers that are left when `greedy` stops; they are ranked by what they cost
             last. Half of them by default.
+        norm_factors: Multiply the RMSNorms of narrower networks by what the channels that they lack
+            held on average; `auto` where that helps on the first `layer_blocks` blocks.
         batch_size: Sequences per calibration batch, over which the aggregation reduces.
         micro_batch_size: Sequences per forward pass, where a batch does not fit into memory.
         report: Measure random sub-networks before and after.
@@ -125,6 +129,7 @@ def importance(
     )
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
     from whittle_nas.weights.files import atomic_directory, check_free
+    from whittle_nas.weights.norms import scales_norms
 
     counts = {"layer_blocks": layer_blocks, "batch_size": batch_size}
     check_least(1, **counts, micro_batch_size=micro_batch_size, min_layers=min_layers)
@@ -140,11 +145,17 @@ def importance(
         layer_width=_share("layer_width", layer_width),
         layer_blocks=layer_blocks,
         min_layers=min_layers,
+        norm_factors=norm_factors,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
     )
     sweep.check()
     checkpoint = open_checkpoint(checkpoint_dir)
+    if norm_factors is NormFactors.on and not scales_norms(checkpoint.config):
+        raise ConfigError(
+            f"--norm_factors on: {checkpoint.config.name} has LayerNorms, and the factors are for "
+            "RMSNorms; use --norm_factors auto or off"
+        )
     _warn_if_sorted(checkpoint)
     seed_everything(seed)
     blocks = load_blocks(data, checkpoint_dir, config=checkpoint.config)
@@ -168,7 +179,7 @@ def importance(
             after = trial.run(load_supernet(partial, **where), "after sorting")
             trial.write(partial, before, after)
     print(f"calibrated on {blocks}")
-    _summary(found, measured.notes, out_dir)
+    _summary(found, [*measured.notes, settled.note], out_dir)
 
 
 def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed: int) -> Any:
@@ -197,7 +208,7 @@ def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed:
 def _summary(found: Any, notes: Sequence[str], out_dir: Path) -> None:
     from whittle_nas.cli.common import command_line
 
-    for note in notes:
+    for note in filter(None, notes):
         print(note)
     order = ", ".join(map(str, found.layer_order))
     print(f"layers, most important first: {order}")

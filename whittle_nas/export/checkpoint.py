@@ -48,7 +48,8 @@ def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> 
     Raises:
         ConfigError: if the sizes do not fit the model, or no Hugging Face architecture has them.
     """
-    slices = plan_slices(sub, source.config, head_channels=source.info.head_channels)
+    info = source.info
+    slices = plan_slices(sub, source.config, head_channels=info.head_channels, norms=info.norms)
     if sub.sizes() is None:
         raise ConfigError(
             f"--format {'hf' if to_hf else 'litgpt'}: its config has one size for all blocks, and "

@@ -19,6 +19,7 @@ from whittle_nas.progress import Progress, no_progress
 _CHUNK = 2**24
 # Layers that a round of `greedy_order` tries together.
 _SHORTLIST = 4
+_FEW = 8
 
 
 def losses_without(
@@ -85,7 +86,8 @@ def greedy_order(
 
     What a layer costs hardly ever falls while others go. So the last known costs are a shortlist:
     a round tries the cheapest few layers, and more only while one of the others was cheaper when
-    it was tried last. The first costs, of all layers, come from a quarter of the text.
+    it was tried last. The first costs, of all layers, come from a quarter of the text. While there
+    are few layers, every round tries them all.
 
     Args:
         model: `litgpt.GPT`, in evaluation mode.
@@ -99,7 +101,9 @@ def greedy_order(
         the model had just after it was dropped, or would have had.
     """
     kept = list(range(model.config.n_layer))
-    costs = _first_costs(model, tokens, kept, batch_size, progress)
+    costs = dict.fromkeys(kept, 0.0)
+    if len(kept) > _FEW:
+        costs = _first_costs(model, tokens, kept, batch_size, progress)
     dropped, losses = [], [0.0] * len(kept)
     loss = loss_of(model, tokens, kept=kept, batch_size=batch_size)
     rounds = len(kept) - max(min_layers, 1)
@@ -136,7 +140,8 @@ def _cheapest(
     waiting = sorted(kept, key=costs.__getitem__)
     tried: list[int] = []
     while waiting and (not tried or min(map(costs.__getitem__, tried)) > costs[waiting[0]]):
-        several, waiting = waiting[:_SHORTLIST], waiting[_SHORTLIST:]
+        number = len(waiting) if len(kept) <= _FEW else _SHORTLIST
+        several, waiting = waiting[:number], waiting[number:]
         found = losses_without(model, tokens, several, kept=kept, batch_size=batch_size)
         costs.update({layer: without - loss for layer, without in found.items()})
         tried += several

@@ -14,7 +14,7 @@ from torch import Tensor
 from whittle_nas.importance import layers
 from whittle_nas.importance.bases import Covariances, choose_rotation, with_matrices
 from whittle_nas.importance.magnitude import by_magnitude
-from whittle_nas.importance.narrowing import narrowed_sizes
+from whittle_nas.importance.narrowing import narrowed_sizes, narrowed_stream
 from whittle_nas.importance.options import (
     Aggregation,
     Basis,
@@ -22,6 +22,7 @@ from whittle_nas.importance.options import (
     HeadActivation,
     LayerCriterion,
     NeuronActivation,
+    NormFactors,
     Scope,
 )
 from whittle_nas.importance.scores import Scores, rank
@@ -33,15 +34,19 @@ from whittle_nas.importance.sorting import (
     read_importance,
     write_importance,
 )
-from whittle_nas.importance.statistics import collect
+from whittle_nas.importance.statistics import collect, norm_shares
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.reading import read_json
 from whittle_nas.weights import axes
 from whittle_nas.weights.bases import Bases, compose
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
 from whittle_nas.weights.info import FILE_NAME as INFO
+from whittle_nas.weights.norms import NormTable, scales_norms
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import untied
+
+# Widths of the networks that say whether norm factors help.
+_JUDGED = (0.875, 0.75, 0.5)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class MeasureOptions:
     layer_width: float = 0.75
     layer_blocks: int = 16
     min_layers: int | None = None
+    norm_factors: NormFactors = NormFactors.auto
     batch_size: int = 4
     micro_batch_size: int | None = None
 
@@ -80,6 +86,7 @@ class MeasureOptions:
             "layer_width": self.layer_width,
             "layer_blocks": self.layer_blocks,
             "min_layers": self.min_layers,
+            "norm_factors": self.norm_factors.value,
             "batch_size": self.batch_size,
         }
 
@@ -107,10 +114,16 @@ class Settled:
     Attributes:
         layer_order: layer ids, most important first.
         layer_losses: (L,) nats per token that order the layers; NaN with block importance.
+        norm_shares: the table of `norm_shares`, None if norms were not looked at.
+        norms_scaled: whether norms get factors.
+        note: a sentence for the user about that.
     """
 
     layer_order: tuple[int, ...]
     layer_losses: tuple[float, ...]
+    norm_shares: Tensor | None = None
+    norms_scaled: bool = False
+    note: str = ""
 
 
 def measure(
@@ -168,18 +181,59 @@ def settle(
     *,
     progress: Progress = no_progress,
 ) -> Settled:
-    """Order the layers of a sorted model by what its narrow networks lose without them.
+    """Decide by narrow networks of a sorted model how its norms and layers are treated.
 
     Args:
         supernet: the sorted model.
-        tokens: (N, T + 1) token ids; the first `layer_blocks` are used.
+        tokens: (N, T + 1) token ids; the first `layer_blocks` judge, factors come from the next.
         scores: of the model.
         options: what is measured.
         progress: shows what is done.
+
+    Raises:
+        ConfigError: if factors were asked for norms that have none.
     """
+    model, config = supernet.model, supernet.config
     sample = tokens[: options.layer_blocks]
+    shares, used, note = None, False, ""
+    if options.norm_factors is not NormFactors.off and scales_norms(config):
+        size = options.micro_batch_size or options.batch_size
+        others = tokens[len(sample) : 3 * len(sample)]
+        found = others if len(others) else sample
+        shares = norm_shares(model, found[:, :-1], batch_size=size, progress=progress)
+        scaled = SuperNetwork(model, replace(supernet.info, norms=NormTable.of(shares, config)))
+        used, note = _judge_factors(supernet, scaled, sample, options, progress)
+        supernet = scaled if used else supernet
     order, losses = _layer_order(supernet, sample, scores, options, progress)
-    return Settled(tuple(order), tuple(losses))
+    return Settled(tuple(order), tuple(losses), shares, used, note)
+
+
+def _judge_factors(
+    plain: SuperNetwork,
+    scaled: SuperNetwork,
+    sample: Tensor,
+    options: MeasureOptions,
+    progress: Progress,
+) -> tuple[bool, str]:
+    """Whether narrow networks are better with norm factors, and a sentence about it."""
+    if options.norm_factors is NormFactors.on:
+        return True, "norms of narrower networks are scaled for the channels that they lack"
+    config, kept = plain.config, range(plain.config.n_layer)
+    size = options.micro_batch_size or options.batch_size
+    subs = [make(config, w) for w in _JUDGED for make in (narrowed_stream, narrowed_sizes)]
+    losses = {True: 0.0, False: 0.0}
+    for sub in progress(subs, "comparing norms", len(subs)):
+        for with_factors, supernet in ((False, plain), (True, scaled)):
+            with torch.inference_mode():
+                model = supernet.subnet(sub)
+            loss = layers.loss_of(model, sample, kept=kept, batch_size=size)
+            losses[with_factors] += loss / len(subs)
+    better = losses[True] < losses[False]
+    return better, (
+        f"norms of narrower networks are {'scaled' if better else 'left alone'}: with factors "
+        f"they have {losses[True]:.3f} nats per token, without {losses[False]:.3f} (calibration "
+        "text)"
+    )
 
 
 def _layer_order(
@@ -227,7 +281,7 @@ def write_sorted(
         tensors,
         config=untied(checkpoint.config) if rotated else checkpoint.config,
         source=checkpoint.path,
-        info=checkpoint.info,
+        info=replace(checkpoint.info, importance=None, norms=None),  # `record` writes them
         progress=progress,
     )
     described = checkpoint.path / "config.json"
@@ -281,6 +335,14 @@ def _since_the_beginning(
     settings = {
         **settings,
         "rotated": isinstance(bases.embd, Tensor),
+        "norms_scaled": settled.norms_scaled,
         "times_sorted": times,
     }
-    return SortedFrom(scores, bases, settled.layer_order, settled.layer_losses, settings)
+    return SortedFrom(
+        scores,
+        bases,
+        settled.layer_order,
+        settled.layer_losses,
+        settings,
+        settled.norm_shares if settled.norms_scaled else None,
+    )

@@ -14,9 +14,9 @@ from torch import Tensor
 from whittle_nas.errors import ConfigError
 from whittle_nas.importance.scores import Scores
 from whittle_nas.weights.bases import Bases, LayerBasis, transform
+from whittle_nas.weights.norms import IMPORTANCE, NORM_SHARES
 
-FILE_NAME = "importance.safetensors"
-NORM_SHARES = "norm_shares"
+FILE_NAME = IMPORTANCE
 _PER_LAYER = ("neurons", "groups", "heads", "qk_channels", "value_channels")
 
 

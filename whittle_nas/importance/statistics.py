@@ -175,6 +175,40 @@ def _output(running: RunningScores, kind: str, name: str) -> Callable[..., None]
     return lambda _module, _inputs, output: running.add(kind, name, output)
 
 
+def norm_shares(
+    model: Any, tokens: Tensor, *, batch_size: int = 4, progress: Progress = no_progress
+) -> Tensor:
+    """What the first channels hold of every norm's input: (N, D) in float32, on the CPU.
+
+    For each norm, in the order of `axes.norms`, and k = 1..D the mean of |x_(1..k)| / |x|.
+
+    Args:
+        model: `litgpt.GPT`, in evaluation mode.
+        tokens: (N, T) token ids.
+        batch_size: sequences per forward pass.
+        progress: shows the passes.
+    """
+    names, device = axes.norms(model.config), model.cos.device
+    totals = torch.zeros(len(names), model.config.n_embd, dtype=torch.float64, device=device)
+    body, batches = without_head(model), tokens.split(batch_size)
+
+    def adding(row: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+            energies = inputs[0].flatten(0, -2).float().square().cumsum(-1)  # (B * T, D)
+            whole = energies[:, -1:].clamp_min(torch.finfo(torch.float32).tiny)
+            totals[row] += (energies / whole).sqrt_().sum(0)
+
+        return hook
+
+    with torch.inference_mode(), ExitStack() as stack:
+        for row, name in enumerate(names):
+            norm = model.get_submodule(name.removesuffix(".weight"))
+            stack.callback(norm.register_forward_pre_hook(adding(row)).remove)
+        for batch in progress(batches, "measuring norms", len(batches)):
+            body(batch.to(device))
+    return (totals / tokens.numel()).float().cpu()
+
+
 def _covariance_hooks(
     model: Any, found: Covariances
 ) -> Iterator[tuple[nn.Module, Callable[..., None]]]:

@@ -53,7 +53,8 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
     Raises:
         ConfigError: if the sizes do not fit.
     """
-    plan = plan_slices(sub, checkpoint.config, head_channels=checkpoint.info.head_channels)
+    info = checkpoint.info
+    plan = plan_slices(sub, checkpoint.config, head_channels=info.head_channels, norms=info.norms)
     if sub.sizes() is None:
         raise ConfigError(
             f"a sub-network whose blocks differ ({sub}) has no checkpoint of its own; train "

@@ -21,6 +21,7 @@ from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
 from whittle_nas.weights.files import WEIGHTS
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
+from whittle_nas.weights.norms import IMPORTANCE
 from whittle_nas.weights.shortcuts import KEY as SHORTCUTS
 from whittle_nas.weights.shortcuts import check_no_shortcuts, config_class, model_class
 from whittle_nas.weights.supernet import SuperNetwork
@@ -177,6 +178,8 @@ def write_checkpoint(
     copy_companions(source, out_dir)
     if info is not None:
         (out_dir / FILE_NAME).write_text(info.dump(), encoding="utf-8")
+        if info.norms is not None:  # its table is in there
+            shutil.copyfile(source / IMPORTANCE, out_dir / IMPORTANCE)
 
 
 def copy_companions(source: Path, out_dir: Path, *, leave: Container[str] = ()) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_yaml
 from whittle_nas.space.subnetwork import HeadChannels
+from whittle_nas.weights.norms import NormTable
 
 FILE_NAME = "supernet.yaml"
 
@@ -26,6 +27,7 @@ class SupernetInfo:
         search_space: the space that was trained, in its explicit form, None if none was.
         training: how the super-network was trained, None if it was not.
         sweep: what each dimension alone costs, and the space that follows; None if not measured.
+        norms: factors of the norms of narrower networks, None if there are none.
     """
 
     layer_order: tuple[int, ...]
@@ -34,6 +36,7 @@ class SupernetInfo:
     search_space: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     sweep: dict[str, Any] | None = None
+    norms: NormTable | None = field(default=None, compare=False)
 
     @property
     def fitted(self) -> dict[str, Any] | None:
@@ -76,6 +79,8 @@ class SupernetInfo:
                 f"{path}: layer_order={list(info.layer_order)} must hold each layer id from 0 to "
                 f"{config.n_layer - 1} once"
             )
+        if (info.importance or {}).get("norms_scaled"):
+            return replace(info, norms=NormTable.read(checkpoint_dir, config))
         return info
 
     def dump(self) -> str:

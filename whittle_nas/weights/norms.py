@@ -21,7 +21,7 @@ NORM_SHARES = "norm_shares"
 
 
 @dataclass(frozen=True, eq=False)
-class NormFactors:
+class NormTable:
     """Factors of all norms of a model.
 
     Attributes:
@@ -34,12 +34,12 @@ class NormFactors:
     rows: dict[str, int]
 
     @classmethod
-    def of(cls, shares: Tensor, config: Any) -> NormFactors:
+    def of(cls, shares: Tensor, config: Any) -> NormTable:
         """Factors of the model of a config."""
         return cls(shares, {name: row for row, name in enumerate(axes.norms(config))})
 
     @classmethod
-    def read(cls, checkpoint_dir: Path, config: Any) -> NormFactors:
+    def read(cls, checkpoint_dir: Path, config: Any) -> NormTable:
         """Read the table that `nas importance` measured.
 
         Raises:
@@ -70,3 +70,8 @@ class NormFactors:
         if row is None or n_embd == width:
             return None
         return (width / n_embd) ** 0.5 * self.shares[row, n_embd - 1].item()
+
+
+def scales_norms(config: Any) -> bool:
+    """Whether a model's norms divide by a root mean square, for which the factors are made."""
+    return config.norm_class_name == "RMSNorm"

@@ -11,6 +11,7 @@ import torch
 from whittle_nas.space.rules import check, check_supported
 from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
+from whittle_nas.weights.norms import NormTable
 
 Index = int | torch.Tensor | None  # first entries | these entries | all
 
@@ -25,12 +26,14 @@ class Cut:
         strip: (count, step, length) if the only gather keeps the first `length` of every `step`
             entries, `count` times, as grouped heads do: a view with one more dimension.
         factor: what the slice is multiplied with, None for 1.
+        shift: what is added then.
     """
 
     narrows: tuple[tuple[int, int], ...]
     gathers: tuple[tuple[int, torch.Tensor], ...]
     strip: tuple[int, int, int] | None = None
     factor: float | None = None
+    shift: float = 0.0
 
     @property
     def copies(self) -> bool:
@@ -67,7 +70,7 @@ class SlicePlan:
         blocks: its blocks; block i of the sub-network is `blocks[i]`.
         selection: what is kept outside the blocks.
         full_config: the super-network's config.
-        factors: a constant for a tensor of the sub-network, by its name; None: there are none.
+        norms: factors of the norms of narrower networks, None if there are none.
     """
 
     sub: SubNetwork
@@ -75,7 +78,7 @@ class SlicePlan:
     blocks: tuple[BlockPlan, ...]
     selection: axes.Selection
     full_config: Any
-    factors: Callable[[str], float | None] | None = None
+    norms: NormTable | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -84,7 +87,7 @@ class SlicePlan:
 
     def factor(self, name: str) -> float | None:
         """What the slice of a tensor is multiplied with, None for 1."""
-        return None if self.factors is None else self.factors(name)
+        return self.norms and self.norms(self.source_name(name), self.sub.n_embd)
 
     def source_name(self, name: str) -> str:
         """The super-network's name of a parameter of the sub-network."""
@@ -128,7 +131,10 @@ class SlicePlan:
         if len(gathers) == 1:
             dim, ids = gathers[0]
             strip = _strip(ids.tolist(), axes.dim_size(full[dim], self.full_config))
-        return Cut(tuple(narrows), tuple(gathers), strip, self.factor(name))
+        factor = self.factor(name)
+        # A norm that multiplies by 1 + w has (1 + w) c = 1 + (w c + c - 1).
+        shift = factor - 1 if factor and axes.has_unit_offset(self.full_config) else 0.0
+        return Cut(tuple(narrows), tuple(gathers), strip, factor, shift)
 
     def cuts(self, device: torch.device | None = None) -> Callable[[str], Cut]:
         """As `cut`, computed once for all layers of one shape."""
@@ -149,6 +155,7 @@ def plan_slices(
     config: Any,
     *,
     head_channels: HeadChannels = HeadChannels.rope,
+    norms: NormTable | None = None,
 ) -> SlicePlan:
     """Resolve a sub-network of the model of `config`.
 
@@ -156,6 +163,7 @@ def plan_slices(
         sub: the sub-network.
         config: the super-network's `litgpt.Config` (or `litgpt.lora.Config`).
         head_channels: how a smaller head chooses its query and key channels.
+        norms: factors of the norms of narrower networks.
 
     Raises:
         ConfigError: if it does not fit, naming each violated rule.
@@ -181,6 +189,7 @@ def plan_slices(
         blocks=tuple(blocks),
         selection=blocks[0].selection,
         full_config=config,
+        norms=norms,
     )
 
 
@@ -219,7 +228,7 @@ def take(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
         tensor = tensor.narrow(dim, 0, length)
     for dim, index in cut.gathers:  # after narrowing, so that less is copied
         tensor = tensor.index_select(dim, index)
-    return tensor if cut.factor is None else tensor * cut.factor
+    return _scaled(tensor, cut)
 
 
 def view_of(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
@@ -244,7 +253,13 @@ def copied(view: torch.Tensor, cut: Cut) -> torch.Tensor:
     else:
         for dim, index in cut.gathers:
             view = view.index_select(dim, index)
-    return view if cut.factor is None else view * cut.factor
+    return _scaled(view, cut)
+
+
+def _scaled(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    if cut.factor is None:
+        return tensor
+    return tensor * cut.factor + cut.shift if cut.shift else tensor * cut.factor
 
 
 def slice_state_dict(

@@ -100,7 +100,9 @@ class SuperNetwork:
         Raises:
             ConfigError: if the sizes do not fit, naming each violated rule.
         """
-        return plan_slices(sub, self.config, head_channels=self.info.head_channels)
+        return plan_slices(
+            sub, self.config, head_channels=self.info.head_channels, norms=self.info.norms
+        )
 
     def subnet(
         self, sub: SubNetwork, *, hidden: bool = False, checkpoint_blocks: bool = False
@@ -214,10 +216,7 @@ class SuperNetwork:
         """
         block, prefix = plan.blocks[at], f"transformer.h.{at}"
         sizes = (plan.sub.n_embd, block.shape, block.layer, plan.config.rope_n_elem)
-        factors = plan.factors and [
-            plan.factor(name) for name in plan.parameter_names() if name.startswith(f"{prefix}.")
-        ]
-        key = (*sizes, recompute, str(factors), *self._placement())
+        key = (*sizes, recompute, *self._placement())
         found = self._blocks.pop(key, None)
         if found is None:
             skeleton, full = self._block(plan, block, shell), self.model.transformer.h[block.layer]
