@@ -25,7 +25,7 @@ checkpoint=${CHECKPOINT:-checkpoints/SmolLM2-135M-Instruct}
 case "$checkpoint" in /* | checkpoints/*) ;; *) checkpoint=$here/$checkpoint ;; esac
 [ -n "${CHECKPOINT:-}" ] || scripts/get_smollm2.sh "$PWD/$checkpoint"
 export HF_HUB_OFFLINE=1
-config=configs/SmolLM2-135M-Instruct
+config=whittle_nas/configs/SmolLM2-135M-Instruct
 tool="python scripts/demo_smollm2.py"
 mkdir -p "$out"
 

@@ -63,7 +63,7 @@ class Checkpoint:
 
         return num_params(self.config)
 
-    def subnetwork(self, **sizes: int) -> SubNetwork:
+    def subnetwork(self, **sizes: Any) -> SubNetwork:
         """A sub-network; sizes that are not given are the model's.
 
         Raises:

@@ -73,7 +73,7 @@ class Report:
         named: what the rows are, for the legend.
         others: points without a row in the table.
         others_named: what those are.
-        original: the model before any training, a star in the chart.
+        original: the whole model, a star in the chart.
         growth: dominated share of the objectives' range after each trial.
         details: texts to unfold, by their heading.
         numbers: file with the same numbers.

@@ -13,7 +13,7 @@ from whittle_nas.weights.files import atomic_file
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
 COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-_STAR = {"marker": "*", "s": 190, "color": "black", "zorder": 5}  # the original model
+_STAR = {"marker": "*", "s": 190, "color": "black", "zorder": 5}  # the whole model
 
 
 def plot_importance(
@@ -122,7 +122,7 @@ def plot_front(
         trials: (N, M) values of all trials.
         front: (K, M) values of the front.
         hypervolume: dominated share of the objectives' range after each trial.
-        original: metrics of the whole model before any training, a star.
+        original: metrics of the whole model, a star.
     """
     from matplotlib.figure import Figure
 
@@ -156,7 +156,7 @@ def _draw_front(
     style = {"linestyle": line, "marker": "o", "drawstyle": "steps-post"}
     panel.plot([v / unit for v in x], y, color=BLUE, label="front", **style)
     if whole[0] is not None and whole[1] is not None:
-        panel.scatter([whole[0] / unit], [whole[1]], label="original model", **_STAR)
+        panel.scatter([whole[0] / unit], [whole[1]], label="whole model", **_STAR)
         if name.startswith("num_params"):
             _add_percent(panel, whole[0] / unit)
     # Tiny sub-networks may be hundreds of times worse; they would flatten the picture.

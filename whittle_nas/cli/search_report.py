@@ -93,6 +93,7 @@ def _draw(request: Request, outcome: Outcome, growth: Sequence[float]) -> None:
         trials=points_of(shown, request.objectives),
         front=[[entry.metrics[name] for name in request.objectives] for entry in entries],
         hypervolume=growth,
+        original=outcome.front.whole.get("metrics"),
     )
 
 

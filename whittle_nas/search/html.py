@@ -46,11 +46,17 @@ def render(front: Front, trials: Sequence[Trial], hypervolume: Sequence[float], 
         named="on the front",
         others=[_trial(front, trial) for trial in trials],
         others_named="trials",
+        original=_original(front),
         growth=hypervolume,
         details={"How it was measured": json.dumps(dict(front.how_measured), indent=1)},
         numbers="trials.csv and front.json",
     )
     return page.render(report)
+
+
+def _original(front: Front) -> Row | None:
+    metrics = front.whole.get("metrics")
+    return Row("whole model", metrics) if metrics else None
 
 
 def _row(front: Front, entry: FrontEntry, path: str) -> Row:
