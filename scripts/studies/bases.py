@@ -17,12 +17,22 @@ import torch
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.narrowing import narrowed_sizes, narrowed_stream
+from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet
 from whittle_nas.weights.supernet import SuperNetwork
 
 STREAM, QUICK = (15 / 16, 7 / 8, 3 / 4, 1 / 2), (7 / 8, 3 / 4)
 WIDTHS = (0.9, 0.8, 0.7, 0.6)
 HEADS = (1 / 2, 1 / 4)
+
+
+def narrowed_heads(config: Any, width: float) -> SubNetwork:
+    """A network with smaller heads, and everything else."""
+    size = max(1, round(width * config.head_size))
+    blocks = SubNetwork.from_config(config).blocks
+    return SubNetwork(
+        config.n_embd, tuple(block and block._replace(head_size=size) for block in blocks)
+    )
 
 
 def networks(config: Any, *, quick: bool) -> dict[str, Any]:

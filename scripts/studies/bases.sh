@@ -18,7 +18,7 @@ study() { # name, checkpoint, calibration text, held-out text, calibration block
   [ -d "$checkpoint" ] || { echo "skipped: no $checkpoint" >&2; return; }
   for basis in permutation rotation; do
     stage "$out/$name/$basis" nas importance --checkpoint_dir "$checkpoint" \
-      --data.files "$calibration" --data.valid_fraction 0 --data.num_blocks "$blocks" \
+      --data.files "$calibration" --data.column "${column:-text}" --data.valid_fraction 0 --data.num_blocks "$blocks" \
       --layer_order block_importance --basis "$basis" --norm_factors on
     sorted+=("$basis=$out/$name/$basis")
   done
@@ -33,5 +33,5 @@ for name in ${MODELS:-stories260K babyllama-char361 pydoc-1m}; do
       "$shared/tinystories/valid.jsonl" 128 ;;
   esac
 done
-[ -z "${SMOLLM2:-}" ] || study SmolLM2-135M "$SMOLLM2" "$shared/calib/c4_pf.jsonl" \
+[ -z "${SMOLLM2:-}" ] || column=prefix study SmolLM2-135M "$SMOLLM2" "$shared/calib/c4_pf.jsonl" \
   "$shared/calib/c4_demo.jsonl" 24 --blocks 8 --block_size 512 --sizes quick

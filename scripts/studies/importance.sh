@@ -17,8 +17,9 @@ mkdir -p "$out"
 # Options and values in turn; `all of the published code's choices` is the last of the short list.
 variants=(
   default
-  "basis permutation"
-  "basis rotation"
+  "basis permutation norm_factors off"
+  "basis rotation norm_factors off"
+  "basis rotation norm_factors on"
   "scope global"
   "neuron_activation fc"
   "head_activation proj_input"
