@@ -101,7 +101,7 @@ def test_search_ranks_repaired_subnetworks_and_remembers_it(
     front = json.loads((out_dir / "front.json").read_text())
     assert front["how_measured"]["repair"] == {"blocks": 24, "block_size": 32}
     net = load_supernet(checkpoint_dir)
-    for entry in read_front(out_dir / "front.json").entries:
+    for entry in read_front(out_dir / "front.json", net.info.layer_order).entries:
         model = net.standalone(entry.subnetwork, repair(net, entry.subnetwork, tokens).patch)
         assert entry.metrics["val_loss"] == pytest.approx(nats_per_token(model, tokens), rel=1e-4)
         assert entry.metrics["repair_seconds"] > 0
