@@ -82,7 +82,9 @@ def test_the_report_compares_before_and_after(checkpoint_dir, text, tmp_path, ca
     each = [(s["before"] - s["after"]) / s["before"] for s in report["subnetworks"]]
     assert report["rpd"]["mean"] == pytest.approx(sum(each) / 5)
     assert (out / "rpd.png").stat().st_size > 1000
-    assert "RPD" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"RPD {report['steps']['permuted']:.3f} permuted" in shown
+    assert {"with norm factors", "without norm factors"} & set(report["steps"])
 
 
 def test_same_seed_same_files_byte_for_byte(checkpoint_dir, text, tmp_path):

@@ -176,8 +176,10 @@ def importance(
         if sweep.num_tokens:
             sweep_sizes(partial, load_supernet(partial, **where), blocks, sweep)
         if trial:
-            after = trial.run(load_supernet(partial, **where), "after sorting")
-            trial.write(partial, before, after)
+            supernet = load_supernet(partial, **where)
+            after = trial.run(supernet, "after sorting")
+            steps = trial.steps(checkpoint, measured, settled, supernet)
+            trial.write(partial, before, after, steps)
     print(f"calibrated on {blocks}")
     _summary(found, [*measured.notes, settled.note], out_dir)
 

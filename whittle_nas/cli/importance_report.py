@@ -7,10 +7,13 @@ runs those imports to read the signature.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from litgpt import GPT
 
 from whittle_nas.cli.common import progress_bar
 from whittle_nas.cli.selection import space_for
@@ -19,11 +22,13 @@ from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.options import LayerCriterion, SweepOptions
 from whittle_nas.importance.pipeline import Measured, Settled
 from whittle_nas.importance.report import draw_subnetworks, make_report, perplexities
+from whittle_nas.importance.sorting import SortedTensors
 from whittle_nas.importance.sweep import sweep
 from whittle_nas.plots import plot_before_after, plot_importance, plot_sweep
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.info import FILE_NAME
+from whittle_nas.weights.norms import NormTable
 from whittle_nas.weights.supernet import SuperNetwork
 
 _SWEPT = 256  # tokens of a block that the sweep looks at: many texts say more than long ones
@@ -50,10 +55,42 @@ class Trial:
             progress=progress_bar,
         )
 
-    def write(self, out_dir: Path, before: list[float], after: list[float]) -> None:
+    def steps(
+        self, checkpoint: Checkpoint, measured: Measured, settled: Settled, final: SuperNetwork
+    ) -> dict[str, list[float]]:
+        """Perplexities with one of the steps left out: norm factors, or matrices."""
+        found, info = {}, final.info
+        if settled.norm_shares is not None:
+            table = NormTable.of(settled.norm_shares, final.config)
+            name = "without norm factors" if info.norms else "with norm factors"
+            other = replace(info, norms=None if info.norms else table)
+            found[name] = self.run(SuperNetwork(final.model, other), name)
+        if measured.orders is not measured.bases:
+            like = final.model.lm_head.weight
+            with torch.device("meta"):
+                model = GPT(checkpoint.config)
+            tensors = SortedTensors(checkpoint.state_dict, measured.orders, checkpoint.config)
+            model.load_state_dict(dict(tensors), assign=True)
+            model.cos, model.sin = model.rope_cache()
+            model = model.to(like).requires_grad_(False).eval()
+            permuted = SuperNetwork(model, replace(info, norms=None))
+            found["permuted"] = self.run(permuted, "permuted")
+        return found
+
+    def write(
+        self,
+        out_dir: Path,
+        before: list[float],
+        after: list[float],
+        steps: Mapping[str, list[float]],
+    ) -> None:
         """Write `rpd.json` and `rpd.png`, and print the figures."""
         report = make_report(self.subnetworks[1:], before, after, self.config)
-        text = json.dumps({**self.conditions, **report.to_dict()}, indent=2)
+        means = {
+            name: make_report(self.subnetworks[1:], before, other, self.config).improvement.mean
+            for name, other in steps.items()
+        }
+        text = json.dumps({**self.conditions, **report.to_dict(), "steps": means}, indent=2)
         (out_dir / "rpd.json").write_text(text + "\n", encoding="utf-8")
         found = report.improvement
         plot_before_after(
@@ -69,6 +106,8 @@ class Trial:
             f"{found.quantile_10:.3f} to {found.quantile_90:.3f}), "
             f"{found.share_improved:.0%} of {found.num_subnetworks} sub-networks improved"
         )
+        for name, mean in means.items():
+            print(f"RPD {mean:.3f} {name}")
         print(f"whole model: perplexity {report.full_before:.4f} -> {report.full_after:.4f}")
         print(f"measured on {self.text}")
 

@@ -99,11 +99,13 @@ class Measured:
         scores: of all entries by the model's own ids; of channels that a matrix makes, by the new
             channels.
         bases: the new basis.
+        orders: the same without matrices; the same value where there are none.
         notes: sentences for the user.
     """
 
     scores: Scores
     bases: Bases
+    orders: Bases
     notes: tuple[str, ...] = ()
 
 
@@ -165,12 +167,12 @@ def measure(
     )
     if options.criterion is Criterion.magnitude:
         scores = by_magnitude(scores, model)
-    bases = rank(scores, config, scope=options.scope)
+    bases = orders = rank(scores, config, scope=options.scope)
     if covariances is not None:
         scores, bases = with_matrices(
             scores, bases, covariances, model, values=options.turns_values
         )
-    return Measured(scores, bases, (note,) if note else ())
+    return Measured(scores, bases, orders, (note,) if note else ())
 
 
 def settle(
