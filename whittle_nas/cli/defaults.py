@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.shipped import read_path
 from whittle_nas.errors import ConfigError
 
-# A model below the first is trained whole; adapters cost it more quality than they save memory.
-_SMALL, _LARGE = 50_000_000, 1_000_000_000
+_SMALL, _LARGE = 50_000_000, 1_000_000_000  # parameters
 _ROWS = 8  # of a step; micro-batches are smaller where memory is
 
 
@@ -30,13 +30,13 @@ def model_config(checkpoint_dir: str) -> Any:
             return read_model_config(directory / "model_config.yaml")
         if (directory / "config.json").is_file():
             return litgpt_config(directory)[0]
-    try:
-        return Config.from_name(checkpoint_dir)
-    except ValueError:
-        raise ConfigError(
-            f"--checkpoint_dir {checkpoint_dir} is no checkpoint here and not in litgpt's list "
-            "(`litgpt download list`); download it first"
-        ) from None
+    for name in (checkpoint_dir, path.name):  # an id of the hub, or litgpt's own name
+        with contextlib.suppress(ValueError):
+            return Config.from_name(name)
+    raise ConfigError(
+        f"--checkpoint_dir {checkpoint_dir} is no checkpoint here and not in litgpt's list "
+        "(`litgpt download list`); download it first"
+    )
 
 
 def stage_defaults(config: Any) -> dict[str, dict[str, Any]]:
@@ -45,23 +45,9 @@ def stage_defaults(config: Any) -> dict[str, dict[str, Any]]:
 
     size = num_params(config)
     tokens = min(config.block_size, 128 if size < _SMALL else 512)
-    whole = {
-        "lora": None,
-        "optimizer.lr": 1e-3 if size < 5_000_000 else 3e-4,
-        "trainer.max_steps": 200,
-        "trainer.max_epochs": 1000,
-        "sandwich.full_weight": 4.0,
-    }
-    adapters = {"lora.r": 32, "optimizer.lr": 2e-4, "trainer.max_steps": 1000,
-                "trainer.max_epochs": 1000}  # fmt: skip
     number = {"dtype": "bfloat16"} if size >= _LARGE else {}
-    finetune = {
-        "data.block_size": tokens,
-        "loss.distillation": "forward_kl",
-        "batch_size": _ROWS,
-        "trainer.gradient_clip_val": 1.0,
-        **(whole if size < _SMALL else adapters),
-    }
+    # What is trained, how long and how fast the command chooses itself.
+    finetune: dict[str, Any] = {"data.block_size": tokens, "batch_size": _ROWS}
     if size >= _LARGE:
         finetune["trainer.precision"] = "bf16-mixed"
     return {
@@ -94,7 +80,7 @@ def fitted(config: Any, options: dict[str, Any], memory: int) -> tuple[dict[str,
     for recompute in (False, True):
         rows = options["batch_size"]
         while rows:
-            needed = _training_bytes(config, options, rows, recompute)
+            needed = _training_bytes(config, options, memory, rows=rows, recompute=recompute)
             if needed <= 0.9 * memory:
                 changed = {"batch_size": rows}
                 if rows < options["batch_size"]:
@@ -106,16 +92,22 @@ def fitted(config: Any, options: dict[str, Any], memory: int) -> tuple[dict[str,
     return options | {"batch_size": 1, "checkpoint_blocks": True}, needed
 
 
-def _training_bytes(config: Any, options: dict[str, Any], rows: int, recompute: bool) -> int:
-    from whittle_nas.train.memory import estimate_memory
-    from whittle_nas.train.options import Distillation, LoraOptions, LossOptions
+def _training_bytes(
+    config: Any, options: dict[str, Any], memory: int, *, rows: int, recompute: bool
+) -> int:
+    from whittle_nas.train.memory import choose_adapters, estimate_memory
+    from whittle_nas.train.options import LoraOptions, LossOptions, Weights
 
-    return estimate_memory(
-        config,
-        None if "lora" in options else LoraOptions(r=options["lora.r"]),
-        batch=rows,
-        tokens=options["data.block_size"],
-        precision=options.get("trainer.precision", "32-true"),
-        loss=LossOptions(distillation=Distillation(options["loss.distillation"])),
-        checkpoint_blocks=recompute,
-    ).total
+    def needed(adapters: LoraOptions | None) -> int:
+        return estimate_memory(
+            config,
+            adapters,
+            batch=rows,
+            tokens=options["data.block_size"],
+            precision=options.get("trainer.precision", "32-true"),
+            loss=LossOptions(),
+            checkpoint_blocks=recompute,
+        ).total
+
+    chosen = choose_adapters(LoraOptions(), Weights.auto, lambda: needed(None), memory, config)
+    return needed(chosen)
