@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from tests.cli.test_main import nas
+from tests.conftest import tiny_config
 from whittle_nas.cli.evaluation_report import COLUMNS
 from whittle_nas.importance.report import Improvement
 from whittle_nas.importance.scores import Scores
@@ -13,6 +14,7 @@ from whittle_nas.search.halving import FIRST
 from whittle_nas.search.objectives import ANALYTIC, MEASURED, QUALITY
 from whittle_nas.search.recovery import RECOVERED
 from whittle_nas.search.trials import columns
+from whittle_nas.space import load_space
 from whittle_nas.space.front import Front
 from whittle_nas.weights.info import SupernetInfo
 
@@ -20,7 +22,10 @@ TEXT = (Path(__file__).parents[1] / "docs" / "files.md").read_text(encoding="utf
 
 
 def test_every_column_and_key_is_documented():
-    names = {*COLUMNS, *columns((*QUALITY, *ANALYTIC, *MEASURED)), FIRST, RECOVERED}
+    per_layer = load_space({"per_layer": ["n_head"]}, tiny_config("Llama-3.1-8B"))
+    assert per_layer.per_layer
+    trials = columns((*QUALITY, *ANALYTIC, *MEASURED), per_layer)
+    names = {*COLUMNS, *trials, FIRST, RECOVERED}
     for value in (Improvement, Accuracy, SupernetInfo, Front):
         names |= {field.name for field in fields(value)}
     names |= {f"scores.{field.name}" for field in fields(Scores)}
