@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import resource
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 
 from whittle_nas.reading import read_json
 from whittle_nas.space.front import Front, read_front
+from whittle_nas.weights.checkpoint import open_checkpoint
 
 TIMES = ("stage", "seconds", "peak_gib", "load_before")
 PROMPTS = (
@@ -198,7 +200,9 @@ def main() -> int:
     if given.what == "timed":
         return timed(given.times, given.stage, given.command)
     if given.what == "choose":
-        front = read_front(given.search / "front.json")
+        searched = json.loads((given.search / "front.json").read_text())["checkpoint_dir"]
+        order = open_checkpoint(searched).info.layer_order
+        front = read_front(given.search / "front.json", order)
         whole = cost_of_whole(given.search, front.objectives[1])
         found = choose(front, whole, given.shares)
         given.chosen.write_text(yaml.safe_dump(list(found.values()), sort_keys=False))

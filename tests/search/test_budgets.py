@@ -79,7 +79,9 @@ def test_the_sampler_reads_the_file(searched, bundled):
     assert [one.label for one in found] == ["num_params-90", "num_params-60"]
     from whittle_nas.space.samplers import Grid
 
-    grid = Grid.from_dict(read_yaml(searched / "picks.yaml"), cost=lambda _: 1.0)
+    order = open_checkpoint(bundled).info.layer_order
+    picks = read_yaml(searched / "picks.yaml")
+    grid = Grid.from_dict(picks, cost=lambda _: 1.0, layer_order=order)
     assert set(grid.subs) == {one.subnetwork for one in found}
 
 

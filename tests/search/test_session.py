@@ -52,7 +52,8 @@ def request_(checkpoint_dir, bundled, tmp_path) -> Request:
 
 
 def trials_of(request):
-    found, _ = read_trials(request.out_dir / "trials.csv", Session(request).metrics)
+    metrics = Session(request).metrics
+    found, _ = read_trials(request.out_dir / "trials.csv", metrics, request.space)
     return [replace(trial, seconds=0.0) for trial in sorted(found, key=lambda t: t.number)]
 
 

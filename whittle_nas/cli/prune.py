@@ -95,7 +95,9 @@ def prune(
     if subnetwork.given() and method is not Method.minitron:
         raise ConfigError(f"--subnetwork is the shape of minitron; {method.value} has none")
     checkpoint = open_checkpoint(checkpoint_dir)
-    sizes = subnetwork.resolve(checkpoint.config).to_dict() if subnetwork.given() else None
+    sizes = subnetwork.resolve(checkpoint).sizes() if subnetwork.given() else None
+    if subnetwork.given() and sizes is None:
+        raise ConfigError("--subnetwork.blocks: minitron gives all blocks the same sizes")
     request = Request(
         method=method,
         sparsity=None if sizes else _sparsity(method, sparsity),

@@ -84,7 +84,12 @@ def sweep(
 def _members(supernet: SuperNetwork, name: str) -> dict[int, SubNetwork]:
     """Sub-networks that differ from the whole in one dimension, by its size, largest first."""
     info = supernet.info
-    space = load_space({name: DIMENSIONS[name]}, supernet.config, head_channels=info.head_channels)
+    space = load_space(
+        {name: DIMENSIONS[name]},
+        supernet.config,
+        layer_order=info.layer_order,
+        head_channels=info.head_channels,
+    )
     found = {int(space.genes(sub)[name]): sub for sub in space.members()}
     return dict(sorted(found.items(), reverse=True))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -115,9 +114,9 @@ def _without(
     details: Mapping[str, Any],
 ) -> Outcome:
     config = checkpoint.config
-    rest = [layer for layer in range(config.n_layer) if layer not in kept]
-    sub = replace(SubNetwork.from_config(config), n_layer=len(kept))
-    plan = plan_slices(sub, config, layer_order=[*kept, *rest])
+    blocks = enumerate(SubNetwork.from_config(config).blocks)
+    left = tuple(block if layer in kept else None for layer, block in blocks)
+    plan = plan_slices(SubNetwork(config.n_embd, left), config)
     tensors = slice_state_dict(plan, {**checkpoint.state_dict(), **changed})
     named = {name: tensors[name] for name in axes.parameter_names(plan.config)}
     return Outcome(plan.config, named, details={"layers": list(kept), **details})

@@ -138,7 +138,7 @@ def _minitron(
     measured = minitron(model, tokens, batch_size=request.batch_size, progress=progress)
     permuted = SortedTensors(checkpoint.state_dict, measured.bases, config)
     order = falling_order(measured.scores.block_importance.tolist())
-    plan = plan_slices(SubNetwork.from_dict(sizes), config, layer_order=order)
+    plan = plan_slices(SubNetwork.uniform(order, **sizes), config)
     tensors = slice_state_dict(plan, permuted)
     named = {name: tensors[name] for name in axes.parameter_names(plan.config)}
     return Outcome(plan.config, named, details={"layers": list(plan.layers), "sizes": sizes})
