@@ -95,7 +95,7 @@ def prune(
     if subnetwork.given() and method is not Method.minitron:
         raise ConfigError(f"--subnetwork is the shape of minitron; {method.value} has none")
     checkpoint = open_checkpoint(checkpoint_dir)
-    sizes = subnetwork.resolve(checkpoint.config).to_dict() if subnetwork.given() else None
+    sizes = subnetwork.resolve(checkpoint).sizes() if subnetwork.given() else None
     request = Request(
         method=method,
         sparsity=None if sizes else _sparsity(method, sparsity),
@@ -160,5 +160,6 @@ def _summary(report: dict[str, Any], out_dir: Path) -> None:
         "(16 bits but for what was compressed)"
     )
     print("".join(f"note: {note}\n" for note in report["notes"]), end="")
-    words = ("nas", "evaluate", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
+    front = ("--front", out_dir / "front.json") if (out_dir / "front.json").is_file() else ()
+    words = ("nas", "evaluate", "--checkpoint_dir", out_dir, *front, "--out_dir", "<dir>")
     print(f"evaluate it with: {command_line(*words, '--data.files', '<text>')}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +15,6 @@ from whittle_nas.prune.request import Outcome, Place, Request
 from whittle_nas.prune.shortened_llama import shortened_llama, shortened_llama_taylor
 from whittle_nas.prune.shortgpt import shortgpt
 from whittle_nas.space import SubNetwork
-from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
 
@@ -115,9 +113,8 @@ def _without(
     details: Mapping[str, Any],
 ) -> Outcome:
     config = checkpoint.config
-    rest = [layer for layer in range(config.n_layer) if layer not in kept]
-    sub = replace(SubNetwork.from_config(config), n_layer=len(kept))
-    plan = plan_slices(sub, config, layer_order=[*kept, *rest])
+    whole = SubNetwork.from_config(config)
+    blocks = [block if layer in kept else None for layer, block in enumerate(whole.blocks)]
+    plan = plan_slices(SubNetwork(config.n_embd, tuple(blocks)), config)
     tensors = slice_state_dict(plan, {**checkpoint.state_dict(), **changed})
-    named = {name: tensors[name] for name in axes.parameter_names(plan.config)}
-    return Outcome(plan.config, named, details={"layers": list(kept), **details})
+    return Outcome(plan.config, tensors, details={"layers": list(kept), **details})
