@@ -639,7 +639,7 @@ def right(tmp_path_factory, bundled) -> Path:
     full = SubNetwork.from_config(model)
     subs = [resized(full, n_layer=layers) for layers in (1, 2)]
     entries = tuple(
-        FrontEntry(index, sub, tuple(range(sub.n_layer)), {"val_loss": 3.0, "num_params": 1e5})
+        FrontEntry(index, sub, {"val_loss": 3.0, "num_params": 1e5})
         for index, sub in enumerate(subs)
     )
     front = Front(("val_loss", "num_params"), entries, str(folder / "checkpoint"))

@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 
-from whittle_nas.__main__ import main
+from tests.cli.test_main import nas
 from whittle_nas.prune import blockwise
+from whittle_nas.space.front import read_front
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
 TEXT = "The quick brown fox jumps over the lazy dog and asks why it was so lazy today. " * 60
@@ -24,7 +25,7 @@ def text(tmp_path):
 def run(checkpoint_dir, out_dir, text, *options):
     data = ("--data.files", text, "--data.num_blocks", 4, "--data.block_size", 32)
     words = ("prune", "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *data, *options)
-    return main([str(word) for word in words])
+    return nas(*words)
 
 
 def report(out_dir):
@@ -142,6 +143,8 @@ SMALLER = {
     "llm_pruner": ("--protect_first", 1, "--protect_last", 0),
     "flap": (),
     "minitron": (),
+    "slicegpt": (),
+    "slicegpt_global": (),
 }
 
 
@@ -152,12 +155,29 @@ def test_smaller_models_are_ordinary_checkpoints(method, checkpoint_dir, tmp_pat
     assert run(checkpoint_dir, out, text, *options) == 0
     found = report(out)
     model = load_supernet(out).model
+    logits = model(torch.arange(8)[None])
+    if method in ("llm_pruner", "flap"):  # without the zeros it is the same
+        supernet = load_supernet(out)
+        entry = read_front(out / "front.json", supernet.info.layer_order).entries[0]
+        model = supernet.standalone(entry.subnetwork)
+        torch.testing.assert_close(model(torch.arange(8)[None]), logits, atol=1e-4, rtol=1e-4)
     assert found["num_params"] == sum(p.numel() for p in model.parameters())
     assert found["bytes"] < found["bytes_before"]
-    logits = model(torch.arange(8)[None])
     assert logits.isfinite().all()
     documented = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
     assert not {key for key in found if f"`{key}`" not in documented}
+
+
+def test_shortcut_matrices_run_in_evaluate_and_profile_only(checkpoint_dir, tmp_path, text, capsys):
+    out = tmp_path / "out"
+    assert run(checkpoint_dir, out, text, "--method", "slicegpt", "--sparsity", "0.3") == 0
+    data = ("--data.files", text, "--data.num_blocks", 2, "--data.block_size", 32)
+    there = ("--checkpoint_dir", out, "--out_dir")
+    assert nas("evaluate", *there, tmp_path / "e", *data) == 0
+    assert nas("profile", *there, tmp_path / "p", "--tokens", 8, "--repeats", 1) == 0
+    capsys.readouterr()
+    assert nas("export", *there, tmp_path / "x") == 2
+    assert "has the shortcut matrices of slicegpt, which no other engine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -162,5 +162,6 @@ def _summary(report: dict[str, Any], out_dir: Path) -> None:
         "(16 bits but for what was compressed)"
     )
     print("".join(f"note: {note}\n" for note in report["notes"]), end="")
-    words = ("nas", "evaluate", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
+    front = ("--front", out_dir / "front.json") if (out_dir / "front.json").is_file() else ()
+    words = ("nas", "evaluate", "--checkpoint_dir", out_dir, *front, "--out_dir", "<dir>")
     print(f"evaluate it with: {command_line(*words, '--data.files', '<text>')}")

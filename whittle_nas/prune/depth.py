@@ -15,7 +15,6 @@ from whittle_nas.prune.request import Outcome, Place, Request
 from whittle_nas.prune.shortened_llama import shortened_llama, shortened_llama_taylor
 from whittle_nas.prune.shortgpt import shortgpt
 from whittle_nas.space import SubNetwork
-from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
 
@@ -114,9 +113,8 @@ def _without(
     details: Mapping[str, Any],
 ) -> Outcome:
     config = checkpoint.config
-    blocks = enumerate(SubNetwork.from_config(config).blocks)
-    left = tuple(block if layer in kept else None for layer, block in blocks)
-    plan = plan_slices(SubNetwork(config.n_embd, left), config)
+    whole = SubNetwork.from_config(config)
+    blocks = [block if layer in kept else None for layer, block in enumerate(whole.blocks)]
+    plan = plan_slices(SubNetwork(config.n_embd, tuple(blocks)), config)
     tensors = slice_state_dict(plan, {**checkpoint.state_dict(), **changed})
-    named = {name: tensors[name] for name in axes.parameter_names(plan.config)}
-    return Outcome(plan.config, named, details={"layers": list(kept), **details})
+    return Outcome(plan.config, tensors, details={"layers": list(kept), **details})

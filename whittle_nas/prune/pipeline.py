@@ -17,12 +17,16 @@ from whittle_nas.prune.request import Outcome, Place, Request
 from whittle_nas.prune.sizes import model_bytes
 from whittle_nas.prune.store import BlockStore
 from whittle_nas.prune.width import cut_width
+from whittle_nas.space import SubNetwork
+from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet, write_checkpoint
+from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.identity import fingerprint
 
 FILE_NAME = "prune.json"
 GRIDS = "quantization.safetensors"
+FRONT = "front.json"
 
 
 def compress(
@@ -103,6 +107,8 @@ def write_outcome(
 ) -> dict[str, Any]:
     """Fill an empty directory: a litgpt checkpoint, `prune.json`, scales of quantised weights.
 
+    Where layers differ, `front.json` has the network without the zeros that fill them up.
+
     Returns:
         The content of `prune.json`.
     """
@@ -115,6 +121,12 @@ def write_outcome(
         grids = {f"{name}.scales": scales for name, (scales, _) in outcome.grids.items()}
         grids |= {f"{name}.zeros": zeros for name, (_, zeros) in outcome.grids.items()}
         save_file({name: t.contiguous() for name, t in grids.items()}, out_dir / GRIDS)
+    shape = outcome.shape or SubNetwork.from_config(outcome.config)
+    num_params = parameter_counter(outcome.config)(shape)
+    if outcome.shape is not None:
+        entry = FrontEntry(0, shape, {"num_params": num_params})
+        front = Front(("num_params",), (entry,), how_measured=request.to_dict())
+        (out_dir / FRONT).write_text(front.dump(), encoding="utf-8")
     bits = 16 if request.grid is None else request.grid.bits
     before = checkpoint.state_dict()
     after = Checkpoint(out_dir, outcome.config, checkpoint.info).state_dict()
@@ -122,7 +134,7 @@ def write_outcome(
         "format": 1,
         **request.to_dict(),
         "data": dict(data),
-        "num_params": axes.num_params(outcome.config),
+        "num_params": num_params,
         "num_params_before": axes.num_params(checkpoint.config),
         "bytes": model_bytes(after, bits=bits),
         "bytes_before": model_bytes(before),

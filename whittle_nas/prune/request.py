@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from whittle_nas.prune.options import Grid, LaCoOptions, Method, Sparsity
+from whittle_nas.space import SubNetwork
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Outcome:
         errors: of matrices, see `linears.Compressed`.
         grids: scales and zero points, see `blockwise.BlockwiseResult`.
         details: more for `prune.json`.
+        shape: where layers have different sizes, what is there of them without zeros.
         notes: what a user may want to know, one sentence each.
     """
 
@@ -78,6 +80,7 @@ class Outcome:
     errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     grids: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    shape: SubNetwork | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -147,7 +147,7 @@ def _slice_block(
     for at, (norm_name, readers, writer) in enumerate(parts, start=1):
         norm = block.get_submodule(norm_name)
         scale = _scale(norm.weight, model.config)
-        narrow = type(norm)(config.n_embd, eps=config.norm_eps).to(norm.weight)
+        narrow = config.norm_class(config.n_embd, eps=config.norm_eps).to(norm.weight)
         narrow.weight = _frozen(_norm_weight(norm.weight, model.config, config.n_embd))
         setattr(block, norm_name, narrow)
         sliced[f"{norm_name}.weight"] = narrow.weight

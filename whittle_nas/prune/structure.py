@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.space import Block, SubNetwork
 from whittle_nas.weights import axes
 
 
@@ -72,6 +73,14 @@ def narrowed_config(structure: Structure, config: Any) -> Any:
         n_head=groups * (config.n_head // config.n_query_groups),
         intermediate_size=max(map(len, structure.neurons)),
     )
+
+
+def shape_of(structure: Structure, config: Any) -> SubNetwork:
+    """What stays, as a sub-network of the model of `narrowed_config`: it needs no zeros."""
+    heads = config.n_head // config.n_query_groups
+    sizes = zip(map(len, structure.groups), map(len, structure.neurons), strict=True)
+    blocks = [Block(heads * groups, groups, config.head_size, width) for groups, width in sizes]
+    return SubNetwork(config.n_embd, tuple(blocks))
 
 
 def narrowed_tensors(

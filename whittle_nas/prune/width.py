@@ -27,7 +27,7 @@ from whittle_nas.prune.slicegpt import (
     slicegpt,
 )
 from whittle_nas.prune.store import BlockStore
-from whittle_nas.prune.structure import Structure, narrowed_config, narrowed_tensors
+from whittle_nas.prune.structure import Structure, narrowed_config, narrowed_tensors, shape_of
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
@@ -103,7 +103,12 @@ def _narrow(tensors: Mapping[str, Tensor], config: Any, structure: Structure) ->
         "intermediate_size_by_layer": [len(neurons) for neurons in structure.neurons],
     }
     narrow = narrowed_config(structure, config)
-    return Outcome(narrow, narrowed_tensors(structure, tensors, config), details=details)
+    return Outcome(
+        narrow,
+        narrowed_tensors(structure, tensors, config),
+        details=details,
+        shape=shape_of(structure, config),
+    )
 
 
 def _with_biases(
@@ -138,7 +143,6 @@ def _minitron(
     measured = minitron(model, tokens, batch_size=request.batch_size, progress=progress)
     permuted = SortedTensors(checkpoint.state_dict, measured.bases, config)
     order = falling_order(measured.scores.block_importance.tolist())
-    plan = plan_slices(SubNetwork.uniform(order, **sizes), config)
-    tensors = slice_state_dict(plan, permuted)
-    named = {name: tensors[name] for name in axes.parameter_names(plan.config)}
-    return Outcome(plan.config, named, details={"layers": list(plan.layers), "sizes": sizes})
+    plan = plan_slices(SubNetwork.from_dict(sizes, order), config)
+    details = {"layers": list(plan.layers), "sizes": sizes}
+    return Outcome(plan.config, slice_state_dict(plan, permuted), details=details)
