@@ -75,11 +75,14 @@ def test_the_sampler_reads_the_file(searched, bundled):
     from whittle_nas.reading import read_yaml
     from whittle_nas.weights.checkpoint import open_checkpoint
 
-    found = choose_candidates(open_checkpoint(bundled), subnetworks=searched / "picks.yaml")
+    checkpoint = open_checkpoint(bundled)
+    found = choose_candidates(checkpoint, subnetworks=searched / "picks.yaml")
     assert [one.label for one in found] == ["num_params-90", "num_params-60"]
     from whittle_nas.space.samplers import Grid
 
-    grid = Grid.from_dict(read_yaml(searched / "picks.yaml"), cost=lambda _: 1.0)
+    order = checkpoint.info.layer_order
+    spec = read_yaml(searched / "picks.yaml")
+    grid = Grid.from_dict(spec, cost=lambda _: 1.0, layer_order=order)
     assert set(grid.subs) == {one.subnetwork for one in found}
 
 

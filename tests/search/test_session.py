@@ -52,7 +52,7 @@ def request_(checkpoint_dir, bundled, tmp_path) -> Request:
 
 
 def trials_of(request):
-    found, _ = read_trials(request.out_dir / "trials.csv", Session(request).metrics)
+    found, _ = read_trials(request.out_dir / "trials.csv", Session(request).metrics, request.space)
     return [replace(trial, seconds=0.0) for trial in sorted(found, key=lambda t: t.number)]
 
 
