@@ -172,13 +172,32 @@ def test_a_front_of_other_weights_is_refused(common, front_file, tmp_path, capsy
     content["checkpoint_dir"] = str(_other_weights(Path(content["checkpoint_dir"]), tmp_path))
     front_file.write_text(json.dumps(content))
     assert "belongs to another checkpoint" in fails(capsys, *options)
-    # where the directory is gone, layers that the model does not have tell
+    # where the directory is gone, layers tell that another order was searched
     content["checkpoint_dir"] = "/gone"
     front_file.write_text(json.dumps(content))
     assert nas("evaluate", *options) == 0
-    content["front"][0]["layers"] = [7]
+    content["front"][0]["layers"] = [2]
     front_file.write_text(json.dumps(content))
     assert "belongs to another checkpoint" in fails(capsys, *options)
+    where = ["--checkpoint_dir", common[1], "--out_dir", tmp_path / "exported"]
+    assert nas("export", *where, "--front", front_file, "--index", 0) == 2
+    assert "belongs to another checkpoint" in capsys.readouterr().err
+    assert nas("profile", *where[:2], "--front", front_file, "--measure", "false") == 2
+
+
+def test_a_front_fits_what_became_of_its_checkpoint_by_training(
+    checkpoint_dir, front_file, tmp_path
+):
+    from dataclasses import replace
+
+    from whittle_nas.weights.info import FILE_NAME
+
+    trained = _other_weights(checkpoint_dir, tmp_path)
+    where = ["--checkpoint_dir", trained, "--front", front_file, "--index", 0]
+    assert nas("export", *where, "--out_dir", tmp_path / "no") == 2
+    info = replace(open_checkpoint(trained).info, training={"steps": 1})
+    (trained / FILE_NAME).write_text(info.dump())
+    assert nas("export", *where, "--out_dir", tmp_path / "yes") == 0
 
 
 def _other_weights(checkpoint_dir: Path, tmp_path: Path) -> Path:

@@ -75,7 +75,8 @@ def test_the_sampler_reads_the_file(searched, bundled):
     from whittle_nas.reading import read_yaml
     from whittle_nas.weights.checkpoint import open_checkpoint
 
-    found = choose_candidates(open_checkpoint(bundled), subnetworks=searched / "picks.yaml")
+    checkpoint = open_checkpoint(bundled)
+    found = choose_candidates(checkpoint, subnetworks=searched / "picks.yaml")
     assert [one.label for one in found] == ["num_params-90", "num_params-60"]
     from whittle_nas.space.samplers import Grid
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import isfile  # False, not an error, for what no path can be
 from pathlib import Path
 from typing import Any
 
+from whittle_nas.cli.fronts import open_front
 from whittle_nas.cli.options import Sizes
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json, read_yaml
 from whittle_nas.space import SubNetwork
-from whittle_nas.space.front import Front, read_front
-from whittle_nas.space.rules import violations
+from whittle_nas.space.front import Front
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def choose_candidates(
         raise ConfigError(f"--index {list(index)} needs --front")
     found: list[Candidate] = []
     if front is not None:
-        found = _from_front(checkpoint, read_front(front, checkpoint.info.layer_order), index)
+        found = _from_front(open_front(checkpoint, front), index)
     elif subnetworks is not None:
         found = _from_file(checkpoint, subnetworks)
     elif sizes is not None and sizes.given():
@@ -80,8 +79,7 @@ def choose_candidates(
     return found
 
 
-def _from_front(checkpoint: Any, front: Front, index: Sequence[int]) -> list[Candidate]:
-    _check_origin(checkpoint, front)
+def _from_front(front: Front, index: Sequence[int]) -> list[Candidate]:
     known = {entry.index: entry for entry in front.entries}
     if missing := [number for number in index if number not in known]:
         raise ConfigError(
@@ -91,22 +89,6 @@ def _from_front(checkpoint: Any, front: Front, index: Sequence[int]) -> list[Can
         Candidate(f"front-{number}", known[number].subnetwork, known[number].metrics)
         for number in index or known
     ]
-
-
-def _check_origin(checkpoint: Any, front: Front) -> None:
-    """Refuse a front that was searched on other weights, wherever its directory is now."""
-    from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS
-    from whittle_nas.weights.identity import fingerprint
-
-    origin = Path(front.checkpoint_dir)
-    there = front.checkpoint_dir and all(isfile(origin / n) for n in (WEIGHTS, MODEL_CONFIG))
-    same = not there or fingerprint(origin) == fingerprint(checkpoint.path)
-    config, channels = checkpoint.config, checkpoint.info.head_channels
-    if not same or any(violations(e.subnetwork, config, channels) for e in front.entries):
-        raise ConfigError(
-            f"--front {front.path} belongs to another checkpoint "
-            f"({front.checkpoint_dir or 'unknown'}) than --checkpoint_dir {checkpoint.path}"
-        )
 
 
 def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:

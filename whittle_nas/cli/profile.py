@@ -171,13 +171,14 @@ def _length(config: Any, tokens: int | None) -> int:
 
 
 def _entries(source: Any, front: Path | None, index: int | None, pick: str | None) -> list[Any]:
-    from whittle_nas.space.front import pick_entry, read_front
+    from whittle_nas.cli.fronts import open_front
+    from whittle_nas.space.front import pick_entry
 
     if front is None:
         if index is not None or pick is not None:
             raise ConfigError("--index and --pick choose from a --front; give one")
         return []
-    read = read_front(front, source.info.layer_order)
+    read = open_front(source, front)
     if index is None and pick is None:
         return list(read.entries)
     return [pick_entry(read, index=index, pick=pick)]

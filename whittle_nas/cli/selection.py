@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from whittle_nas.cli.fronts import open_front
 from whittle_nas.cli.options import Sizes
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import SearchSpace, SubNetwork, load_space
-from whittle_nas.space.front import pick_entry, read_front
+from whittle_nas.space.front import pick_entry
 from whittle_nas.space.rules import check
 
 FITTED = "fitted"  # the search space that `nas importance` has recorded
@@ -62,8 +63,7 @@ def choose_subnetwork(
     if front is not None:
         if (index is None) == (pick is None):
             raise ConfigError(f"--front {front} needs either --index or --pick")
-        entries = read_front(front, info.layer_order)
-        entry = pick_entry(entries, index=index, pick=pick)
+        entry = pick_entry(open_front(checkpoint, front), index=index, pick=pick)
         return check(entry.subnetwork, config, info.head_channels)
     if subnetworks is not None:
         return _named(checkpoint, subnetworks, name)

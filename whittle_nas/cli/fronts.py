@@ -1,0 +1,54 @@
+"""Reading a front for a checkpoint: one check of whose it is, for every command."""
+
+from __future__ import annotations
+
+from os.path import isfile  # False, not an error, for what no path can be
+from pathlib import Path
+from typing import Any
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.front import Front, read_front
+from whittle_nas.space.rules import violations
+
+
+def open_front(checkpoint: Any, path: Path) -> Front:
+    """Read a front that was searched on a checkpoint, or on one that became it by training.
+
+    Args:
+        checkpoint: `weights.checkpoint.Checkpoint` of the super-network.
+        path: `front.json`.
+
+    Raises:
+        ConfigError: if it can't be read, or is that of another checkpoint: other sizes, weights in
+            another order, or other weights that no training made of the same ones.
+    """
+    front = read_front(path, checkpoint.info.layer_order)
+    config, info = checkpoint.config, checkpoint.info
+    fits = not any(violations(e.subnetwork, config, info.head_channels) for e in front.entries)
+    if not (fits and _is_origin(checkpoint, front)):
+        raise ConfigError(
+            f"--front {path} belongs to another checkpoint "
+            f"({front.checkpoint_dir or 'unknown'}) than --checkpoint_dir {checkpoint.path}"
+        )
+    return front
+
+
+def _is_origin(checkpoint: Any, front: Front) -> bool:
+    """Whether the weights are those that were searched, or came from them by training."""
+    from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS, open_checkpoint
+    from whittle_nas.weights.identity import fingerprint
+
+    order = list(checkpoint.info.layer_order)
+    for entry in front.entries:
+        kept = entry.subnetwork.layers
+        if entry.subnetwork.sizes() is not None and set(kept) != set(order[: len(kept)]):
+            return False  # a search space takes the most important layers
+    origin = Path(front.checkpoint_dir)
+    if not front.checkpoint_dir or not all(isfile(origin / n) for n in (WEIGHTS, MODEL_CONFIG)):
+        return True  # it was moved; sizes and layers fit
+    if fingerprint(origin) == fingerprint(checkpoint.path):
+        return True
+    searched = open_checkpoint(origin)
+    same_order = searched.info.importance == checkpoint.info.importance
+    same_order = same_order and list(searched.info.layer_order) == order
+    return same_order and checkpoint.info.training is not None
