@@ -78,7 +78,8 @@ class Pipeline:
             *(sys.executable, "-m", "whittle_nas", "importance", "--overwrite", "true", *text),
             *("--checkpoint_dir", self.out / "pretrained", "--out_dir", ordered),
         )
-        options = ["--optimizer.lr", LR, "--loss.teacher", "in_place"]  # as the peer does
+        options = ["--optimizer.lr", LR, "--loss.teacher", "in_place"]
+        options += ["--sandwich.full_weight", 1]  # as the peer does
         self._finetune(ordered, trained, STEPS["ours"], seed, options)
         return trained
 

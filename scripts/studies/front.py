@@ -114,7 +114,8 @@ class Run:
 
     def recipe(self, steps: int) -> list[Any]:
         """Options of every training."""
-        loss = [] if self.is_new else ["--loss.distillation", "none"]
+        loss = ["--sandwich.full_weight", 1]
+        loss += [] if self.is_new else ["--loss.distillation", "none"]
         return [
             "--lora", "null", "--optimizer.lr", RATES[self.model], "--optimizer.warmup_steps", 10,
             "--trainer.gradient_clip_val", 1, "--batch_size", BATCH, "--trainer.max_steps", steps,

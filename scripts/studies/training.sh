@@ -67,7 +67,7 @@ for sampler in random grid_params calibrate_mag; do
 done
 
 recipe=(
-  --loss.teacher in_place
+  --loss.teacher in_place --sandwich.full_weight 1
   --lora null --optimizer.lr 1e-3 --optimizer.warmup_steps 20 --trainer.gradient_clip_val 1
   --batch_size 8 --validation.num_networks 8 --validation.every_n_steps 100000
   --trainer.enable_progress_bar false --trainer.accelerator cpu --trainer.logger "[]"

@@ -245,7 +245,7 @@ class TestNetworksOfStep:
                    [n.sub for n in networks if n.role is Role.full])  # fmt: skip
 
     def test_published_code(self):
-        networks = drawn(0, num_random=3, train_smallest=False, mean=True)
+        networks = drawn(0, num_random=3, train_smallest=False, mean=True, full_weight=1.0)
         assert [network.weight for network in networks] == [0.25] * 4
         assert [network.role for network in networks][1:] == [Role.sampled] * 3
 

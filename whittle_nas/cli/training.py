@@ -17,6 +17,7 @@ from whittle_nas.cli.training_report import (
     warn_of_rise,
 )
 from whittle_nas.errors import ConfigError
+from whittle_nas.repair.engine import repair
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import SamplerKind, SamplerOptions, Strategy
@@ -62,8 +63,6 @@ class Task:
         start = slice_of(self.checkpoint, sub)
         if not self.repair:
             return start
-        from whittle_nas.repair.engine import repair
-
         found = repair(load_supernet(self.checkpoint.path), sub, text_of(self.samples))
         return repaired(start, found.patch)
 

@@ -175,7 +175,8 @@ class SandwichOptions:
         full_share: Share of the sandwich steps in which the full network is; in the others one more
             is sampled.
         smallest_share: The same of the smallest.
-        full_weight: Weight of the full network's loss in a sandwich step.
+        full_weight: Weight of the full network's loss in a sandwich step. It starts at its best and
+            can only lose, and each sub-network with nats to win pulls its own way; papers: 1.
         mean: Divide the sum of the losses by the number of networks (the published code).
     """
 
@@ -184,7 +185,7 @@ class SandwichOptions:
     train_smallest: bool = True
     full_share: float = 1.0
     smallest_share: float = 1.0
-    full_weight: float = 1.0
+    full_weight: float = 16.0
     mean: bool = False
 
     def __post_init__(self) -> None:
@@ -201,9 +202,9 @@ class OptimizerOptions:
     """AdamW with a linear warm-up and a cosine that ends at `min_lr`.
 
     Args:
-        lr: Highest learning rate; by default 2e-4 with adapters, and for all weights 2e-4 at three
-            million parameters, falling with the square root of their number (2e-5 at 300 million,
-            as in the papers), at most 1e-3.
+        lr: Highest learning rate; by default 2e-4 with adapters, and for all weights 3e-5 at three
+            million parameters, falling with the square root of their number, between the papers'
+            2e-5 and 1e-3.
         min_lr: Learning rate of the last step.
         warmup_steps: Optimiser steps until `lr` is reached.
         weight_decay: Decoupled weight decay.
@@ -233,7 +234,7 @@ class OptimizerOptions:
         """With the default learning rate for adapters, or for all `num_params` weights (`full`)."""
         if self.lr is not None:
             return self
-        by_size = min(1e-3, 2e-4 * (3e6 / num_params) ** 0.5)
+        by_size = min(1e-3, max(2e-5, 3e-5 * (3e6 / num_params) ** 0.5))
         return replace(self, lr=by_size if full else 2e-4)
 
 

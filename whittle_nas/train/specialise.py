@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from whittle_nas.train.teacher import Teacher, frozen
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from whittle_nas.weights.files import atomic_directory
 from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.patch import Patch, patched
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
 from whittle_nas.weights.supernet import SuperNetwork
 
@@ -69,10 +69,8 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
     )
 
 
-def repaired(start: Slice, patch: Any) -> Slice:
-    """A slice with what repair has changed, a `Patch`."""
-    from whittle_nas.weights.patch import patched
-
+def repaired(start: Slice, patch: Patch) -> Slice:
+    """A slice with what repair has changed."""
     return replace(start, tensors=dict(patched(start.tensors, patch)))
 
 
