@@ -1,23 +1,19 @@
-"""What demo_smollm2.sh needs beside the commands: timing, choosing, generating, one table."""
+"""What demo_smollm2.sh needs beside the commands: timing, generating, one table."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from whittle_nas.reading import read_json
-from whittle_nas.space.front import Front, read_front
+from whittle_nas.reading import read_json, read_yaml
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import open_checkpoint
 
 TIMES = ("stage", "seconds", "peak_gib", "load_before")
@@ -42,31 +38,6 @@ def timed(times: Path, stage: str, command: Sequence[str]) -> int:
         writer.writerows([TIMES] if new else [])
         writer.writerow((name, f"{seconds:.1f}", f"{peak:.2f}", f"{load:.2f}"))
     return code
-
-
-def choose(front: Front, whole: float, shares: Iterable[float]) -> dict[str, dict[str, Any]]:
-    """The best entries under shares of the whole model's second objective, by name, as sizes.
-
-    Args:
-        front: of the search.
-        whole: the whole model's value of its second objective.
-        shares: in percent; where no entry is below one, the smallest is taken.
-    """
-    quality, cost = front.objectives[:2]
-    found = {}
-    for share in shares:
-        under = [e for e in front.entries if e.metrics[cost] <= whole * share / 100]
-        smallest = min(front.entries, key=lambda entry: entry.metrics[cost])
-        best = min(under or [smallest], key=lambda entry: entry.metrics[quality])
-        name = f"front-{best.index}"
-        found[name] = {"name": name, **best.subnetwork.to_dict()}
-    return found
-
-
-def cost_of_whole(search: Path, cost: str) -> float:
-    """The largest cost of all trials: every search tries the whole model."""
-    with (search / "trials.csv").open(newline="", encoding="utf-8") as file:
-        return max(float(row[cost]) for row in csv.DictReader(file) if row[cost])
 
 
 def generate(out: Path, checkpoint: Path, chosen: Sequence[str]) -> None:
@@ -94,7 +65,8 @@ def _litgpt(folder: Path, prompt: str) -> str:
     )
     if run.returncode:
         raise SystemExit(f"litgpt generate {folder} failed:\n{run.stderr}")
-    return _one_line(run.stdout.split("assistant\n")[-1])
+    answer = run.stdout.rpartition(prompt)[2]  # behind what litgpt prints of its options
+    return _one_line(answer.rpartition("assistant\n")[2])
 
 
 def _transformers(folder: Path) -> list[str]:
@@ -127,9 +99,11 @@ def table(out: Path, checkpoint: Path, chosen: Sequence[str]) -> str:
     """The demo's table, and that of its times, in Markdown."""
     dense, shared = _scores(out / "evaluated"), _scores(out / "evaluated-shared")
     weights = "lit_model.pth"
-    whole, own = _costs(out, chosen[0], 0), {name: _costs(out, name, -1) for name in chosen}
+    profiled = read_json(out / "profiled" / "profile.json", label="profile")["subnetworks"]
+    whole, own = profiled[0], {row["name"]: row for row in profiled}
+    untouched = num_params(open_checkpoint(checkpoint).config)  # a rotation unties the head
     rows = [
-        (DENSE, checkpoint / weights, dense["full"], whole),
+        (DENSE, checkpoint / weights, dense["full"], {**whole, "num_params": untouched}),
         ("trained, whole", out / "supernet" / weights, shared["full"], whole),
     ]
     for name in chosen:
@@ -146,11 +120,6 @@ def table(out: Path, checkpoint: Path, chosen: Sequence[str]) -> str:
     with (out / "times.csv").open(newline="", encoding="utf-8") as file:
         stages = [list(row) for row in csv.reader(file)]
     return f"{_markdown(lines)}\n\n{_markdown(stages)}\n"
-
-
-def _costs(out: Path, name: str, row: int) -> dict[str, Any]:
-    """One row of a profile; the whole model comes first in each."""
-    return read_json(out / f"profile-{name}" / "profile.json", label="profile")["subnetworks"][row]
 
 
 def _scores(folder: Path) -> dict[str, dict[str, str]]:
@@ -187,10 +156,8 @@ def main() -> int:
     one.add_argument("times", type=Path)
     one.add_argument("stage")
     one.add_argument("command", nargs=argparse.REMAINDER)
-    one = what.add_parser("choose")
-    one.add_argument("search", type=Path)
-    one.add_argument("chosen", type=Path)
-    one.add_argument("shares", type=float, nargs="+")
+    one = what.add_parser("names")
+    one.add_argument("picks", type=Path)
     for name in ("generate", "table"):
         one = what.add_parser(name)
         one.add_argument("out", type=Path)
@@ -199,14 +166,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.what == "timed":
         return timed(given.times, given.stage, given.command)
-    if given.what == "choose":
-        searched = json.loads((given.search / "front.json").read_text())["checkpoint_dir"]
-        order = open_checkpoint(searched).info.layer_order
-        front = read_front(given.search / "front.json", order)
-        whole = cost_of_whole(given.search, front.objectives[1])
-        found = choose(front, whole, given.shares)
-        given.chosen.write_text(yaml.safe_dump(list(found.values()), sort_keys=False))
-        print(*found)
+    if given.what == "names":
+        print(*dict.fromkeys(pick["name"] for pick in read_yaml(given.picks)))
     elif given.what == "generate":
         generate(given.out, given.checkpoint, given.chosen)
     else:

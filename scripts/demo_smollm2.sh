@@ -9,7 +9,7 @@
 # BUDGET=full (default) takes about three hours on two cores, BUDGET=small about 35 minutes.
 # DEVICE=cuda takes minutes. Other knobs, all optional:
 #   CHECKPOINT   a litgpt checkpoint instead of SmolLM2
-#   SHARES       latencies of the networks that are chosen, in percent of the whole model's
+#   BUDGETS      of the networks that are chosen, as `nas search --budgets` takes them
 #   IMPORTANCE, FINETUNE, SEARCH, ALONE, EVALUATE, EXPORT   more options of these commands, each one
 #                string: FINETUNE trains all sub-networks, ALONE the chosen ones
 # Text and tasks are those of ../shared/data where that is there, else what comes with this repository.
@@ -35,7 +35,7 @@ case "$budget" in # blocks of calibration, steps of all and alone, trials, quest
   tiny) calibration=8 order_blocks=1 steps=4 alone=4 trials=8 search_blocks=2 limit=4 test_blocks=2 ;; # tries the script
   *) echo "BUDGET=$budget must be full, small or tiny" >&2; exit 2 ;;
 esac
-shares=${SHARES:-"80 65 50"}
+budgets=${BUDGETS:-"latency_ms <= 80%, latency_ms <= 65%, latency_ms <= 50%"}
 precision=32-true dtype=float32 loader=cpu batch=4
 if [ "$device" != cpu ]; then precision=bf16-mixed dtype=bfloat16 loader=cuda batch=16; fi
 
@@ -74,21 +74,20 @@ stage supernet nas finetune --checkpoint_dir "$out/sorted" --resume true $train 
 stage search nas search --checkpoint_dir "$out/supernet" --resume true --device "$device" \
   --dtype "$dtype" --objectives val_loss,latency_ms --costs.batch 1 --costs.tokens 256 \
   $text --data.num_blocks "$search_blocks" --search_blocks "$search_blocks" \
-  --num_trials "$trials" ${SEARCH:-}
-chosen=$($tool choose "$out/search" "$out/chosen.yaml" $shares)
+  --num_trials "$trials" --budgets "$budgets" ${SEARCH:-}
+picks=$out/search/picks.yaml chosen=$($tool names "$out/search/picks.yaml")
 stage alone nas finetune --checkpoint_dir "$out/supernet" --resume true $train \
-  --subnetworks "$out/chosen.yaml" --trainer.max_steps "$alone" \
+  --subnetworks "$picks" --repair true --trainer.max_steps "$alone" \
   --optimizer.warmup_steps $((alone / 10)) --validation.every_n_steps "$alone" ${ALONE:-}
 score="--device $device --dtype $dtype --tasks $tasks --include_path $task_path --limit $limit
   --data.files $test --data.block_size 512 --data.num_blocks $test_blocks"
 stage evaluated nas evaluate --checkpoint_dir "$checkpoint" $score ${EVALUATE:-}
 stage evaluated-shared nas evaluate --checkpoint_dir "$out/supernet" --include_full true \
-  --subnetworks "$out/chosen.yaml" $score ${EVALUATE:-}
+  --subnetworks "$picks" $score ${EVALUATE:-}
+stage profiled nas profile --checkpoint_dir "$out/supernet" --subnetworks "$picks" \
+  --batch 1 --tokens 256 --device "$device" --dtype "$dtype"
 for name in $chosen; do
   stage "evaluated-$name" nas evaluate --checkpoint_dir "$out/alone/$name" $score ${EVALUATE:-}
-  stage "profile-$name" nas profile --checkpoint_dir "$out/supernet" \
-    --front "$out/search/front.json" --index "${name#front-}" \
-    --batch 1 --tokens 256 --device "$device" --dtype "$dtype"
   stage "litgpt-$name" nas export --checkpoint_dir "$out/alone/$name" --extreme largest ${EXPORT:-}
   stage "hf-$name" nas export --checkpoint_dir "$out/alone/$name" --extreme largest --format hf \
     --dtype bfloat16 ${EXPORT:-}
