@@ -114,6 +114,8 @@ def test_sliced_and_stand_alone_are_blocks_written_out(tiny_gpt):
 
 @torch.inference_mode()
 def test_a_cache_gives_the_same_logits(tiny_gpt):
+    if tiny_gpt.config.attention_logit_softcapping is not None:
+        pytest.skip("litgpt adds its cache's boolean mask to the scores that it caps")
     supernet = SuperNetwork(tiny_gpt)
     for sub in members(tiny_gpt.config, 3):
         model = supernet.standalone(sub)
@@ -195,29 +197,6 @@ def test_blocks_are_shared_between_networks_that_have_them():
     second = supernet.subnet(SubNetwork(48, (Block(8, 4, 8, 72), Block(4, 4, 8, 8), None)))
     assert first.transformer.h[0] is second.transformer.h[0]
     assert first.transformer.h[1] is not second.transformer.h[1]
-
-
-def test_a_factor_multiplies_a_slice():
-    from dataclasses import replace
-
-    from whittle_nas.weights.slicing import slice_state_dict
-
-    model = fill_random(GPT(tiny_config("Llama-3.1-8B")))
-    sub = uniform(32, 4, 4, 8, 40, 2)
-    plain = plan_slices(sub, model.config)
-    plan = replace(plain, factors=lambda name: 0.5 if "qkv" in name or "ln_f" in name else None)
-    tensors = model.state_dict()
-    halved, whole = (slice_state_dict(p, tensors) for p in (plan, plain))
-    for name, tensor in whole.items():
-        factor = 0.5 if "qkv" in name or "ln_f" in name else 1.0
-        assert torch.equal(halved[name], factor * tensor)
-    supernet, ids = SuperNetwork(model), torch.randint(0, 90, (1, 8))
-    supernet.plan = lambda _: plan
-    expected = GPT(plain.config)
-    expected.load_state_dict(halved)
-    torch.testing.assert_close(supernet.subnet(sub)(ids), expected(ids))
-    with torch.no_grad():
-        torch.testing.assert_close(supernet.subnet(sub)(ids), expected(ids))
 
 
 @pytest.mark.parametrize(
