@@ -67,9 +67,11 @@ def held_by_another(out_dir: Path) -> Iterator[subprocess.Popen]:
 
 @pytest.mark.parametrize("command", WRITERS)
 def test_the_second_run_is_refused(command, checkpoint_dir, tmp_path, capsys):
-    out_dir = tmp_path / "out"
+    out_dir, text = tmp_path / "out", tmp_path / "text.jsonl"
+    text.write_text('{"text": "once upon a time"}\n')
+    options = [text if option == "text.jsonl" else option for option in WRITERS[command]]
     with held_by_another(out_dir):
-        arguments = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *WRITERS[command]]
+        arguments = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *options]
         assert nas(command, *arguments) == 2
     error = capsys.readouterr().err
     assert error == (

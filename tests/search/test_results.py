@@ -12,7 +12,7 @@ OBJECTIVES = ("val_loss", "num_params")
 
 
 def trial(number, loss, params, status=Status.complete, **metrics):
-    sub = uniform(8, 1, 1, 8, 8, number + 1, of=7)
+    sub = uniform(8, 1, 1, 8, 8, number + 1, of=12)
     values = {"val_loss": loss, "num_params": params, **metrics}
     return Trial(number, sub, status, values)
 
