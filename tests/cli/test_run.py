@@ -1,13 +1,16 @@
 """`nas run` and `nas init`: one file, the whole line."""
 
 import shlex
+import shutil
 
 import pytest
+import torch
 import yaml
 
 from tests.cli.test_main import nas
 from whittle_nas.cli.recipe import Stage, chosen_stages, read_stages
 from whittle_nas.errors import ConfigError
+from whittle_nas.weights.checkpoint import open_checkpoint
 
 COMMANDS = ("importance", "finetune", "search", "evaluate", "export", "prune", "profile")
 RECIPE = {
@@ -100,6 +103,26 @@ def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
     assert nas(*given, "--overwrite", "true", "--memory_gib", 0.001) == 0
     assert "does not fit" in capsys.readouterr().out
     assert "supernet" not in yaml.safe_load(path.read_text())["stages"]
+
+
+def test_init_counts_a_tied_table_once(bundled, tmp_path, capsys):
+    """In a litgpt directory, where the weights say it, and in one of Hugging Face."""
+    tied, exported = tmp_path / "tied", tmp_path / "exported"
+    shutil.copytree(bundled, tied)
+    weights = torch.load(bundled / "lit_model.pth")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    torch.save(weights, tied / "lit_model.pth")
+    table = weights["transformer.wte.weight"].numel()
+    whole = sum(tensor.numel() for tensor in weights.values())
+    largest = ("--subnetwork.n_layer", open_checkpoint(tied).config.n_layer)
+    assert nas("export", "--checkpoint_dir", tied, "--format", "hf", *largest,
+               "--out_dir", exported) == 0  # fmt: skip
+    for directory in (tied, exported):
+        recipe = tmp_path / f"{directory.name}.yaml"
+        assert nas("init", recipe, "--checkpoint_dir", directory) == 0
+        assert f"{whole - table:,} parameters" in capsys.readouterr().out
+    assert nas("init", tmp_path / "untied.yaml", "--checkpoint_dir", bundled) == 0
+    assert f"{whole:,} parameters" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -21,15 +21,19 @@ def model_config(checkpoint_dir: str) -> Any:
     """
     from litgpt import Config
 
-    from whittle_nas.export.hf_read import litgpt_config
-    from whittle_nas.weights.checkpoint import read_model_config
+    from whittle_nas.export.hf_read import litgpt_config, says_tied
+    from whittle_nas.weights.checkpoint import WEIGHTS, open_checkpoint, read_model_config
+    from whittle_nas.weights.tying import tied
 
     path = Path(read_path("checkpoint_dir", checkpoint_dir))
     for directory in (path, Path("checkpoints") / path):
+        if (directory / WEIGHTS).is_file():  # the weights say whether the head is the table
+            return open_checkpoint(directory).config
         if (directory / "model_config.yaml").is_file():
             return read_model_config(directory / "model_config.yaml")
         if (directory / "config.json").is_file():
-            return litgpt_config(directory)[0]
+            config = litgpt_config(directory)[0]
+            return tied(config) if says_tied(directory) else config
     for name in (checkpoint_dir, path.name):  # an id of the hub, or litgpt's own name
         with contextlib.suppress(ValueError):
             return Config.from_name(name)

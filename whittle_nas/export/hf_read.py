@@ -73,6 +73,11 @@ def litgpt_config(directory: Path) -> tuple[Config, str]:
     return _named(config, directory.name, model_type), base
 
 
+def says_tied(directory: Path) -> bool:
+    """Whether the `config.json` of a Hugging Face directory ties the head to the token table."""
+    return bool(_read_config(directory).tie_word_embeddings)
+
+
 def _read_config(directory: Path) -> Any:
     from transformers import AutoConfig
 

@@ -29,7 +29,12 @@ class TiedConfig(litgpt.Config):
 
 def found_in(config: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """The config, as a `TiedConfig` if the weights are tied."""
-    return _as(TiedConfig, config) if same_table(tensors[HEAD], tensors[TABLE]) else config
+    return tied(config) if same_table(tensors[HEAD], tensors[TABLE]) else config
+
+
+def tied(config: Any) -> TiedConfig:
+    """The config of the same model with its token table as the head."""
+    return _as(TiedConfig, config)
 
 
 def untied(config: Any) -> litgpt.Config:
