@@ -6,6 +6,7 @@ B sequences, T tokens, D channels.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,7 +44,12 @@ def run_block(model: Any, x: Tensor, layer: int, block: nn.Module | None = None)
 
 
 def fetch_block(
-    model: Any, layer: int, device: torch.device | str, dtype: torch.dtype | None = None
+    model: Any,
+    layer: int,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """A copy of one block for a device; the model's own, often mapped from a file, stays as it is.
 
@@ -52,6 +58,11 @@ def fetch_block(
         layer: which block.
         device: where the copy is to be.
         dtype: its number format; by default that of the model.
+        tensors: weights by litgpt name, for a model whose own blocks have none.
     """
-    block = copy.deepcopy(model.transformer.h[layer])
+    block: Any = copy.deepcopy(model.transformer.h[layer])
+    if tensors is not None:
+        names = list(block.state_dict())
+        own = {name: tensors[f"transformer.h.{layer}.{name}"].clone() for name in names}
+        block.load_state_dict(own, assign=True)
     return block.to(device=device, dtype=dtype).requires_grad_(False).eval()

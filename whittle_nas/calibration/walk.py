@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from whittle_nas.calibration.blocks import fetch_block
 from whittle_nas.calibration.stream import Stream, Watch
@@ -22,6 +22,7 @@ def walk(
     change: Change,
     *,
     watch: Callable[[Any], Watch],
+    tensors: Mapping[str, Tensor] | None = None,
     sequential: bool = True,
     finished: Callable[[int, Any], nn.Module | None] = lambda _layer, _block: None,
     progress: Progress = no_progress,
@@ -34,6 +35,7 @@ def walk(
         stream: the text at the first block; at the end it is what leaves the last one.
         change: makes the new block from a copy of the old one, which it may write into.
         watch: statistics to fill for a block.
+        tensors: the model's weights, where its blocks hold none (`weights.hollow`).
         sequential: let a block see what the changed blocks before it give; else what the
             unchanged ones do.
         finished: the changed block of a layer that an earlier run got done, made of a copy of the
@@ -46,11 +48,12 @@ def walk(
     """
     count = model.config.n_layer
     for layer in progress(range(count), label, count):
-        block = fetch_block(model, layer, stream.device, stream.dtype)
+        block = fetch_block(model, layer, stream.device, stream.dtype, tensors=tensors)
         known = finished(layer, block)
         if known is not None:  # made of `block`, which need not be the old one any more
-            old = known if sequential else fetch_block(model, layer, stream.device, stream.dtype)
-            stream.run(old, layer)
+            if not sequential:
+                known = fetch_block(model, layer, stream.device, stream.dtype, tensors=tensors)
+            stream.run(known, layer)
             continue
         statistics = watch(block)
         stream.run(block, layer, watch=statistics, advance=not sequential)

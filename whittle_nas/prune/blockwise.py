@@ -16,6 +16,7 @@ from whittle_nas.prune.linears import compress_block, matrices, watched
 from whittle_nas.prune.options import Grid, Method, Sparsity, check_columns
 from whittle_nas.prune.store import BlockStore, Replaced
 from whittle_nas.weights import axes
+from whittle_nas.weights.checkpoint import check_finite
 
 # Zeros that a dense matrix may have: a few come from rounding to 16 bits.
 _DENSE = 0.05
@@ -42,11 +43,13 @@ def check_blocks(
     """Refuse what can't be compressed, before any work.
 
     Raises:
-        ConfigError: if a pattern or group does not fit a matrix, or a matrix is sparse already.
+        ConfigError: if a pattern or group does not fit a matrix, a matrix is sparse already, or a
+            value is not finite.
     """
     for name in axes.parameter_names(config):
         layer, rest = axes.split_layer(name)
         tensor = tensors[name]
+        check_finite(name, tensor)
         if layer is None or tensor.dim() != 2:
             continue
         check_columns(tensor.shape[1], grid=grid, sparsity=sparsity, name=f"{rest} in every block")
@@ -70,6 +73,7 @@ def compress_blocks(
     tokens: Tensor,
     store: BlockStore,
     *,
+    tensors: Mapping[str, Tensor],
     method: Method,
     sparsity: Sparsity | None = None,
     grid: Grid | None = None,
@@ -82,9 +86,10 @@ def compress_blocks(
     """Compress all blocks of a model, which stays as it is.
 
     Args:
-        model: `litgpt.GPT` with its stored weights.
+        model: `litgpt.GPT`; its blocks need no weights.
         tokens: (N, T) calibration text; (0, T) for methods without any.
         store: where finished blocks are kept; those that it has are not made again.
+        tensors: the model's stored weights, read layer by layer.
         method: a mask or a quantiser.
         sparsity: of a mask.
         grid: of a quantiser.
@@ -98,7 +103,6 @@ def compress_blocks(
         ConfigError: if statistics are not finite, or a Hessian is singular.
     """
     config = model.config
-    stored = model.state_dict()
 
     def change(layer: int, block: Any, statistics: Mapping[str, Any]) -> nn.Module:
         found = compress_block(
@@ -110,7 +114,7 @@ def compress_blocks(
             sparsity=sparsity,
             grid=grid,
         )
-        kind = stored[f"transformer.h.{layer}.attn.proj.weight"].dtype
+        kind = tensors[f"transformer.h.{layer}.attn.proj.weight"].dtype
         weights = {name: tensor.to("cpu", kind) for name, tensor in found.weights.items()}
         scales = {name: tensor.cpu() for name, tensor in found.scales.items()}
         zeros = {name: tensor.cpu() for name, tensor in found.zeros.items()}
@@ -130,11 +134,12 @@ def compress_blocks(
         Stream(model, tokens, batch_size=batch_size, device=device, dtype=dtype),
         change,
         watch=lambda _block: watched(config, method),
+        tensors=tensors,
         sequential=sequential,
         finished=finished,
         progress=progress,
     )
-    return _collect(stored, store, config)
+    return _collect(tensors, store, config)
 
 
 def _collect(stored: Mapping[str, Tensor], store: BlockStore, config: Any) -> BlockwiseResult:

@@ -20,8 +20,9 @@ from whittle_nas.prune.width import cut_width
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights import axes
-from whittle_nas.weights.checkpoint import Checkpoint, load_supernet, write_checkpoint
+from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.hollow import Remapped, load_hollow
 from whittle_nas.weights.identity import fingerprint
 
 FILE_NAME = "prune.json"
@@ -67,12 +68,13 @@ def _blockwise(
     progress: Progress,
 ) -> Outcome:
     config, sparsity, grid = checkpoint.config, request.sparsity, request.grid
-    check_blocks(checkpoint.state_dict(), config, sparsity=sparsity, grid=grid)
-    model = load_supernet(checkpoint.path).model  # mapped from its file; blocks move one by one
+    tensors = Remapped(checkpoint.state_dict)
+    check_blocks(tensors, config, sparsity=sparsity, grid=grid)
     found = compress_blocks(
-        model,
+        load_hollow(checkpoint),
         tokens[:, :-1],
         store,
+        tensors=tensors,
         method=request.method,
         sparsity=sparsity,
         grid=grid,
@@ -128,8 +130,8 @@ def write_outcome(
         front = Front(("num_params",), (entry,), how_measured=request.to_dict())
         (out_dir / FRONT).write_text(front.dump(), encoding="utf-8")
     bits = 16 if request.grid is None else request.grid.bits
-    before = checkpoint.state_dict()
-    after = Checkpoint(out_dir, outcome.config, checkpoint.info).state_dict()
+    before = Remapped(checkpoint.state_dict)
+    after = Remapped(Checkpoint(out_dir, outcome.config, checkpoint.info).state_dict)
     report = {
         "format": 1,
         **request.to_dict(),
