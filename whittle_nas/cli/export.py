@@ -9,6 +9,7 @@ from typing import Any
 
 from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.data.options import TextData
+from whittle_nas.errors import ConfigError
 
 
 class Format(Enum):
@@ -16,6 +17,13 @@ class Format(Enum):
 
     litgpt = "litgpt"
     hf = "hf"
+
+
+class Quantize(Enum):
+    """How a quantised checkpoint's matrices are written: integers of so many bits."""
+
+    w4a16 = "w4a16"
+    w8a16 = "w8a16"
 
 
 class Extreme(Enum):
@@ -38,6 +46,7 @@ def export(
     extreme: Extreme | None = None,
     search_space: str | None = None,
     format: Format = Format.litgpt,
+    quantize: Quantize | None = None,
     repair: bool = False,
     data: TextData = TextData(num_blocks=128),
     device: str = "auto",
@@ -50,7 +59,7 @@ def export(
     The result is a plain litgpt directory that `litgpt generate`, `chat`, `serve` and `evaluate`
     read, or with `--format hf` one that `AutoModelForCausalLM.from_pretrained` loads. Its
     `README.md` says what it is. Choose the sub-network by its sizes, from a front that `nas search`
-    wrote, or as an end of a search space.
+    wrote, or as an end of a search space. What `nas prune` wrote needs no choice.
 
     Args:
         checkpoint_dir: The super-network: a litgpt checkpoint, sorted and trained or not.
@@ -65,6 +74,9 @@ def export(
         search_space: A preset or a YAML file; default: the space that was trained, else
             `fitted` where `nas importance` recorded it, else `aligned`.
         format: `litgpt`, or `hf` for transformers.
+        quantize: With `--format hf`, from a directory of `nas prune --method gptq` or `rtn`: write
+            its integers, packed as vLLM loads them (compressed-tensors). `w4a16` after
+            `--bits 4`, `w8a16` after `--bits 8`.
         repair: Fit the projections again by least squares on calibration text, without training,
             so that they make up for what was cut; never worse than the plain slices on text that is
             held back from the fit.
@@ -83,11 +95,16 @@ def export(
     from whittle_nas.export.checkpoint import plan_export, write_export
     from whittle_nas.export.hub import check_push, push
     from whittle_nas.weights.checkpoint import open_checkpoint
-    from whittle_nas.weights.files import atomic_directory, check_free
+    from whittle_nas.weights.files import PRUNE_REPORT, atomic_directory, check_free
 
     check_free(out_dir, overwrite=overwrite)
     if push_to_hub is not None:
         check_push(push_to_hub, is_hf=format is Format.hf)
+    if quantize is not None and (format is not Format.hf or repair):
+        other = "--repair true" if repair else "--format litgpt"
+        raise ConfigError(
+            f"--quantize {quantize.value} has no meaning with {other}; use --format hf"
+        )
     checkpoint = open_checkpoint(checkpoint_dir)
     sub = choose_subnetwork(
         checkpoint,
@@ -99,8 +116,10 @@ def export(
         pick=pick,
         extreme=None if extreme is None else extreme.value,
         search_space=search_space,
+        whole=quantize is not None or (checkpoint_dir / PRUNE_REPORT).is_file(),
     )
-    planned = plan_export(checkpoint, sub, to_hf=format is Format.hf)
+    scheme = None if quantize is None else quantize.value
+    planned = plan_export(checkpoint, sub, to_hf=format is Format.hf, quantize=scheme)
     text = repair_text(repair, data, option="data", checkpoint=checkpoint)
     lines: Sequence[str] = ()
     if text is not None:

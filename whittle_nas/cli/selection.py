@@ -26,6 +26,7 @@ def choose_subnetwork(
     pick: str | None = None,
     extreme: str | None = None,
     search_space: str | None = None,
+    whole: bool = False,
 ) -> SubNetwork:
     """The one sub-network that the options name.
 
@@ -39,6 +40,7 @@ def choose_subnetwork(
         pick: budgets, the best entry of the front under them is taken.
         extreme: `smallest` or `largest` member of the search space.
         search_space: preset or file; default: see `space_of`.
+        whole: take the whole model where no option names one.
 
     Raises:
         ConfigError: if no way, or more than one way, of choosing is given, or if it does not fit.
@@ -54,6 +56,8 @@ def choose_subnetwork(
         )
         if given
     ]
+    if whole and not chosen:
+        return SubNetwork.from_config(config)
     if len(chosen) != 1:
         got = " and ".join(chosen) if chosen else "none"
         raise ConfigError(

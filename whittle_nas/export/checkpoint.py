@@ -12,6 +12,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.export.engines import engine_notes
 from whittle_nas.export.hf import HFTarget, hf_target, write_hf, write_hf_config
 from whittle_nas.export.model_card import model_card
+from whittle_nas.export.packed import Packing, packing_notes, pruned_sentences, read_packing
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
@@ -31,6 +32,7 @@ class ExportPlan:
         notes: what a user may want to know, one sentence each.
         patch: tensors that differ from the slices.
         after: what was done to the sub-network after the cut, a sentence for the model card.
+        packing: of quantised weights, where their integers are written.
     """
 
     source: Checkpoint
@@ -40,13 +42,23 @@ class ExportPlan:
     notes: tuple[str, ...] = ()
     patch: Patch = Patch()
     after: str = ""
+    packing: Packing | None = None
 
 
-def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> ExportPlan:
+def plan_export(
+    source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False, quantize: str | None = None
+) -> ExportPlan:
     """Resolve an export.
 
+    Args:
+        source: the super-network's checkpoint.
+        sub: what is taken of it.
+        to_hf: write it for transformers.
+        quantize: write packed integers, by a scheme of `packed.SCHEMES`; for transformers only.
+
     Raises:
-        ConfigError: if the sizes do not fit the model, or no Hugging Face architecture has them.
+        ConfigError: if the sizes do not fit the model, no Hugging Face architecture has them, or
+            the weights are not quantised that way.
     """
     info = source.info
     slices = plan_slices(sub, source.config, head_channels=info.head_channels, norms=info.norms)
@@ -55,13 +67,27 @@ def plan_export(source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False) -> 
             f"--format {'hf' if to_hf else 'litgpt'}: its config has one size for all blocks, and "
             f"those of this sub-network differ ({sub}); nas evaluate runs it as it is"
         )
+    after, pruned = pruned_sentences(source.path)
     if to_hf:
         target = hf_target(slices.config)
         notes = engine_notes(target.model_type, slices.config, tied=source.tied)
-        return ExportPlan(source, slices, True, target, (*target.notes, *notes))
+        packing = None if quantize is None else _packing(source, slices, target, quantize)
+        if packing is not None:
+            notes += packing_notes(packing, source.config)
+        notes = (*target.notes, *notes, *pruned)
+        return ExportPlan(source, slices, True, target, notes, after=after, packing=packing)
     target = _described(slices)
     notes = () if target else ("there is no config.json, which `litgpt evaluate` asks for",)
-    return ExportPlan(source, slices, False, target, notes)
+    return ExportPlan(source, slices, False, target, (*notes, *pruned), after=after)
+
+
+def _packing(source: Checkpoint, slices: SlicePlan, target: HFTarget, scheme: str) -> Packing:
+    if slices.sub != SubNetwork.from_config(source.config):
+        raise ConfigError(
+            f"--quantize {scheme} packs a whole checkpoint: export the sub-network first, quantise "
+            "that with nas prune, and export the result"
+        )
+    return read_packing(source.path, source.config, target, scheme)
 
 
 def _described(slices: SlicePlan) -> HFTarget | None:
@@ -96,7 +122,8 @@ def write_export(
     tensors = LazySlices(planned.slices, stored, None if planned.to_hf else dtype)
     tensors = patched(tensors, planned.patch)
     if planned.to_hf:
-        write_hf(out_dir, config, tensors, source=source, dtype=dtype, progress=progress)
+        way = {"source": source, "dtype": dtype, "packing": planned.packing}
+        write_hf(out_dir, config, tensors, **way, progress=progress)
     else:
         write_checkpoint(out_dir, tensors, config=config, source=source, progress=progress)
         if planned.target is not None:

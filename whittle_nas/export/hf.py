@@ -16,6 +16,7 @@ import torch
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf_config import HFTarget, hf_target
 from whittle_nas.export.hf_names import to_hf
+from whittle_nas.export.packed import Packing
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.weights.checkpoint import check_finite, copy_companions
 from whittle_nas.weights.tying import HEAD, TABLE, same_table
@@ -26,7 +27,10 @@ SHARD_BYTES = 5 * 10**9
 TRANSFORMERS_VERSION = "5.3.0"
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _NOT_COPIED = ("generation_config.json", "prompt_style.yaml")
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+_DTYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
+    torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
 
 
 def write_hf(
@@ -36,6 +40,7 @@ def write_hf(
     *,
     source: Path | None = None,
     dtype: torch.dtype | None = None,
+    packing: Packing | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = no_progress,
 ) -> HFTarget:
@@ -51,6 +56,7 @@ def write_hf(
         source: checkpoint directory that tokenizer, special token ids, generation settings and
             licence come from.
         dtype: of the written weights; default: as they are.
+        packing: of quantised weights, to write their integers.
         shard_bytes: largest size of one weights file, unless a single tensor is larger.
         progress: shows the tensors that are written.
 
@@ -64,6 +70,8 @@ def write_hf(
     target = hf_target(config)
     generation = _read_json(source, "generation_config.json")
     content = _config_json(target, tensors, source, dtype)
+    if packing is not None:
+        content["quantization_config"] = packing.config()
     _write_json(out_dir / "config.json", content)
     ids = {key: content[key] for key in _SPECIAL_IDS if content[key] is not None}
     _write_json(out_dir / "generation_config.json", {**ids, **generation})
@@ -75,8 +83,8 @@ def write_hf(
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         for name, tensor in tensors.items()
     }
-    layout = dict(_converted(config, empty, target, tied, dtype))
-    converted = _converted(config, tensors, target, tied, dtype)
+    layout = dict(_converted(config, empty, target, tied, dtype, packing))
+    converted = _converted(config, tensors, target, tied, dtype, packing)
     shown = progress(converted, "writing weights", len(layout))
     _write_weights(out_dir, layout, shown, shard_bytes)
     return target
@@ -127,10 +135,12 @@ def _converted(
     target: HFTarget,
     tied: bool,
     dtype: torch.dtype | None,
+    packing: Packing | None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     way = {"model_type": target.model_type, "query_scale": target.query_scale}
     for name, tensor in to_hf(config, tensors, **way, tied=tied):
-        yield name, tensor.to(dtype or tensor.dtype)
+        for stored, part in packing.pack(name, tensor) if packing else [(name, tensor)]:
+            yield stored, part.to(dtype) if dtype and part.is_floating_point() else part
 
 
 def _write_weights(

@@ -105,6 +105,7 @@ def compress_blocks(
     config = model.config
 
     def change(layer: int, block: Any, statistics: Mapping[str, Any]) -> nn.Module:
+        kind = tensors[f"transformer.h.{layer}.attn.proj.weight"].dtype
         found = compress_block(
             block,
             statistics,
@@ -113,8 +114,8 @@ def compress_blocks(
             method=method,
             sparsity=sparsity,
             grid=grid,
+            kind=kind,
         )
-        kind = tensors[f"transformer.h.{layer}.attn.proj.weight"].dtype
         weights = {name: tensor.to("cpu", kind) for name, tensor in found.weights.items()}
         scales = {name: tensor.cpu() for name, tensor in found.scales.items()}
         zeros = {name: tensor.cpu() for name, tensor in found.zeros.items()}

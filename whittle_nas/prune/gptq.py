@@ -10,15 +10,18 @@ from whittle_nas.prune.rounding import Quantised, fit, rounded
 from whittle_nas.prune.solver import Factor, solve
 
 
-def gptq(weight: Tensor, factor: Factor, grid: Grid) -> Quantised:
+def gptq(
+    weight: Tensor, factor: Factor, grid: Grid, *, kind: torch.dtype | None = None
+) -> Quantised:
     """A matrix (R, C) on a grid that does about the same on its inputs.
 
     Args:
         weight: (R, C).
         factor: of the C inputs.
         grid: `group_size` divides C; a group's scale is fitted when its first column is reached.
+        kind: number format that scales are kept in; by default that of the weight.
     """
-    rule = _Rounding(grid)
+    rule = _Rounding(grid, kind or weight.dtype)
     found = solve(weight.double(), factor, rule, block=grid.group_size)
     scales, zeros = torch.stack(rule.scales, 1), torch.stack(rule.zeros, 1)
     return Quantised(found.to(weight.dtype), scales, zeros)
@@ -27,14 +30,14 @@ def gptq(weight: Tensor, factor: Factor, grid: Grid) -> Quantised:
 class _Rounding:
     """A block of the solver is a group, so that errors from the left are in when it is fitted."""
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, kind: torch.dtype) -> None:
+        self._grid, self._kind = grid, kind
         self.scales: list[Tensor] = []
         self.zeros: list[Tensor] = []
 
     def begin(self, part: Tensor, diagonal: Tensor, first: int) -> None:  # noqa: ARG002
         """See `solver.Rule`."""
-        scale, zero = fit(part, self._grid)
+        scale, zero = fit(part, self._grid, self._kind)
         self.scales.append(scale)
         self.zeros.append(zero)
 

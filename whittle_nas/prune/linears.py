@@ -93,8 +93,19 @@ def compress_block(
     method: Method,
     sparsity: Sparsity | None = None,
     grid: Grid | None = None,
+    kind: torch.dtype | None = None,
 ) -> Compressed:
     """Compress every matrix of a block, written into it in place.
+
+    Args:
+        block: litgpt's.
+        statistics: by module, as `watched` asks for them.
+        layer: for messages.
+        config: litgpt config.
+        method: a mask or a quantiser.
+        sparsity: of a mask.
+        grid: of a quantiser.
+        kind: number format that scales are kept in; by default that of the weights.
 
     Raises:
         ConfigError: if a Hessian stays singular, naming its layer.
@@ -106,7 +117,7 @@ def compress_block(
         if matrix.source not in solvers:
             name = f"transformer.h.{layer}.{matrix.source}"
             statistic = statistics.get(matrix.source)
-            solvers[matrix.source] = _solver(method, statistic, sparsity, grid, name)
+            solvers[matrix.source] = _solver(method, statistic, sparsity, grid, name, kind)
         old = weight[matrix.rows].clone()
         new = solvers[matrix.source](old)
         if isinstance(new, Quantised):
@@ -127,13 +138,18 @@ def compress_block(
 
 
 def _solver(
-    method: Method, statistic: Any, sparsity: Sparsity | None, grid: Grid | None, name: str
+    method: Method,
+    statistic: Any,
+    sparsity: Sparsity | None,
+    grid: Grid | None,
+    name: str,
+    kind: torch.dtype | None,
 ) -> Callable[[Tensor], Any]:
     """A method with everything but the weight; Hessians are factorised here, once per input."""
     if grid is not None:
         if method is Method.rtn:
-            return partial(rtn, grid=grid)
-        return partial(gptq, factor=factorise(statistic, name), grid=grid)
+            return partial(rtn, grid=grid, kind=kind)
+        return partial(gptq, factor=factorise(statistic, name), grid=grid, kind=kind)
     assert sparsity is not None
     if method is Method.magnitude:
         return partial(magnitude, sparsity=sparsity)

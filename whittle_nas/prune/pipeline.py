@@ -22,11 +22,10 @@ from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.files import GRIDS, PRUNE_REPORT
 from whittle_nas.weights.hollow import Remapped, load_hollow
 from whittle_nas.weights.identity import fingerprint
 
-FILE_NAME = "prune.json"
-GRIDS = "quantization.safetensors"
 FRONT = "front.json"
 
 
@@ -147,5 +146,5 @@ def write_outcome(
         },
         "notes": list(outcome.notes),
     }
-    (out_dir / FILE_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out_dir / PRUNE_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report

@@ -28,8 +28,12 @@ class Quantised:
     zeros: Tensor
 
 
-def fit(weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that cover the weights (R, group_size) of one group, each (R,)."""
+def fit(weights: Tensor, grid: Grid, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover the weights (R, group_size) of one group, each (R,).
+
+    Scales are numbers of `kind`, the format of the weights, so that an engine that keeps them in it
+    multiplies by the same ones.
+    """
     steps = 2**grid.bits - 1
     low, high = weights.amin(1).clamp(max=0), weights.amax(1).clamp(min=0)
     if grid.symmetric:
@@ -37,6 +41,7 @@ def fit(weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         low = -high
     # A hair wider: the largest weight of a symmetric grid is else halfway between two integers.
     scale = (high - low) / steps * (1 + 1e-6)
+    scale = scale.to(kind).to(scale.dtype)
     scale = torch.where(scale == 0, 1.0, scale)
     if grid.symmetric:
         return scale, torch.zeros_like(scale)

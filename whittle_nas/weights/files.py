@@ -15,6 +15,8 @@ from pathlib import Path
 from whittle_nas.errors import ConfigError, disk_errors
 
 WEIGHTS = "lit_model.pth"  # a directory with it is a litgpt checkpoint
+PRUNE_REPORT = "prune.json"  # what `nas prune` did
+GRIDS = "quantization.safetensors"  # scales and zero points of its integers
 RUN_FILE = "run.yaml"  # how to repeat a run; a directory that holds it is finished
 _LOCK = ".lock"
 PARTIAL, _OLD = ".partial", ".old"  # ends of the names of what is not finished, or replaced
