@@ -286,7 +286,7 @@ def test_unknown_logger_and_device(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"strategy": "fsdp"},
+        {"strategy": "deepspeed"},
         {"precision": "16-mixed"},
         {"precision": "bnb.nf4"},
         {"max_steps": 0},

@@ -19,6 +19,13 @@ COMMANDS = {
     "profile": ("profile", "profile", "parameters, FLOPs, memory and latency of sub-networks"),
 }
 
+# Commands with `--dry_run`; `init` and `profile` are plans themselves.
+PLANNED = ("importance", "finetune-supernet", "finetune", "search", "evaluate", "export", "prune")
+PLAN = (
+    "Only say what would be read and written, and the memory, arithmetic and time that it takes on "
+    "this machine. A checkpoint_dir with a model_config.yaml is enough, or a name of litgpt's list."
+)
+
 
 def function_of(name: str) -> Callable[..., None]:
     """The function of a command, whose signature is its options."""

@@ -34,7 +34,7 @@ def model_config(checkpoint_dir: str) -> Any:
         if (directory / "config.json").is_file():
             config = litgpt_config(directory)[0]
             return tied(config) if says_tied(directory) else config
-    for name in (checkpoint_dir, path.name):  # an id of the hub, or litgpt's own name
+    for name in (checkpoint_dir, *path.parts[::-1]):  # an id of the hub, or litgpt's own name
         with contextlib.suppress(ValueError):
             return Config.from_name(name)
     raise ConfigError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from whittle_nas import __version__
+from whittle_nas.cli.commands import PLAN, PLANNED
 from whittle_nas.cli.common import is_first_process
 from whittle_nas.cli.shipped import read_path, with_shipped_configs
 from whittle_nas.cli.spelling import data_of_the_line, did_you_mean, spelled_out
@@ -46,6 +47,11 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
     """
     parser = make_parser(name, command)
     options = parse(parser, spelled_out(name, arguments))
+    if options.pop("dry_run", False):
+        from whittle_nas.cli.dry_run import dry_run
+
+        dry_run(name, parser.instantiate_classes(options))
+        return
     if name != "init":  # it only looks
         _make_litgpt(options)
     record = _record(name, parser, options)
@@ -81,6 +87,8 @@ def make_parser(name: str, command: Callable[..., None]) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file with the options below.")
     parser.add_function_arguments(command, as_group=False, as_positional=False)
+    if name in PLANNED:
+        parser.add_argument("--dry_run", type=bool, default=False, help=PLAN)
     return parser
 
 

@@ -20,7 +20,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.train.batches import Sample
-from whittle_nas.train.options import SamplerKind, SamplerOptions, Strategy
+from whittle_nas.train.options import SamplerKind, SamplerOptions, SandwichOptions, Strategy
 from whittle_nas.train.output import write_outputs
 from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss
@@ -98,6 +98,28 @@ def named(
 def space_to_train(checkpoint: Checkpoint, source: str | None) -> SearchSpace:
     """The search space of a name or file; see `selection.default_space`."""
     return space_for(checkpoint, default_space(checkpoint, source))
+
+
+def batch_networks(
+    sandwich: SandwichOptions, full: SubNetwork, space: SearchSpace
+) -> dict[SubNetwork, float]:
+    """How often networks of which size are in a step; sampled ones are of about middle size."""
+    if sandwich.strategy is Strategy.standard:
+        return {full: 1.0}
+    shares = dict.fromkeys((full, space.largest, space.smallest), 0.0)
+    sampled: float = sandwich.num_random
+    if sandwich.strategy is Strategy.sandwich:
+        shares[full] += sandwich.full_share
+        least = sandwich.smallest_share if sandwich.train_smallest else 0.0
+        shares[space.smallest] += least
+        sampled += 1 - sandwich.full_share + sandwich.train_smallest - least
+    else:
+        linear = sandwich.strategy is Strategy.random_linear
+        sampled = 0.5 if linear else 1.0
+        shares[full] += 1 - sampled
+    for end in (space.largest, space.smallest):
+        shares[end] += sampled / 2
+    return shares
 
 
 def train_alone(task: Task, chosen: Mapping[str, SubNetwork]) -> None:

@@ -44,6 +44,7 @@ class Memory:
 
     def needed(self, options: Any) -> Any:
         """`MemoryEstimate` of a training; `options` are `train.run.TrainingOptions`."""
+        from whittle_nas.train.fit import num_devices
         from whittle_nas.train.memory import estimate_memory, stored_format
 
         return estimate_memory(
@@ -55,6 +56,7 @@ class Memory:
             loss=options.loss,
             checkpoint_blocks=options.checkpoint_blocks,
             stored=stored_format(self.checkpoint_dir),
+            shards=num_devices(options.trainer) if options.trainer.is_sharded else 1,
         )
 
     def there(self, options: Any) -> int:

@@ -123,6 +123,39 @@ def peak_memory_bytes(run: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
+def matmul_rate(
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    *,
+    seconds: float = 0.3,
+) -> float:
+    """Floating-point operations per second of matrix products (rows, inputs) x (inputs, outputs).
+
+    What a device reaches on them is the most that passes through a model of these widths reach.
+
+    Args:
+        device: which one.
+        dtype: number format.
+        rows: tokens of a product; on a CPU at most 512 of them, and 4096 of the others.
+        inputs: columns of the one, rows of the other matrix.
+        outputs: columns of the other matrix.
+        seconds: how long to measure, after one product that is not timed.
+    """
+    most = (2**14, 2**14, 2**15) if device.type == "cuda" else (512, 4096, 4096)
+    sizes = [min(pair) for pair in zip((rows, inputs, outputs), most, strict=True)]
+    like: Any = {"device": device, "dtype": dtype}
+    left, right = torch.rand(sizes[0], sizes[1], **like), torch.rand(sizes[1], sizes[2], **like)
+    best, until = float("inf"), time.perf_counter() + seconds
+    with torch.inference_mode():
+        while time.perf_counter() < until or best == float("inf"):
+            timing = time_runs(lambda: left @ right, device, warmup=1, repeats=3)
+            best = min(best, timing.median_ms)
+    return 2.0 * sizes[0] * sizes[1] * sizes[2] / (best / 1e3)
+
+
 def _random_ids(model: Any, batch: int, tokens: int) -> torch.Tensor:
     device = model.lm_head.weight.device
     return torch.randint(0, model.config.vocab_size, (batch, tokens), device=device)

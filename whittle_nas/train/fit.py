@@ -40,6 +40,8 @@ def make_trainer(options: TrainerOptions, out_dir: Path | None) -> L.Trainer:
     Raises:
         ConfigError: if a device, strategy, logger or callback is not there.
     """
+    if options.is_sharded:
+        raise ConfigError("trainer.strategy=fsdp: only its plan is there yet, with --dry_run true")
     by_default = [] if out_dir is None else _default_loggers(out_dir)
     loggers = by_default if options.logger is None else _build(options.logger)
     callbacks = _build(options.callbacks or [])
@@ -76,6 +78,16 @@ def _trainer(
         logger=loggers,
         default_root_dir=out_dir,
     )
+
+
+def num_devices(options: TrainerOptions) -> int:
+    """Processes that train, as far as the options and this machine say."""
+    given = options.devices
+    if isinstance(given, str) and given not in ("auto", "-1"):
+        given = int(given) if given.isdigit() else len(given.strip("[], ").split(","))
+    if not isinstance(given, int) or given < 0:
+        given = 1 if options.accelerator == "cpu" else max(1, torch.cuda.device_count())
+    return given * options.num_nodes
 
 
 def num_steps(

@@ -20,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from whittle_nas.train import lora
 from whittle_nas.train.options import (
-    IN_PLACE,
     ORIGINAL,
     Distillation,
     LoraOptions,
@@ -29,9 +28,11 @@ from whittle_nas.train.options import (
 )
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import WEIGHTS, load_torch
+from whittle_nas.weights.slicing import per_layer
 from whittle_nas.weights.supernet import positions_per_chunk
 from whittle_nas.weights.tying import tie_head
 
+_BLOCK = "transformer.h.0."
 ALL_WEIGHTS = 50_000_000  # parameters up to which all are trained by default
 
 
@@ -47,6 +48,8 @@ class MemoryEstimate:
         activations: what the full network keeps for its backward pass.
         logits: one chunk of the head with its gradient, and what the teacher says of all tokens.
         teacher: weights of a frozen teacher that are not the model's own.
+        gathered: with FSDP, what is whole for a while: both tables, and the block that runs, the
+            one that is fetched meanwhile, and the gradients of what is trained in them.
     """
 
     weights: int
@@ -56,6 +59,7 @@ class MemoryEstimate:
     activations: int
     logits: int
     teacher: int = 0
+    gathered: int = 0
 
     @property
     def total(self) -> int:
@@ -73,6 +77,7 @@ def estimate_memory(
     loss: LossOptions,
     checkpoint_blocks: bool = False,
     stored: torch.dtype = torch.bfloat16,
+    shards: int = 1,
 ) -> MemoryEstimate:
     """Bytes that the training of a super-network needs per device.
 
@@ -88,6 +93,7 @@ def estimate_memory(
         loss: chunk size and whether there is a teacher.
         checkpoint_blocks: whether activations are recomputed.
         stored: number format of the checkpoint's weights.
+        shards: devices that share the parameters, with FSDP.
     """
     compute = torch.float32 if precision == "32-true" else torch.bfloat16
     trained_bytes = 2 if precision == "bf16-true" else 4
@@ -96,21 +102,21 @@ def estimate_memory(
     mixed = precision == "bf16-mixed"  # leaves frozen weights as they are
     frozen_bytes = stored.itemsize if mixed else compute.itemsize
     weight_bytes = frozen_bytes if options else trained_bytes
-    copied = loss.distillation is not Distillation.none and loss.teacher != IN_PLACE
-    copied &= options is None or loss.teacher != ORIGINAL
+    copied = loss.has_frozen_teacher and (options is None or loss.teacher != ORIGINAL)
     one = _saved_bytes(config, options, 1, batch, tokens, compute)
     block = _saved_bytes(config, options, 2, batch, tokens, compute) - one
     kept = block * config.n_layer
     if checkpoint_blocks:
         kept = block + batch * tokens * config.n_embd * compute.itemsize * config.n_layer
     return MemoryEstimate(
-        weights=sizes["weights"] * weight_bytes,
-        adapters=sizes["adapters"] * trained_bytes,
-        gradients=trained * trained_bytes,
-        optimizer=2 * trained * trained_bytes,
+        weights=sizes["weights"] * weight_bytes // shards,
+        adapters=sizes["adapters"] * trained_bytes // shards,
+        gradients=trained * trained_bytes // shards,
+        optimizer=2 * trained * trained_bytes // shards,
         activations=one - block + kept,
         logits=_logit_bytes(config, loss, batch * tokens, compute),
-        teacher=sizes["weights"] * compute.itemsize if copied else 0,
+        teacher=(sizes["weights"] * compute.itemsize if copied else 0) // shards,
+        gathered=_gathered_bytes(config, options, weight_bytes, trained_bytes) if shards > 1 else 0,
     )
 
 
@@ -168,13 +174,27 @@ def _build(config: Any, options: LoraOptions | None) -> nn.Module:
     return model
 
 
-def _parameter_counts(config: Any, options: LoraOptions | None) -> dict[str, int]:
+def _parameter_counts(config: Any, options: LoraOptions | None, part: str = "") -> dict[str, int]:
+    """Parameters of the model, or of a part of it."""
     with torch.device("meta"):
         model = _build(config, options)
     counts = {"weights": 0, "adapters": 0}
     for name, parameter in model.named_parameters():
-        counts["adapters" if lora.is_adapter(name) else "weights"] += parameter.numel()
+        if name.startswith(part):
+            counts["adapters" if lora.is_adapter(name) else "weights"] += parameter.numel()
     return counts
+
+
+def _gathered_bytes(
+    config: Any, options: LoraOptions | None, weight_bytes: int, trained_bytes: int
+) -> int:
+    """What FSDP holds whole at a time: two blocks, and all that is in no block."""
+    one, block = (_parameter_counts(_shallow(config, 1), options, p) for p in ("", _BLOCK))
+    # twice the block, and once what is left of a model of one layer without it
+    counts = {name: one[name] + block[name] for name in one}
+    gradients = counts["adapters"] if options else counts["weights"]
+    held = counts["weights"] * weight_bytes + counts["adapters"] * trained_bytes
+    return held + gradients * trained_bytes
 
 
 def _saved_bytes(
@@ -186,12 +206,7 @@ def _saved_bytes(
     dtype: torch.dtype,
 ) -> int:
     """Bytes that autograd saves in the forward pass up to the last norm, without parameters."""
-    per_layer = {
-        name: getattr(config, name)[:n_layer]
-        for name in ("sliding_window_indices", "rope_indices")
-        if getattr(config, name) is not None
-    }
-    shallow = replace(config, n_layer=n_layer, final_logit_softcapping=None, **per_layer)
+    shallow = replace(_shallow(config, n_layer), final_logit_softcapping=None)
     with FakeTensorMode(), _default_dtype(dtype):
         model: Any = _build(shallow, options)
         model.lm_head = nn.Identity()
@@ -209,6 +224,14 @@ def _saved_bytes(
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             model(torch.zeros(batch, tokens, dtype=torch.long))
     return sum(saved.values())
+
+
+def _shallow(config: Any, n_layer: int) -> Any:
+    """The config of the first layers."""
+    kinds = {
+        name: values[:n_layer] for name, values in per_layer(config).items() if values is not None
+    }
+    return replace(config, n_layer=n_layer, **kinds)
 
 
 @contextmanager

@@ -113,6 +113,11 @@ class LossOptions:
             raise ConfigError(f"loss.forward_share={self.forward_share} must be between 0 and 1")
 
     @property
+    def has_frozen_teacher(self) -> bool:
+        """Whether a model that does not learn teaches."""
+        return self.distillation is not Distillation.none and self.teacher != IN_PLACE
+
+    @property
     def weights(self) -> tuple[float, float]:
         """Weights of cross entropy and distillation where there is a teacher."""
         balanced = self.weighting is Weighting.balanced
@@ -391,13 +396,19 @@ class TrainerOptions:
             raise ConfigError(
                 f"trainer.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}"
             )
-        if self.strategy not in ("auto", "ddp"):
+        if self.strategy not in ("auto", "ddp", SHARDED):
             raise ConfigError(
-                f"trainer.strategy={self.strategy!r} must be auto or ddp: every process holds the "
-                "whole model, and is started with the same command line"
+                f"trainer.strategy={self.strategy!r} must be auto, ddp (every process holds the "
+                "whole model) or fsdp (each holds its share)"
             )
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process holds a share of the parameters."""
+        return self.strategy == SHARDED
 
+
+SHARDED = "fsdp"
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 

@@ -20,9 +20,7 @@ from whittle_nas.train import lora
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.forward import hidden_and_blocks
 from whittle_nas.train.options import (
-    IN_PLACE,
     ORIGINAL,
-    Distillation,
     HiddenLoss,
     LossOptions,
 )
@@ -80,7 +78,7 @@ def make_teacher(
     Raises:
         ConfigError: if the teacher's vocabulary or context does not fit.
     """
-    if loss.distillation is Distillation.none or loss.teacher == IN_PLACE:
+    if not loss.has_frozen_teacher:
         return None
     other = loss.teacher != ORIGINAL
     checkpoint = open_checkpoint(Path(loss.teacher)) if other else original

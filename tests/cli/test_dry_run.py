@@ -1,0 +1,104 @@
+"""Plans before the work: of every config that ships, and of a directory without weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from litgpt import Config
+
+from tests.cli.test_main import nas
+from whittle_nas.cli.commands import PLANNED, function_of
+from whittle_nas.cli.parser import make_parser, parse
+from whittle_nas.cli.planning import PLANNERS, plan_of
+from whittle_nas.metrics.plan import forward_flops
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "whittle_nas" / "configs").glob("*/finetune.yaml"))
+SLOW = pytest.mark.slow
+LARGE = 80e9  # bytes of a device
+FAST = ("Llama-3.1-70B", "Qwen3-32B", "SmolLM2-1.7B")  # a second each, two thirds of it options
+FOLDERS = [
+    pytest.param(path.parent, id=path.parent.name, marks=() if path.parent.name in FAST else SLOW)
+    for path in CONFIGS
+    if path.parent.name != "pydoc-1m"  # which is in no list of litgpt
+]
+TEXT = ("--data.module", "Alpaca")
+COMMANDS = ("importance", "finetune", "search", "evaluate")
+
+
+def plan(command, *words):
+    parser = make_parser(command, function_of(command))
+    options = parse(parser, list(map(str, words)))
+    options.pop("dry_run")
+    return plan_of(command, parser.instantiate_classes(options))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_ships_fits_80_gb(folder, tmp_path, monkeypatch):
+    """One device, or as many as the config names; what runs on the host needs no device."""
+    monkeypatch.chdir(tmp_path)
+    for command in COMMANDS:
+        path = folder / f"{command}.yaml"
+        found = plan(command, "--config", path, "--dry_run", "true")
+        assert found.config.name == folder.name
+        if "device: cpu" not in path.read_text():
+            assert found.memory_total < 0.95 * LARGE, (command, found.memory)
+        assert found.flops > 0 or command == "evaluate"
+    assert not list(tmp_path.iterdir())
+
+
+def test_70b_with_adapters_on_eight_devices():
+    found = plan("finetune", "--config", "Llama-3.1-70B/finetune")
+    config = Config.from_name("Llama-3.1-70B")
+    with torch.device("meta"):
+        from litgpt import GPT
+
+        count = sum(p.numel() for p in GPT(config).parameters())
+    assert found.devices == 8
+    assert found.memory["weights"] == 2 * count // 8
+    assert found.memory["optimizer"] == 2 * found.memory["gradients"]
+    assert found.memory_total < LARGE / 2
+    # per token a forward and an input-gradient pass of the full network, and half as much at least
+    tokens = 2000 * 8 * 8 * 512
+    whole = forward_flops(config, tokens, 512)
+    assert whole == pytest.approx(2 * (count - 128256 * 8192) * tokens, rel=0.02)  # and attention
+    assert found.work["teacher"] == pytest.approx(whole)
+    assert 1.5 * whole < found.work["forward passes"] < 4 * whole
+
+
+def test_a_name_of_litgpts_list_is_enough():
+    found = plan("finetune", "--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", *TEXT)
+    assert found.config.name == "SmolLM2-135M"
+    assert found.memory_total < LARGE
+
+
+@pytest.mark.parametrize("command", sorted(set(PLANNED) - {"finetune-supernet"}))
+def test_a_config_is_enough(command, tmp_path, bundled, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "whittle_nas.metrics.measured.time.perf_counter", iter(range(10**6)).__next__
+    )
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "model_config.yaml").write_bytes((bundled / "model_config.yaml").read_bytes())
+    words = ["--checkpoint_dir", source, "--out_dir", "out", "--dry_run", "true"]
+    more = {
+        "export": ["--extreme", "smallest"],
+        "prune": ["--method", "gptq", "--data.files", bundled / "calibration.jsonl"],
+    }
+    text = more.get(command, ["--data.files", bundled / "valid.jsonl"])
+    assert nas(command, *words, *text) == 0
+    said = capsys.readouterr().out
+    assert "reads: checkpoint" in said
+    assert "total" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_names_no_model_is_one_sentence(tmp_path, capsys):
+    where = ["--checkpoint_dir", tmp_path / "x", "--out_dir", tmp_path / "y"]
+    assert nas("importance", *where, "--dry_run", "true") == 2
+    assert "is no checkpoint here" in capsys.readouterr().err
+
+
+def test_every_planner_is_a_command():
+    assert set(PLANNERS) == set(PLANNED)

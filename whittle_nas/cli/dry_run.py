@@ -1,0 +1,87 @@
+"""What `--dry_run true` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whittle_nas.cli.common import print_table
+from whittle_nas.cli.planning import plan_of
+from whittle_nas.metrics.plan import Plan
+
+_GIB = 2**30
+
+
+def dry_run(name: str, options: Any) -> None:
+    """Print the plan of a command; nothing is loaded or written.
+
+    Args:
+        name: of the command.
+        options: as its function gets them.
+
+    Raises:
+        ConfigError: for options that do not fit the model.
+    """
+    from whittle_nas.cli.common import resolve_device
+    from whittle_nas.metrics.measured import matmul_rate
+    from whittle_nas.train.memory import device_bytes
+    from whittle_nas.weights.axes import num_params
+
+    plan = plan_of(name, options)
+    device = resolve_device(_device(options))
+    config, kind = plan.config, str(plan.dtype).removeprefix("torch.")
+    print(f"nas {name}: {config.name}, {num_params(config):,} parameters, {kind}")
+    _print_bytes("reads", plan.reads)
+    _print_bytes("writes", plan.writes)
+    _print_memory(plan, device_bytes(device), str(device))
+    if plan.flops:
+        wide = (plan.rows, config.n_embd, config.intermediate_size)
+        _print_work(plan, matmul_rate(device, plan.dtype, *wide))
+    print("".join(f"note: {note}\n" for note in plan.notes), end="")
+    print("dry run: nothing was written")
+
+
+def _device(options: Any) -> str:
+    trainer = getattr(options, "trainer", None)
+    name = str(options.device if trainer is None else trainer.accelerator)
+    return {"gpu": "cuda"}.get(name, name)
+
+
+def _print_bytes(verb: str, files: Any) -> None:
+    shown = (f"{what} {'?' if size is None else _size(size)}" for what, size in files.items())
+    print(f"{verb}: {', '.join(shown)}")
+
+
+def _print_memory(plan: Plan, there: int, device: str) -> None:
+    if not plan.memory:
+        return
+    rows = [(what, size / _GIB) for what, size in plan.memory.items()]
+    of = f"each of {plan.devices} devices" if plan.devices > 1 else device
+    print(f"memory of {of}:")
+    print_table(("part", "GiB"), [*rows, ("total", plan.memory_total / _GIB)])
+    fits = "fits" if plan.memory_total <= there else "does not fit"
+    print(f"{fits}: {device} of this machine has {there / _GIB:.1f} GiB")
+
+
+def _print_work(plan: Plan, rate: float) -> None:
+    rows = [
+        (what, flops / 1e12, _time(flops / (rate * plan.devices)))
+        for what, flops in plan.work.items()
+    ]
+    total = ("total", plan.flops / 1e12, _time(plan.seconds(rate)))
+    many = f"{plan.devices} devices like this one" if plan.devices > 1 else "this device"
+    print(f"work of {many}, whose matrix products reach {rate / 1e12:.3g} TFLOP/s:")
+    print_table(("part", "TFLOP", "at least"), [*rows, total])
+
+
+def _size(size: int) -> str:
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= step:
+            return f"{size / step:.3g} {unit}"
+    return f"{size} bytes"
+
+
+def _time(seconds: float) -> str:
+    for unit, step in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * step:
+            return f"{seconds / step:.3g} {unit}"
+    return f"{seconds:.2g} s"

@@ -1,0 +1,139 @@
+"""What a command will need, from sizes alone: bytes in and out, memory and arithmetic.
+
+Pure functions of a config and numbers; nothing is loaded or built. B rows, T tokens, D `n_embd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from whittle_nas.metrics.analytic import AnalyticCosts
+from whittle_nas.space.subnetwork import SubNetwork
+
+_LOGITS = 2**24  # elements of the logits that exist at a time in scoring
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of a command, before it runs.
+
+    Attributes:
+        config: litgpt config of the model.
+        reads: bytes by name; None where they are not known.
+        writes: the same.
+        memory: bytes of each device, or of the host where no device is used, by part.
+        work: FLOPs over all devices, by part; a multiply-accumulate counts two.
+        devices: how many share the work.
+        dtype: number format of the arithmetic.
+        rows: tokens that a matrix product takes at once.
+        notes: sentences on what is not counted.
+    """
+
+    config: Any
+    reads: Mapping[str, int | None]
+    writes: Mapping[str, int | None]
+    memory: Mapping[str, int] = field(default_factory=dict)
+    work: Mapping[str, float] = field(default_factory=dict)
+    devices: int = 1
+    dtype: torch.dtype = torch.bfloat16
+    rows: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def memory_total(self) -> int:
+        """Bytes of each device."""
+        return sum(self.memory.values())
+
+    @property
+    def flops(self) -> float:
+        """All arithmetic."""
+        return sum(self.work.values())
+
+    def seconds(self, rate: float) -> float:
+        """Time of the arithmetic at `rate` FLOPs per second and device."""
+        return self.flops / (rate * self.devices)
+
+
+def forward_flops(config: Any, tokens: int, length: int, sub: SubNetwork | None = None) -> float:
+    """Arithmetic of forward passes.
+
+    Args:
+        config: of the whole model.
+        tokens: of all rows.
+        length: tokens per row, T.
+        sub: a part of the model; by default all of it.
+    """
+    of_row = AnalyticCosts(config).flops(sub or SubNetwork.from_config(config), length)
+    return of_row * tokens / length
+
+
+def forward_memory(config: Any, *, dtype: torch.dtype, batch: int, tokens: int) -> dict[str, int]:
+    """Bytes of scoring text without gradients: weights, one layer's activations, some logits.
+
+    The widest moment is the MLP: the stream, its norm, and three of `intermediate_size`; or
+    queries, keys, values and their rotated copies.
+    """
+    full = SubNetwork.from_config(config)
+    heads = (config.n_head + 2 * config.n_query_groups) * config.head_size
+    widest = 2 * config.n_embd + max(3 * config.intermediate_size, 3 * heads)
+    rows = batch * tokens
+    logits = min(rows, max(1, _LOGITS // config.padded_vocab_size)) * config.padded_vocab_size
+    return {
+        "weights": AnalyticCosts(config).weight_bytes(full, dtype),
+        "activations": rows * widest * dtype.itemsize,
+        "logits": 3 * 4 * logits,
+    }
+
+
+def training_flops(
+    config: Any,
+    subs: Mapping[SubNetwork, float],
+    *,
+    length: int,
+    adapters: bool,
+    recomputes: bool,
+    teacher: bool,
+) -> dict[str, float]:
+    """Arithmetic per token of a training step.
+
+    Forward pass F; gradients of the inputs of all matrices F; those of the matrices F, or next to
+    nothing where only adapters learn.
+
+    Args:
+        config: of the whole model.
+        subs: networks of a step and how often each is in it.
+        length: tokens per row.
+        adapters: whether only adapters learn.
+        recomputes: whether blocks are computed again in the backward pass.
+        teacher: whether the whole model's forward pass comes before.
+    """
+    forward = sum(share * forward_flops(config, 1, length, sub) for sub, share in subs.items())
+    work = {"forward passes": forward, "backward passes": forward * (1 if adapters else 2)}
+    if recomputes:
+        work["recomputation"] = forward
+    if teacher:
+        work["teacher"] = forward_flops(config, 1, length)
+    return work
+
+
+def greedy_flops(config: Any, tokens: int, length: int, *, width: float, least: int) -> float:
+    """Arithmetic of ordering layers by greedy dropping, `importance.layers.greedy_order`.
+
+    First every layer is left out once, on a quarter of the text, which costs L^2 / 2 layers; then
+    a round tries about four layers, which share what comes before them: about three passes.
+    """
+    layers = config.n_layer
+    of_layer = width * forward_flops(config, tokens, length) / layers
+    rounds = sum(3 * kept for kept in range(layers, max(least, 1), -1))
+    return of_layer * (layers * layers / 8 + rounds)
+
+
+def hessian_flops(config: Any, tokens: int) -> float:
+    """Products x x^T of what enters the matrices of all blocks, over calibration tokens."""
+    heads = config.n_head * config.head_size
+    widths = (config.n_embd, heads, config.n_embd, config.intermediate_size)
+    return 2.0 * tokens * config.n_layer * sum(width * width for width in widths)
