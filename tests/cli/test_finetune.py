@@ -17,9 +17,11 @@ import yaml
 from whittle_nas.__main__ import main
 from whittle_nas.cli.finetune import finetune
 from whittle_nas.cli.parser import make_parser
+from whittle_nas.data import Part, TextData
 from whittle_nas.space import SubNetwork
 from whittle_nas.train.batches import collate
 from whittle_nas.train.forward import labels_of
+from whittle_nas.train.sources import load_samples
 from whittle_nas.train.step import loss_sums
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 from whittle_nas.weights.info import SupernetInfo
@@ -85,9 +87,7 @@ def test_the_result_is_the_trained_super_network(tmp_path, checkpoint_dir, text,
 
 
 def test_merged_weights_have_the_loss_that_training_showed(tmp_path, checkpoint_dir, text):
-    from whittle_nas.data import Part, TextData
     from whittle_nas.train.sampling import validation_networks
-    from whittle_nas.train.sources import load_samples
 
     out_dir = tmp_path / "out"
     nas("--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL)
@@ -117,7 +117,7 @@ def picks(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("share", ["false", "true"])
+@pytest.mark.parametrize("share", ["cascade", "all"])
 def test_chosen_sub_networks_become_ordinary_checkpoints(
     tmp_path, checkpoint_dir, text, picks, capsys, share
 ):
@@ -126,7 +126,7 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
         "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL,
         "--subnetworks", picks, "--share", share, "--trainer.max_steps", 6,
         "--trainer.logger", "[]",
-        "--repair", "false" if share == "true" else "true",  # which leaves a random model alone
+        "--repair", "false" if share == "all" else "true",  # which leaves a random model alone
     )  # fmt: skip
     shown = capsys.readouterr()
     assert code == 0, shown.err
@@ -137,11 +137,11 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
             assert getattr(found.config, size) == pick.get(size, getattr(whole, size))
         assert pick["name"] in shown.out
         assert (out_dir / pick["name"] / "tokenizer.json").is_file()
-    assert (out_dir / "lit_model.pth").exists() == (share == "true")
+    assert (out_dir / "lit_model.pth").exists() == (share == "all")
     assert "super-network" not in shown.out
-    if share == "true":
+    if share == "all":
         return
-    # Alone: each has a training of its own, which no other one has touched.
+    # These two are no parts of each other: each has a training that the other has not touched.
     losses = yaml.safe_load((out_dir / "narrow" / "losses.yaml").read_text())["nats_per_token"]
     assert losses[6]["full"] < losses[0]["full"]
     picks.write_text(yaml.safe_dump(PICKS[1:]))
@@ -151,17 +151,40 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-def test_finished_networks_are_not_trained_again(tmp_path, checkpoint_dir, text, picks, capsys):
+def test_a_cascade_goes_on_from_what_the_larger_network_has_learnt(
+    tmp_path, checkpoint_dir, text, picks, capsys
+):
+    wide = {"name": "wide", "intermediate_size": 40, "n_layer": 2}
+    picks.write_text(yaml.safe_dump([PICKS[1], wide]))  # the smaller one first
+    common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
+    common += ["--subnetworks", picks, "--trainer.logger", "[]"]
     out_dir = tmp_path / "out"
-    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL]
-    common += ["--subnetworks", picks, "--resume", "true"]
-    assert nas(*common) == 0
-    when = (out_dir / "shallow" / "lit_model.pth").stat().st_mtime_ns
+    assert nas(*common, "--out_dir", out_dir) == 0
+    assert nas(*common, "--out_dir", tmp_path / "apart", "--share", "none") == 0
+
+    def weights(run: str) -> dict[str, torch.Tensor]:
+        return torch.load(tmp_path / run / "narrow" / "lit_model.pth")
+
+    def start(run: str) -> float:
+        losses = yaml.safe_load((tmp_path / run / "narrow" / "losses.yaml").read_text())
+        return losses["nats_per_token"][0]["full"]
+
+    trained = load_supernet(out_dir / "wide")
+    sub = SubNetwork.from_config(replace(trained.config, intermediate_size=20))
+    data = TextData(files=text, block_size=32, valid_fraction=0.1)
+    valid = load_samples(data, out_dir / "wide", config=trained.config, part=Part.VALID).samples[:4]
+    batch = collate(valid)
+    (total,) = loss_sums(trained, batch, [sub]).tolist()
+    assert start("out") == pytest.approx(total / len(labels_of(batch)), rel=1e-5)
+    assert start("apart") != pytest.approx(start("out"), rel=1e-4)
+    # What is finished is not trained again, and what follows goes on from it.
+    before, when = weights("out"), (out_dir / "wide" / "lit_model.pth").stat().st_mtime_ns
     (out_dir / "narrow" / "lit_model.pth").unlink()
-    assert nas(*common) == 0
-    assert "shallow is trained already" in capsys.readouterr().out
-    assert (out_dir / "shallow" / "lit_model.pth").stat().st_mtime_ns == when
-    assert (out_dir / "narrow" / "lit_model.pth").is_file()
+    capsys.readouterr()
+    assert nas(*common, "--out_dir", out_dir, "--resume", "true") == 0
+    assert "wide is trained already" in capsys.readouterr().out
+    assert (out_dir / "wide" / "lit_model.pth").stat().st_mtime_ns == when
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights("out").items())
 
 
 def test_one_network_is_no_super_network(tmp_path, checkpoint_dir, text, capsys):
@@ -305,7 +328,7 @@ def edit(path: Path, **changes) -> None:
         (["--loss.temperature", 0], ["loss.temperature=0"]),
         (["--loss.distillation", "cosine", "--loss.teacher", "nobody"], ["nobody", "directory"]),
         (["--loss.teacher", "in_place", "--loss.hidden", "cosine"], ["frozen teacher"]),
-        (["--share", "true"], ["--subnetworks"]),
+        (["--share", "all"], ["--subnetworks"]),
         (["--keep_zeros", "true"], ["--keep_zeros", "adapters"]),
         (["--repair", "true"], ["--repair", "--subnetworks"]),
         (["--validation.max_full_loss", 0.1], ["max_full_loss=0.1", "untouched"]),

@@ -6,10 +6,11 @@ import pytest
 import torch
 from litgpt import GPT
 
-from tests.conftest import FAMILIES, fill_random, tiny_config
+from tests.conftest import FAMILIES, fill_random, tiny_config, uniform
 from whittle_nas.errors import ConfigError
 from whittle_nas.importance.narrowing import narrowed_stream
 from whittle_nas.importance.statistics import norm_shares
+from whittle_nas.space import SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.norms import NormTable, scales_norms
@@ -92,3 +93,38 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path):
     save_file({"norm_shares": torch.ones(2, 48)}, tmp_path / "importance.safetensors")
     with pytest.raises(ConfigError, match=r"shape \(2, 48\) must be finite and of shape \(7, 48\)"):
         NormTable.read(tmp_path, config)
+
+
+@pytest.mark.parametrize("family", RMS)
+def test_a_slice_of_a_slice_is_the_slice(family):
+    """What a cascade relies on: norm factors, layers, groups and rotary pairs are those at once."""
+    config = tiny_config(family)
+    whole = scaled(fill_random(GPT(config)).requires_grad_(False).eval())
+    whole = SuperNetwork(whole.model, replace(whole.info, layer_order=(2, 0, 1)))
+    heads, groups, size = config.n_head, config.n_query_groups, config.head_size
+    larger = uniform(40, heads, groups, size // 2, 60, 2, order=(2, 0, 1))
+    smaller = uniform(
+        24, max(1, heads // 2), max(1, groups // 2), size // 4, 36, 1, order=(2, 0, 1)
+    )
+    inside = smaller.within(larger)
+    assert inside is not None
+    assert inside.layers == (1,)  # layer 2 of the whole
+    plan = whole.plan(larger)
+    between = SuperNetwork(whole.standalone(larger), plan.info_of(whole.info))
+    assert between.info.layer_order == (1, 0)
+    wanted = whole.slices(smaller)
+    for name, tensor in between.slices(inside).items():
+        torch.testing.assert_close(tensor, wanted[name], msg=name)
+
+
+def test_what_is_no_part():
+    larger = uniform(40, 4, 2, 8, 60, 2)
+    assert larger.within(larger) == SubNetwork(40, larger.blocks[:2])
+    for other in (
+        uniform(48, 4, 2, 8, 60, 2),  # wider
+        uniform(40, 4, 2, 8, 61, 1),  # more neurons
+        uniform(40, 4, 1, 8, 60, 2),  # more heads in its group
+        uniform(40, 4, 2, 8, 60, 3),  # another layer
+        uniform(40, 4, 2, 6, 60, 2),  # other rotary pairs
+    ):
+        assert other.within(larger) is None, other

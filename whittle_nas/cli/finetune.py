@@ -14,6 +14,7 @@ from whittle_nas.train.options import (
     OptimizerOptions,
     SamplerOptions,
     SandwichOptions,
+    Share,
     TrainerOptions,
     ValidationOptions,
     Weights,
@@ -46,7 +47,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     subnetworks: Path | None = None,
-    share: bool = False,
+    share: Share = Share.cascade,
     repair: bool = False,
     keep_zeros: bool = False,
     seed: int = 1337,
@@ -57,7 +58,7 @@ def finetune(
     adapters (or all weights) with the sum of their gradients. They learn what the checkpoint, as it
     came in, says about the text. The result is an ordinary litgpt checkpoint with the adapters
     merged, whose sub-networks work without further training. With `subnetworks`, each of these is
-    cut out and trained for itself, and becomes an ordinary checkpoint in a directory of its own.
+    cut out and trained one after the other, and becomes an ordinary checkpoint of its own.
 
     Args:
         checkpoint_dir: A litgpt checkpoint, best sorted by `nas importance` before.
@@ -88,8 +89,10 @@ def finetune(
         overwrite: Replace an earlier run in `out_dir`, which is removed when the training starts.
         subnetworks: File with sub-networks to train alone: a front.json, or a YAML list of sizes,
             each with a `name` if you like.
-        share: Train the `subnetworks` together, with weights that they share: one checkpoint's
-            worth of steps for all of them, and somewhat worse networks.
+        share: `cascade` trains the `subnetworks` one after another, largest first, and each starts
+            from the smallest trained one that it is a part of; `none`: each starts from the
+            checkpoint; `all`: together in one set of weights, with one network's worth of steps for
+            all of them, and worse networks.
         repair: Repair the `subnetworks` before they are trained, as `nas export --repair` does, on
             the training text.
         keep_zeros: Weights of zero stay zero: for checkpoints of `nas prune`. All weights are
@@ -141,10 +144,10 @@ def finetune(
         )
     if first and not trainer.fast_dev_run:
         _check_directory(out_dir, resume=resume, overwrite=overwrite)
-    if repair and (subnetworks is None or share):
+    if repair and (subnetworks is None or share is Share.all):
         raise ConfigError(
             "--repair true changes the weights of one sub-network: give --subnetworks, which are "
-            "trained alone (--share false)"
+            "trained one by one (--share cascade or none)"
         )
     chosen = training.named(found, subnetworks, share=share, sampler=sampler)
     space = training.space_to_train(found, search_space)
@@ -163,9 +166,10 @@ def finetune(
         resume=resume,
         untied=untie_head,
         repair=repair,
+        cascade=share is Share.cascade,
     )
-    if chosen and not share:
-        training.train_alone(task, chosen)
+    if chosen and share is not Share.all:
+        training.train_one_by_one(task, chosen)
     else:
         training.train_together(task, space, chosen)
 

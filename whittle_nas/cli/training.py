@@ -1,4 +1,4 @@
-"""The two ways of `nas finetune`: networks that share weights, and networks alone."""
+"""The two ways of `nas finetune`: networks that share weights, and networks one by one."""
 
 from __future__ import annotations
 
@@ -20,22 +20,32 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.train.batches import Sample
-from whittle_nas.train.options import SamplerKind, SamplerOptions, SandwichOptions, Strategy
+from whittle_nas.train.options import (
+    SamplerKind,
+    SamplerOptions,
+    SandwichOptions,
+    Share,
+    Strategy,
+)
 from whittle_nas.train.output import write_outputs
 from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss
 from whittle_nas.train.specialise import (
     Slice,
+    part_of,
     repaired,
     slice_of,
+    smallest_around,
     specialise,
     text_of,
     whole_teacher,
     write_slices,
 )
 from whittle_nas.weights.axes import num_params
-from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
+from whittle_nas.weights.checkpoint import Checkpoint, supernet_of
+from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.files import remove_run
+from whittle_nas.weights.supernet import SuperNetwork
 
 WEIGHTS = "lit_model.pth"
 
@@ -52,19 +62,28 @@ class Task:
     resume: bool
     untied: bool = False
     repair: bool = False
+    cascade: bool = False
 
     @property
     def is_dry(self) -> bool:
         """Whether nothing is written."""
         return self.options.trainer.fast_dev_run
 
-    def start_of(self, sub: SubNetwork) -> Slice:
-        """The weights that a network starts from."""
-        start = slice_of(self.checkpoint, sub)
-        if not self.repair:
+    def start_of(self, sub: SubNetwork, trained: Sequence[Slice]) -> Slice:
+        """The weights that a network starts from, some networks being trained already."""
+        larger = smallest_around(sub, trained) if self.cascade else None
+        if larger is None:
+            start, inside = slice_of(self.checkpoint, sub), sub
+        else:
+            start, inside = part_of(larger, sub), sub.within(larger.sub)
+        if not self.repair or inside is None:
             return start
-        found = repair(load_supernet(self.checkpoint.path), sub, text_of(self.samples))
-        return repaired(start, found.patch)
+        whole = supernet_of(larger or self.checkpoint)
+        return repaired(start, repair(whole, inside, text_of(self.samples)).patch)
+
+    def options_of(self, number: int) -> TrainingOptions:
+        """How the next network is trained: on other text than the one that it starts from."""
+        return replace(self.options, seed=self.options.seed + number * self.cascade)
 
     def prepare(self) -> None:
         """Make the directory, without what an earlier run left unless it goes on."""
@@ -76,7 +95,7 @@ class Task:
 
 
 def named(
-    checkpoint: Checkpoint, subnetworks: Path | None, *, share: bool, sampler: SamplerOptions
+    checkpoint: Checkpoint, subnetworks: Path | None, *, share: Share, sampler: SamplerOptions
 ) -> dict[str, SubNetwork]:
     """The sub-networks of `--subnetworks` by name, none without that option.
 
@@ -86,8 +105,8 @@ def named(
     from whittle_nas.cli.candidates import choose_candidates
 
     if subnetworks is None:
-        if share:
-            raise ConfigError("--share true shares weights among --subnetworks: give that file")
+        if share is not Share.cascade:
+            raise ConfigError(f"--share {share.value} is about --subnetworks: give that file")
         return {}
     if sampler != SamplerOptions():
         raise ConfigError("--subnetworks says which networks are trained: leave `sampler` out")
@@ -122,34 +141,22 @@ def batch_networks(
     return shares
 
 
-def train_alone(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
-    """Train every sub-network with weights of its own, one after the other."""
-    options = task.options
-    teacher = whole_teacher(options, task.checkpoint)
+def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
+    """Train sub-networks one after the other, the largest first."""
+    teacher = whole_teacher(task.options, task.checkpoint)
     task.prepare()
+    count = parameter_counter(task.checkpoint.config)
     rows: list[Row] = []
-    for name, sub in chosen.items():
+    done: list[Slice] = []
+    for number, name in enumerate(sorted(chosen, key=lambda name: -count(chosen[name]))):
         target = task.out_dir / name
+        start = task.start_of(chosen[name], done)
         if task.resume and (target / WEIGHTS).is_file():
             print(f"{name} is trained already: {target}")
-            continue
-        seed_everything(options.seed)  # so that no network depends on those before it
-        start = task.start_of(sub)
-        trained = specialise(
-            options,
-            start,
-            samples=task.samples,
-            valid=task.valid,
-            teacher=teacher,
-            out_dir=None if task.is_dry else target,
-            resume=task.resume,
-        )
-        if task.is_dry or not trained.trainer.is_global_zero:
-            continue
-        history = trained.history
-        before, after = history[min(history)]["full"], history[max(history)]["full"]
-        rows.append((name, num_params(start.config), before, after))
-        warn_of_rise(name, before, after)
+        else:
+            rows += _train_one(task, target, start, task.options_of(number), teacher)
+        if not task.is_dry:
+            done.append(start.trained(target))
     if not rows:
         return
     if teacher is not None:
@@ -157,6 +164,29 @@ def train_alone(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
         rows.append(("teacher", num_params(teacher.config), loss, loss))
     print_losses(rows)
     print_next(task.out_dir, Strategy.standard, chosen)
+
+
+def _train_one(
+    task: Task, target: Path, start: Slice, options: TrainingOptions, teacher: SuperNetwork | None
+) -> list[Row]:
+    """Train one sub-network; a row of losses in the process that prints."""
+    seed_everything(options.seed)  # so that no adapters depend on those before them
+    trained = specialise(
+        options,
+        start,
+        samples=task.samples,
+        valid=task.valid,
+        teacher=teacher,
+        out_dir=None if task.is_dry else target,
+        resume=task.resume,
+    )
+    trained.trainer.strategy.barrier()  # the others read what the first process has written
+    if task.is_dry or not trained.trainer.is_global_zero:
+        return []
+    history = trained.history
+    before, after = history[min(history)]["full"], history[max(history)]["full"]
+    warn_of_rise(target.name, before, after)
+    return [(target.name, num_params(start.config), before, after)]
 
 
 def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwork]) -> None:

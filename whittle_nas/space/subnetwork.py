@@ -210,6 +210,16 @@ class SubNetwork:
         block = Block(*(getattr(config, name) for name in BLOCK_SIZES))
         return cls(config.n_embd, (block,) * config.n_layer)
 
+    def within(self, larger: SubNetwork) -> SubNetwork | None:
+        """This sub-network as one of the checkpoint of a larger one, None if it is no part of it.
+
+        Both are of the same super-network; the layers that `larger` lacks are left out.
+        """
+        pairs = list(zip(self.blocks, larger.blocks, strict=True))
+        if self.n_embd > larger.n_embd or not all(_is_part(block, of) for block, of in pairs):
+            return None
+        return SubNetwork(self.n_embd, tuple(block for block, of in pairs if of is not None))
+
     def reordered(self, before: Sequence[int], after: Sequence[int]) -> SubNetwork:
         """The block of the layer of every rank in one order, in the layer of that rank in another.
 
@@ -234,6 +244,19 @@ class SubNetwork:
         runs = ((block, len(list(run))) for block, run in groupby(self.blocks))
         parts = (f"{n}x{b or 'none'}" if n > 1 else str(b or "none") for b, n in runs)
         return f"n_embd={self.n_embd} blocks={','.join(parts)}"
+
+
+def _is_part(block: Block | None, larger: Block | None) -> bool:
+    """Whether every entry that a block keeps is one that a larger block keeps."""
+    if block is None or larger is None:
+        return block is None
+    if any(size > of for size, of in zip(block, larger, strict=True)):
+        return False
+    # Of each group the first heads are kept, and of each head every s-th rotary pair.
+    return not block.n_head or (
+        block.n_head // block.n_query_groups <= larger.n_head // larger.n_query_groups
+        and larger.head_size % block.head_size == 0
+    )
 
 
 def _check_layers(layers: Any, n_layer: int, depth: int) -> None:

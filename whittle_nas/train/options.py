@@ -251,6 +251,18 @@ class Weights(str, Enum):
     all = "all"
 
 
+class Share(str, Enum):
+    """What the networks that are chosen one by one have from each other.
+
+    `cascade`: largest first, each starts from the smallest trained one that it is a part of;
+    `none`: each starts from the checkpoint; `all`: one set of weights, trained at once.
+    """
+
+    cascade = "cascade"
+    none = "none"
+    all = "all"
+
+
 class SamplerKind(str, Enum):
     """Where the sampled sub-networks come from."""
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.subnetwork import SIZES, SubNetwork
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import IN_PLACE, ORIGINAL, Distillation
 from whittle_nas.train.output import completing, write_losses
 from whittle_nas.train.prepare import TrainedTensors
 from whittle_nas.train.run import Networks, Trained, TrainingOptions, train
 from whittle_nas.train.teacher import Teacher, frozen
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from whittle_nas.weights.files import atomic_directory
-from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.patch import Patch, patched
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
 from whittle_nas.weights.supernet import SuperNetwork
@@ -35,16 +35,34 @@ class Slice(Checkpoint):
     """A sub-network of a checkpoint as a checkpoint in memory.
 
     Attributes:
-        layers: of the super-network, that its blocks came from.
+        sub: the sub-network, of the super-network.
         tensors: its weights, views of the super-network's file where they can be.
     """
 
-    layers: tuple[int, ...] = ()
+    sub: SubNetwork = field(kw_only=True)
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Of the super-network, that its blocks came from."""
+        return self.sub.layers
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The weights."""
         return dict(self.tensors)
+
+    def trained(self, checkpoint_dir: Path) -> Slice:
+        """The same with the weights that a training has written.
+
+        Raises:
+            ConfigError: if the directory holds another network.
+        """
+        found = open_checkpoint(checkpoint_dir)
+        if any(getattr(found.config, size) != getattr(self.config, size) for size in SIZES):
+            raise ConfigError(
+                f"{checkpoint_dir} holds another network than {self.sub}; give a new --out_dir"
+            )
+        return replace(self, path=checkpoint_dir, config=found.config, tensors=found.state_dict())
 
 
 def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
@@ -63,10 +81,28 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
     return Slice(
         path=checkpoint.path,
         config=plan.config,
-        info=SupernetInfo.default(plan.config),
-        layers=plan.layers,
+        info=plan.info_of(info),
+        sub=sub,
         tensors=slice_state_dict(plan, checkpoint.state_dict()),
     )
+
+
+def smallest_around(sub: SubNetwork, trained: Sequence[Slice]) -> Slice | None:
+    """The smallest of some trained networks that a sub-network is a part of, None without one."""
+    around = [one for one in trained if sub.within(one.sub) is not None]
+    return min(around, key=lambda one: num_params(one.config), default=None)
+
+
+def part_of(larger: Slice, sub: SubNetwork) -> Slice:
+    """A sub-network's weights as a larger network's training has left them.
+
+    Raises:
+        ConfigError: if it is no part of the larger one.
+    """
+    inside = sub.within(larger.sub)
+    if inside is None:
+        raise ConfigError(f"{sub} is no part of {larger.sub}")
+    return replace(slice_of(larger, inside), sub=sub)
 
 
 def repaired(start: Slice, patch: Patch) -> Slice:

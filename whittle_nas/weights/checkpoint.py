@@ -120,7 +120,16 @@ def load_supernet(
         ConfigError: for everything that can be wrong with the directory, and for weights that are
             not finite.
     """
-    found = open_checkpoint(path, shortcuts=True)
+    return supernet_of(open_checkpoint(path, shortcuts=True), device=device, dtype=dtype)
+
+
+def supernet_of(
+    found: Checkpoint,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> SuperNetwork:
+    """As `load_supernet`, of a checkpoint that is open already."""
     with torch.device("meta"):
         model = model_class(found.config)(found.config)
     model.load_state_dict(found.state_dict(), strict=True, assign=True)

@@ -7,6 +7,7 @@ have in the whole model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ class NormTable:
         if row is None or n_embd == width:
             return None
         return (width / n_embd) ** 0.5 * self.shares[row, n_embd - 1].item()
+
+    def of_slice(self, names: Mapping[str, str], n_embd: int) -> NormTable:
+        """Factors of the sub-networks of a slice, whose weights have its own factors already.
+
+        Args:
+            names: of the slice's norms, each with its name in the model.
+            n_embd: width of the slice.
+        """
+        kept = {name: self.rows[source] for name, source in names.items() if source in self.rows}
+        return NormTable(self.shares[:, :n_embd] / self.shares[:, n_embd - 1 : n_embd], kept)
 
 
 def scales_norms(config: Any) -> bool:

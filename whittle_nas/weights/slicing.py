@@ -11,6 +11,7 @@ import torch
 from whittle_nas.space.rules import check, check_supported
 from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
+from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.norms import NormTable
 
 Index = int | torch.Tensor | None  # first entries | these entries | all
@@ -103,6 +104,16 @@ class SlicePlan:
         if at is None or not axes.is_in(self.blocks[at].shape, rest, self.full_config):
             return None
         return f"transformer.h.{at}.{rest}"
+
+    def info_of(self, info: SupernetInfo) -> SupernetInfo:
+        """How smaller sub-networks are cut from the extracted one, as they are from the whole."""
+        order = tuple(self.layers.index(at) for at in info.layer_order if at in self.layers)
+        norms = {name: self.source_name(name) for name in self.parameter_names()}
+        return SupernetInfo(
+            layer_order=order,
+            head_channels=info.head_channels,
+            norms=info.norms and info.norms.of_slice(norms, self.sub.n_embd),
+        )
 
     def parameter_names(self) -> list[str]:
         """Names of all parameters of the sub-network as a plain litgpt model."""
