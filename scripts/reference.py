@@ -23,6 +23,7 @@ ORDER = (
     "run",
     "importance",
     "finetune",
+    "candidates",
     "search",
     "evaluate",
     "export",

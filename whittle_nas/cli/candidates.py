@@ -24,11 +24,13 @@ class Candidate:
         label: its name, different from all others.
         subnetwork: its sizes.
         metrics: what a search already measured.
+        library: directory of the candidates that it is made of; None: plain slices.
     """
 
     label: str
     subnetwork: SubNetwork
     metrics: Mapping[str, float] = field(default_factory=dict)
+    library: str | None = None
 
 
 def choose_candidates(
@@ -86,7 +88,12 @@ def _from_front(front: Front, index: Sequence[int]) -> list[Candidate]:
             f"--index {missing[0]} is not in {front.path}; it has {min(known)} to {max(known)}"
         )
     return [
-        Candidate(f"front-{number}", known[number].subnetwork, known[number].metrics)
+        Candidate(
+            f"front-{number}",
+            known[number].subnetwork,
+            known[number].metrics,
+            front.candidates or None,
+        )
         for number in index or known
     ]
 
@@ -99,6 +106,7 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
             raise ConfigError(f"--subnetworks {path}: entry {number} is {row!r}, not sizes")
         sizes = dict(row.get("subnetwork", row))
         label = str(sizes.pop("name", row.get("name", f"sub-{number}")))
+        library = sizes.pop("candidates", row.get("candidates"))
         for note in ("cost", "score"):  # what grid.yaml says beside the sizes
             sizes.pop(note, None)
         try:
@@ -111,7 +119,7 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
                 f"--subnetworks {path}: name {label!r} becomes a folder: use letters, "
                 "digits and _.+=-, and not `pairs`"
             )
-        found.append(Candidate(label, sub))
+        found.append(Candidate(label, sub, library=library and str(library)))
     labels = [candidate.label for candidate in found]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ConfigError(f"--subnetworks {path}: name {twice[0]!r} stands there twice")

@@ -12,6 +12,7 @@ COMMANDS = {
     "importance": ("importance", "importance", "sort the weights of a checkpoint by importance"),
     "finetune-supernet": ("finetune", "finetune", "train all sub-networks of a checkpoint at once"),
     "finetune": ("finetune", "finetune", "alias of finetune-supernet"),
+    "candidates": ("library", "candidates", "make cheaper versions of every attention and MLP"),
     "search": ("search", "search", "find the Pareto front of quality against cost"),
     "evaluate": ("evaluate", "evaluate", "score sub-networks with the LM Evaluation Harness"),
     "export": ("export", "export", "write a sub-network as a litgpt or Hugging Face checkpoint"),

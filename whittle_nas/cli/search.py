@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.search.options import (
     CostOptions,
     HalvingOptions,
+    IlpOptions,
     Method,
+    ProgramOptions,
     RecoveryOptions,
     TaskOptions,
 )
@@ -29,6 +32,11 @@ def search(
     constraints: list[str] | str | None = None,
     budgets: list[str] | str | None = None,
     method: Method = Method.surrogate,
+    candidates: Path | None = None,
+    num_solutions: int = 10,
+    overlap: float = 0.7,
+    ilp_rounds: int = 1,
+    ilp: IlpOptions = IlpOptions(),
     num_trials: int = 100,
     search_space: str | None = None,
     search_blocks: int = 32,
@@ -68,8 +76,16 @@ def search(
         method: Who proposes the next sub-network: `surrogate` models the loss and takes what should
             add most to the front; `stratified` is random, evenly over the cost; `local_search`
             changes members of the front; `nsga2` and `evolution` breed; `scalarization` weights the
-            objectives at random.
-        num_trials: Sub-networks to evaluate.
+            objectives at random; `ilp` solves integer programs over `candidates`.
+        candidates: Library of `nas candidates`, one of which every layer's attention and MLP takes.
+        num_solutions: Of `ilp`: networks of the first program of each budget, best first. Budgets
+            are the constraints, or each of `budgets` together with them.
+        overlap: Of `ilp`: largest share of the parts in which two of these networks agree.
+        ilp_rounds: Of `ilp`: how often the neighbouring candidates are measured around the best
+            network so far, and a program solved that stays near it; rounds end when one brings
+            nothing.
+        ilp: What programs add up, and how near they stay.
+        num_trials: Sub-networks to evaluate, but for `ilp`.
         search_space: A preset or a YAML file; by default the space that was trained, else
             `fitted` where `nas importance` recorded it, else `aligned`.
         search_blocks: Blocks of validation text per trial; the front is evaluated on all blocks.
@@ -108,8 +124,9 @@ def search(
     counts = {"num_trials": num_trials, "search_blocks": search_blocks, "devices": devices}
     check_least(1, **counts, batch_size=batch_size)
     _check_directory(out_dir, resume=resume, overwrite=overwrite)
-    checkpoint, space = _open(checkpoint_dir, search_space)
+    checkpoint, space, library = _open(checkpoint_dir, search_space, method, candidates)
     names, limits = _read(objectives, constraints)
+    programs = _programs(method, wanted, num_solutions, overlap, ilp_rounds, ilp)
     seed_everything(seed)
     text = _load_text(data, checkpoint, (*names, *(limit.metric for limit in limits)))
     request = Request(
@@ -121,7 +138,7 @@ def search(
         tokens=text.tokens,
         text=text.about,
         method=method,
-        num_trials=num_trials,
+        num_trials=programs.most_trials() if method is Method.ilp else num_trials,
         seed=seed,
         search_blocks=search_blocks,
         batch_size=batch_size,
@@ -130,6 +147,8 @@ def search(
         halving=halving,
         tasks=tasks,
         recovery=recovery,
+        library=library,
+        programs=programs,
         training=_load_training(recovery, checkpoint),
         calibration=repair_text(
             repair, calibration or rest_of(data), option="calibration", checkpoint=checkpoint
@@ -148,13 +167,46 @@ def search(
         print(f"losses are those on {text}")
 
 
-def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Any, Any]:
-    """The checkpoint and the space; a space beyond the trained one is allowed, with a warning."""
+def _programs(
+    method: Method,
+    budgets: Mapping[str, str],
+    num_solutions: int,
+    overlap: float,
+    rounds: int,
+    ilp: IlpOptions,
+) -> ProgramOptions:
+    if method is not Method.ilp:
+        return ProgramOptions()
+    return ProgramOptions(
+        num_solutions, overlap, rounds, ilp.score, tuple(ilp.changes), tuple(budgets.items())
+    )
+
+
+def _open(
+    checkpoint_dir: Path, search_space: str | None, method: Method, candidates: Path | None
+) -> tuple[Any, Any, Any]:
+    """The checkpoint, the space and the library.
+
+    A space beyond the trained one is allowed, with a warning; a library is a space of its own.
+    """
     from whittle_nas.cli.selection import space_for, space_of
     from whittle_nas.search.constraints import untrained_dimensions
     from whittle_nas.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(checkpoint_dir)
+    if candidates is not None:
+        from whittle_nas.candidates.library import open_library
+
+        if search_space is not None:
+            raise ConfigError(
+                f"--search_space {search_space}: the sizes are those of --candidates {candidates}"
+            )
+        library = open_library(candidates, checkpoint)
+        return checkpoint, space_for(checkpoint, library.space()), library
+    if method is Method.ilp:
+        raise ConfigError(
+            "--method ilp chooses from a library: give --candidates, made by `nas candidates`"
+        )
     space = space_of(checkpoint, search_space)
     if search_space is not None and checkpoint.info.search_space is not None:
         trained = space_for(checkpoint, checkpoint.info.search_space)
@@ -163,7 +215,7 @@ def _open(checkpoint_dir: Path, search_space: str | None) -> tuple[Any, Any]:
                 f"--search_space {search_space} holds sizes that {checkpoint.path} was not trained "
                 f"for: {', '.join(beyond)}"
             )
-    return checkpoint, space
+    return checkpoint, space, None
 
 
 def _read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ from contextlib import contextmanager
 from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
 from whittle_nas.plots import plot_front
-from whittle_nas.search import budgets, html
+from whittle_nas.search import budgets, html, programs
 from whittle_nas.search.objectives import REPAIR
+from whittle_nas.search.options import Method
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import (
     best_per_budget,
@@ -60,7 +62,9 @@ def report(request: Request, outcome: Outcome) -> None:
         print(f"{len(failed)} trials failed, the first one: {failed[0].sub}: {failed[0].note}")
     if stopped := sum(trial.status is Status.stopped for trial in outcome.trials):
         print(f"{stopped} trials were stopped after {request.halving.first_blocks} blocks")
-    if len(outcome.trials) < request.num_trials:
+    if request.method is Method.ilp:
+        _print_programs(request)
+    elif len(outcome.trials) < request.num_trials:
         print(
             f"the search space holds no more than these {len(outcome.trials)} sub-networks"
             f"{' within the constraints' if request.constraints else ''}"
@@ -112,6 +116,24 @@ def _print_front(request: Request, outcome: Outcome) -> None:
     print_table(["index", *request.objectives, *varied], rows, title, all_in=path)
 
 
+def _print_programs(request: Request) -> None:
+    """What the first program of each budget found, and what each round bought."""
+    path = request.out_dir / programs.FILE_NAME
+    rows = []
+    for found in programs.read_report(path):
+        name = found["budget"] or ", ".join(found["limits"])
+        first = min(found["solutions"], key=lambda one: one["measured"] or math.inf)
+        predicted, measured = first["predicted"], first["measured"]
+        rows.append([name, "first", len(found["solutions"]), predicted, measured, None])
+        for number, one in enumerate(found["rounds"], start=1):
+            best = min(one["steps"], key=lambda step: step["measured"] or math.inf, default={})
+            predicted = best.get("predicted")
+            tried = len(one["steps"])
+            rows.append([name, f"round {number}", tried, predicted, one["after"], one["gain"]])
+    columns = ["budget", "program", "networks", "predicted loss", "best measured", "gain"]
+    print_table(columns, rows, f"integer programs; all of it in {path}")
+
+
 def _print_repair(trials: Sequence[Trial]) -> None:
     times = [trial.metrics[REPAIR] for trial in trials if REPAIR in trial.metrics]
     if times:
@@ -145,7 +167,7 @@ def write_picks(
     """Write the best under each budget, print them and the commands that read the file."""
     path = request.out_dir / budgets.FILE_NAME
     picks = budgets.pick_budgets(outcome.front, wanted, warn)
-    atomic_write_text(path, budgets.dump_picks(picks))
+    atomic_write_text(path, budgets.dump_picks(picks, outcome.front.candidates))
     columns = [*dict.fromkeys([*request.objectives, budgets.METRIC])]
     rows = [[n, e.index, *(e.metrics[c] for c in columns)] for n, e in picks.items()]
     print_table(["pick", "index", *columns], rows, f"best under each budget, in {path}")

@@ -68,7 +68,8 @@ def pick_budgets(
     return found
 
 
-def dump_picks(picks: dict[str, FrontEntry]) -> str:
-    """The YAML text: a list of named sizes."""
-    rows = [{"name": name, **entry.subnetwork.to_dict()} for name, entry in picks.items()]
+def dump_picks(picks: dict[str, FrontEntry], candidates: str = "") -> str:
+    """The YAML text: a list of named sizes, with the library that they are made of."""
+    made = {"candidates": candidates} if candidates else {}
+    rows = [{"name": name, **entry.subnetwork.to_dict(), **made} for name, entry in picks.items()]
     return yaml.safe_dump(rows, sort_keys=False)

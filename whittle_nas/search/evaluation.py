@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from whittle_nas.candidates.library import open_library
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.batching import is_out_of_memory
 from whittle_nas.evaluate.perplexity import nats_per_block
@@ -19,7 +20,7 @@ from whittle_nas.search.objectives import QUALITY, REPAIR
 from whittle_nas.search.options import TaskOptions
 from whittle_nas.search.trials import Status
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.weights.checkpoint import load_supernet
+from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 from whittle_nas.weights.patch import Patch
 
 
@@ -38,6 +39,7 @@ class EvaluationSpec:
         threads: CPU threads of torch; None: as they are.
         tasks: how lm-eval tasks are asked.
         calibration: (N, T + 1) text on which sub-networks are repaired first; None: they are not.
+        library: directory of the candidates that they are made of; None: plain slices.
     """
 
     checkpoint_dir: Path
@@ -50,6 +52,7 @@ class EvaluationSpec:
     threads: int | None = None
     tasks: TaskOptions = field(default_factory=TaskOptions)
     calibration: torch.Tensor | None = None
+    library: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ class Evaluator:
         self.spec = spec
         self.supernet = load_supernet(spec.checkpoint_dir, device=spec.device, dtype=spec.dtype)
         self.tokens = tokens
+        self._library = spec.library and open_library(
+            spec.library, open_checkpoint(spec.checkpoint_dir)
+        )
         self._score: Any = None
         if names := [name for name in spec.metrics if name not in (*QUALITY, FIRST, REPAIR)]:
             from whittle_nas.search.tasks import TaskScorer  # lm-eval takes seconds to import
@@ -160,9 +166,9 @@ class Evaluator:
         return Evaluation(status, metrics, blocks)
 
     def _repaired(self, sub: SubNetwork) -> tuple[Patch | None, dict[str, float]]:
-        """What repair changes, and what it took."""
+        """What repair or the candidates change, and what repair took."""
         if self.spec.calibration is None:
-            return None, {}
+            return self._library and self._library.patch(sub), {}
         found = repair(self.supernet, sub, self.spec.calibration)
         return found.patch, {REPAIR: found.seconds}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.front import parse_constraints
+from whittle_nas.space.front import Constraint, parse_constraints
 from whittle_nas.train.options import Distillation
 
 
@@ -22,6 +23,86 @@ class Method(str, Enum):
     local_search = "local_search"
     evolution = "evolution"
     scalarization = "scalarization"
+    ilp = "ilp"
+
+
+class Score(str, Enum):
+    """What an integer program adds up over the parts of a network.
+
+    `loss` is the rise of the model's loss with one candidate, `error` the squared error of the
+    candidate's output as a share of the output's square.
+    """
+
+    loss = "loss"
+    error = "error"
+
+
+@dataclass(frozen=True)
+class IlpOptions:
+    """Integer programs over a library of candidates.
+
+    Args:
+        score: What is added up in the first program of a budget: what each candidate does to the
+            loss, or to the output of its own part.
+        changes: Programs of a round: the most parts in which each may differ from the network
+            around which the candidates were measured.
+    """
+
+    score: Score = Score.loss
+    changes: list[int] = field(default_factory=lambda: [4, 8, 12, 20])
+
+
+@dataclass(frozen=True)
+class ProgramOptions:
+    """All that `--method ilp` is asked for.
+
+    Attributes:
+        num_solutions: networks of the first program of a budget.
+        overlap: largest share of the parts in which two of them agree.
+        rounds: how often candidates are measured again around the best network.
+        score: what the first program adds up.
+        changes: of the programs of a round, see `IlpOptions`.
+        budgets: more limits, by the name of each program; none: one program.
+    """
+
+    num_solutions: int = 10
+    overlap: float = 0.7
+    rounds: int = 1
+    score: Score = Score.loss
+    changes: tuple[int, ...] = (4, 8, 12, 20)
+    budgets: tuple[tuple[str, str], ...] = ()
+
+    def most_trials(self) -> int:
+        """How many networks are evaluated at most."""
+        each = self.num_solutions + self.rounds * len(self.changes)
+        return each * max(1, len(self.budgets))
+
+    def limits(self) -> list[tuple[str, tuple[Constraint, ...]]]:
+        """The limits of each program beside the constraints, by its name."""
+        return [(name, parse_constraints(text, option="--budgets")) for name, text in self.budgets]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What an interrupted search must have in common with the one that goes on."""
+        values = {**asdict(self), "score": self.score.value}
+        return {n: list(map(list, v)) if n == "budgets" else v for n, v in values.items()} | {
+            "changes": list(self.changes)
+        }
+
+    def check(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        for name, value, least in (
+            ("num_solutions", self.num_solutions, 1),
+            ("ilp_rounds", self.rounds, 0),
+            ("ilp.changes", min(self.changes, default=0), 1),
+        ):
+            if value < least:
+                raise ConfigError(f"--{name} {value} must be at least {least}")
+        if not 0 <= self.overlap <= 1:
+            raise ConfigError(f"--overlap {self.overlap} must be between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from whittle_nas.candidates.library import Library
 from whittle_nas.metrics.latency_correction import Accuracy
 from whittle_nas.metrics.latency_parts import Load
 from whittle_nas.reading import read_yaml
@@ -20,6 +21,7 @@ from whittle_nas.search.options import (
     CostOptions,
     HalvingOptions,
     Method,
+    ProgramOptions,
     RecoveryOptions,
     TaskOptions,
 )
@@ -56,6 +58,8 @@ class Request:
         halving: whether bad trials are stopped early.
         tasks: how lm-eval tasks are asked.
         recovery: whether the best are trained and ranked again.
+        library: candidates that every trial is made of; None: plain slices.
+        programs: how `--method ilp` chooses among them.
         text: where the validation text comes from, see `data.load_blocks`.
         training: (N, T + 1) training text for the recovery.
         calibration: (N, T + 1) text on which every trial is repaired; None: none is.
@@ -81,6 +85,8 @@ class Request:
     halving: HalvingOptions = field(default_factory=HalvingOptions)
     tasks: TaskOptions = field(default_factory=TaskOptions)
     recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
+    library: Library | None = None
+    programs: ProgramOptions = field(default_factory=ProgramOptions)
     text: Mapping[str, Any] = field(default_factory=dict)
     training: torch.Tensor | None = None
     calibration: torch.Tensor | None = None
@@ -110,7 +116,8 @@ class Request:
     @cached_property
     def wanted(self) -> tuple[str, ...]:
         """Metrics that objectives and constraints name."""
-        return tuple(dict.fromkeys([*self.objectives, *(c.metric for c in self.constraints)]))
+        limits = [*self.constraints, *(c for _, asked in self.programs.limits() for c in asked)]
+        return tuple(dict.fromkeys([*self.objectives, *(c.metric for c in limits)]))
 
     @cached_property
     def quality_metrics(self) -> tuple[str, ...]:
@@ -171,6 +178,8 @@ class Request:
                 "block_size": length - 1,
                 "blocks_in_search": min(blocks, self.search_blocks),
             }
+        if self.library is not None:
+            how["candidates"] = str(self.library.path)
         if self.calibration is not None:
             blocks, length = self.calibration.shape
             how["repair"] = {"blocks": blocks, "block_size": length - 1}
@@ -197,6 +206,8 @@ class Request:
             "costs": costs | ({"device": self.device.type} if measured else {}),
             "dtype": str(self.dtype),
             "repair": None if self.calibration is None else tokens_id(self.calibration),
+            "candidates": self.library and self.library.identity(),
+            "programs": self.programs.to_dict() if self.method is Method.ilp else None,
             "ahead": ahead,
         }
 

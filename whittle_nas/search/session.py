@@ -9,11 +9,13 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import calibration_networks
-from whittle_nas.search import budgets, settings
+from whittle_nas.search import budgets, programs, settings
 from whittle_nas.search.constraints import check_attainable, excess_function
 from whittle_nas.search.evaluation import Job
 from whittle_nas.search.loop import Schedule, Search
 from whittle_nas.search.objectives import QUALITY
+from whittle_nas.search.options import Method
+from whittle_nas.search.programs import Programs, ProgramSearch
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import front_of
 from whittle_nas.search.searchers import Problem, make_searcher
@@ -32,7 +34,7 @@ from whittle_nas.weights.files import atomic_write_text, remove_run
 
 FILES = (
     FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "front.html", "recovery.json",
-    budgets.FILE_NAME,
+    budgets.FILE_NAME, programs.FILE_NAME,
 )  # fmt: skip
 
 
@@ -86,7 +88,11 @@ class Session:
         self.costs = request.make_costs()
         self.metrics = (*request.quality_metrics, *self.costs.names)
         self._first = request.first()
-        check_attainable(request.space, request.constraints, self.costs.estimate)
+        self._programs: Programs | None = None
+        if request.method is Method.ilp:
+            self._programs = Programs(request, self.costs)
+        else:
+            check_attainable(request.space, request.constraints, self.costs.estimate)
 
     def run(self, *, resume: bool) -> Outcome:
         """Run the trials, evaluate the front on all data and write `front.json`.
@@ -182,8 +188,14 @@ class Session:
             subs, lambda: self._listener.on_step("timing whole networks", count - next(steps) - 1)
         )
 
-    def _search(self, pool: Pool, ahead: int, on_trial: Callable[[Trial], None]) -> Search:
+    def _search(
+        self, pool: Pool, ahead: int, on_trial: Callable[[Trial], None]
+    ) -> Search | ProgramSearch:
         request, costs = self.request, self.costs
+        if self._programs is not None:
+            return ProgramSearch(
+                self._programs, pool, on_trial, partial(self._listener.on_step, "measuring around")
+            )
         likely = excess_function(request.constraints, costs.estimate)
         exact = excess_function(request.constraints, costs.value) if costs.is_measured else likely
         problem = Problem(
@@ -246,7 +258,10 @@ class Session:
         entries = tuple(
             FrontEntry(index, trial.sub, trial.metrics) for index, trial in enumerate(trials)
         )
-        return Front(objectives, entries, str(self.request.checkpoint.path), how)
+        library = str(self.request.library.path) if self.request.library else ""
+        return Front(
+            objectives, entries, str(self.request.checkpoint.path), how, candidates=library
+        )
 
     def _recover(self, trials: Sequence[Trial]) -> Front | None:
         """The best trials of a budget, trained and ranked again."""

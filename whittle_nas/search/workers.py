@@ -73,6 +73,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         dtype=request.dtype,
         tasks=request.tasks,
         calibration=request.calibration,
+        library=request.library and request.library.path.absolute(),
     )
     if request.workers == 1 and request.cluster is None:
         return InlinePool(Evaluator(spec, request.tokens))

@@ -166,6 +166,8 @@ class Front:
         entries: sub-networks of which none is beaten by another in every objective.
         checkpoint_dir: the super-network that was searched.
         how_measured: data, fidelity, device and so on, for people.
+        candidates: directory of the candidates that the sub-networks are made of, of
+            `nas candidates`; "" for plain slices.
         whole: `metrics` of the whole model, with which shares are meant; of older files nothing.
         path: file it was read from.
     """
@@ -176,6 +178,7 @@ class Front:
     how_measured: Mapping[str, Any] = field(default_factory=dict)
     path: Path = Path("front.json")
     whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    candidates: str = ""
 
     def dump(self) -> str:
         """The JSON text."""
@@ -187,6 +190,8 @@ class Front:
             "whole": {name: dict(values) for name, values in self.whole.items()},
             "front": [entry.to_dict() for entry in self.entries],
         }
+        if self.candidates:
+            spec["candidates"] = self.candidates
         return json.dumps(spec, indent=2) + "\n"
 
 
@@ -210,6 +215,7 @@ def read_front(path: Path | str, layer_order: Sequence[int]) -> Front:
     try:
         objectives = tuple(map(_text, spec["objectives"]))
         entries = [_read_entry(entry, objectives, layer_order) for entry in spec["front"]]
+        library = _text(spec.get("candidates", ""))
         checkpoint_dir, how = _text(spec.get("checkpoint_dir", "")), spec.get("how_measured", {})
         if not isinstance(how, dict):
             raise TypeError(f"how_measured is {how!r}")
@@ -225,7 +231,7 @@ def read_front(path: Path | str, layer_order: Sequence[int]) -> Front:
         raise ConfigError(f"--front {path} holds no sub-network; run nas search again")
     if len({entry.index for entry in entries}) < len(entries):
         raise ConfigError(f"--front {path} holds an index twice; run nas search again")
-    return Front(objectives, tuple(entries), checkpoint_dir, how, path, whole)
+    return Front(objectives, tuple(entries), checkpoint_dir, how, path, whole, library)
 
 
 def _read_entry(spec: Any, objectives: Sequence[str], layer_order: Sequence[int]) -> FrontEntry:

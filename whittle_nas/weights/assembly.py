@@ -85,6 +85,7 @@ class Nothing(nn.Module):
     """In place of attention or MLP: adds zero to the residual stream and keeps no cache."""
 
     kv_cache = None
+    apply_sliding_window_attention = False
 
     def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
         """A zero that spreads over every shape."""

@@ -56,6 +56,17 @@ class Patch:
         """Names of the tensors that it changes."""
         return {*self.replaced, *self.added}
 
+    def under(self, prefix: str) -> Patch:
+        """The same of a model in which these tensors have longer names."""
+        return Patch(
+            {f"{prefix}{name}": tensor for name, tensor in self.replaced.items()},
+            {f"{prefix}{name}": change for name, change in self.added.items()},
+        )
+
+    def __or__(self, other: Patch) -> Patch:
+        """Both patches; of tensors that both change, the other's."""
+        return Patch({**self.replaced, **other.replaced}, {**self.added, **other.added})
+
 
 def patched(tensors: Mapping[str, Tensor], patch: Patch) -> Mapping[str, Tensor]:
     """A state dict of slices with a patch; every tensor is changed when it is asked for.
@@ -117,9 +128,6 @@ def write_patch(
         sub: the sub-network that it belongs to.
         how: how it was made, plain values.
     """
-    tensors = {f"{_REPLACED}/{name}": tensor for name, tensor in patch.replaced.items()}
-    for name, change in patch.added.items():
-        tensors |= {f"{_UP}/{name}": change.up, f"{_DOWN}/{name}": change.down}
     metadata = {
         "format": _FORMAT,
         "checkpoint": checkpoint,
@@ -127,7 +135,15 @@ def write_patch(
         "how": json.dumps(how),
     }
     with atomic_file(path) as partial:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, metadata)
+        save_file(flat(patch), partial, metadata)
+
+
+def flat(patch: Patch) -> dict[str, Tensor]:
+    """The tensors of a patch by names that `unflat` reads, ready for a file."""
+    tensors = {f"{_REPLACED}/{name}": tensor for name, tensor in patch.replaced.items()}
+    for name, change in patch.added.items():
+        tensors |= {f"{_UP}/{name}": change.up, f"{_DOWN}/{name}": change.down}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_patch(path: Path, *, checkpoint: str, sub: SubNetwork) -> tuple[Patch, dict[str, Any]]:
@@ -155,10 +171,15 @@ def read_patch(path: Path, *, checkpoint: str, sub: SubNetwork) -> tuple[Patch, 
         )
     if (other := json.loads(about["subnetwork"])) != json.loads(json.dumps(sub.to_dict())):
         raise ConfigError(f"{path} belongs to the sub-network {other}, and this one is {sub}")
-    return _read(tensors, path), json.loads(about["how"])
+    return unflat(tensors, path), json.loads(about["how"])
 
 
-def _read(tensors: Mapping[str, Tensor], path: Path) -> Patch:
+def unflat(tensors: Mapping[str, Tensor], path: Path) -> Patch:
+    """Inverse of `flat`.
+
+    Raises:
+        ConfigError: naming the file, if these are not the tensors of a patch.
+    """
     kinds: dict[str, dict[str, Tensor]] = {_REPLACED: {}, _UP: {}, _DOWN: {}}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")

@@ -1,0 +1,202 @@
+"""Libraries of candidates, against models that are assembled without them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from litgpt import GPT
+
+from tests.conftest import fill_random, tiny_config
+from whittle_nas.candidates import build
+from whittle_nas.candidates.build import Builder, BuildOptions
+from whittle_nas.candidates.fitting import low_rank
+from whittle_nas.candidates.library import Library, layer_file, open_library, write_library
+from whittle_nas.candidates.parts import ATTENTION, MLP, GridOptions, Part, grid
+from whittle_nas.candidates.scoring import losses_around
+from whittle_nas.errors import ConfigError
+from whittle_nas.repair.options import RepairOptions
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.checkpoint import Checkpoint, load_supernet, open_checkpoint
+from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.patch import LowRank
+from whittle_nas.weights.supernet import SuperNetwork
+
+TOKENS = torch.randint(0, 96, (16, 25), generator=torch.Generator().manual_seed(1))
+GRID = GridOptions(heads="50%,0", neurons="50%,0")
+OPTIONS = BuildOptions(GRID, rank=4, score_blocks=4, repair=RepairOptions(0.25, batch_size=2))
+SCORED = TOKENS[12:]
+
+
+@torch.no_grad()
+def loss_of(model, tokens=SCORED):
+    logits = model(tokens[:, :-1])
+    return float(F.cross_entropy(logits.flatten(0, 1).double(), tokens[:, 1:].flatten()))
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    """A library of a random model of a family; no file of its weights is needed."""
+    monkeypatch.setattr(build, "fingerprint", lambda _: "a checkpoint")
+
+    def make(
+        family: str, options: BuildOptions = OPTIONS, **changes
+    ) -> tuple[SuperNetwork, Library]:
+        net = SuperNetwork(fill_random(GPT(tiny_config(family, **changes))).eval())
+        where = Checkpoint(Path("nowhere"), net.config, SupernetInfo.default(net.config))
+        return net, Builder(net, where, TOKENS, options).run(tmp_path, about={})
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["SmolLM2-135M", "pythia-160m", "Gemma-2-2b", "falcon-7b"])
+def test_scores_are_those_of_models_with_one_part_replaced(family, made):
+    net, library = made(family)
+    base = loss_of(net.model)
+    assert library.about["made"]["loss"] == pytest.approx(base, rel=1e-5)
+    original = library.original
+    for at, choices in enumerate(library.candidates):
+        for j, one in enumerate(choices):
+            sub = library.subnetwork((*original[:at], j, *original[at + 1 :]))
+            found = loss_of(net.standalone(sub, library.patch(sub))) - base
+            assert one.loss == pytest.approx(found, abs=2e-5), (library.parts[at], one.sizes)
+    assert [choices[0].error for choices in library.candidates] == [0.0] * 6
+    assert [choices[-1].error for choices in library.candidates] == [1.0] * 6
+
+
+def test_fitted_parts_are_nearer_to_the_whole_ones_than_slices(made):
+    net, library = made("SmolLM2-135M")
+    part = library.parts.index(Part(1, MLP))
+    solution = tuple(int(at == part) for at in range(6))
+    sub = library.subnetwork(solution)
+    kept: dict[str, torch.Tensor] = {}
+
+    def output(model) -> torch.Tensor:
+        hook = model.transformer.h[1].mlp.register_forward_hook(
+            lambda _m, _i, out: kept.update(out=out)
+        )
+        with torch.no_grad():
+            model(SCORED[:, :-1])
+        hook.remove()
+        return kept["out"].double()
+
+    whole, fitted = output(net.model), output(net.standalone(sub, library.patch(sub)))
+    sliced = output(net.standalone(sub))
+    assert (fitted - whole).square().sum() < (sliced - whole).square().sum()
+    error = (fitted - whole).square().sum() / whole.square().sum()
+    assert library.candidates[part][1].error == pytest.approx(float(error), rel=1e-3)
+
+
+def test_losses_around_a_network_are_those_of_its_neighbours(made):
+    net, library = made("SmolLM2-135M")
+    centre = (1, 0, 2, 1, 0, 2)  # layer 1 without attention, layer 2 without MLP
+    parts = {part: [one.sizes for one in library.candidates[at]]
+             for at, part in enumerate(library.parts)}  # fmt: skip
+    base, losses = losses_around(
+        net, library.subnetwork(centre), parts, SCORED, patch_of=library.block_patch, batch_size=3
+    )
+    assert base == pytest.approx(loss_of(net.standalone(*_network(library, centre))), rel=1e-5)
+    for at, part in enumerate(library.parts):
+        for j, one in enumerate(library.candidates[at]):
+            sub, patch = _network(library, (*centre[:at], j, *centre[at + 1 :]))
+            expected = loss_of(net.standalone(sub, patch))
+            assert losses[part, one.sizes] == pytest.approx(expected, rel=1e-5)
+
+
+def _network(library, solution):
+    sub = library.subnetwork(solution)
+    assert library.solution(sub) == solution
+    return sub, library.patch(sub)
+
+
+def test_a_low_rank_change_is_the_best_of_its_rank_on_the_tokens():
+    a = torch.randn(200, 12, dtype=torch.float64)
+    step = torch.randn(7, 12, dtype=torch.float64)
+    found = low_rank(step, a.mT @ a, 3)
+    assert isinstance(found, LowRank)
+    assert (found.up.shape, found.down.shape) == ((7, 3), (3, 12))
+    wanted = a @ step.mT
+    u, s, v = torch.linalg.svd(wanted, full_matrices=False)  # Eckart and Young, on the outputs
+    torch.testing.assert_close(a @ (found.up @ found.down).mT, (u[:, :3] * s[:3]) @ v[:3])
+    assert low_rank(step, a.mT @ a, 5) is step  # would save nothing
+
+
+def test_a_killed_library_goes_on_without_doing_a_layer_twice(
+    checkpoint_dir, tmp_path, monkeypatch
+):
+    checkpoint, net = open_checkpoint(checkpoint_dir), load_supernet(checkpoint_dir)
+    done: list[int] = []
+    fit = Builder._layer
+
+    def stopping(self, layer, base):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(layer)
+        return fit(self, layer, base)
+
+    def make(name, step=fit):
+        monkeypatch.setattr(Builder, "_layer", step)
+        (tmp_path / name).mkdir(exist_ok=True)
+        library = Builder(net, checkpoint, TOKENS, OPTIONS).run(tmp_path / name, about={})
+        write_library(library, {})
+        return library
+
+    with pytest.raises(KeyboardInterrupt):
+        make("killed", stopping)
+    with pytest.raises(ConfigError, match="is not finished"):
+        open_library(tmp_path / "killed", checkpoint)
+    before = [layer_file(tmp_path / "killed", layer).read_bytes() for layer in done]
+    done.pop()
+    make("killed", stopping)
+    assert done == [0, 2]
+    assert before == [layer_file(tmp_path / "killed", layer).read_bytes() for layer in (0, 1)]
+    killed, whole = make("killed"), make("whole")
+    assert killed.candidates == whole.candidates
+    sub = whole.subnetwork((1,) * 6)
+    for name, change in whole.patch(sub).added.items():
+        assert torch.equal(change.up, killed.patch(sub).added[name].up)
+    other = replace(OPTIONS, rank=5)
+    with pytest.raises(ConfigError, match="another rank"):
+        Builder(net, checkpoint, TOKENS, other).run(tmp_path / "killed", about={})
+
+
+def test_sizes_are_whole_groups_and_aligned():
+    config = tiny_config("SmolLM2-135M", intermediate_size=192, n_head=9, n_query_groups=3)
+    found = grid(config, GridOptions())
+    assert found == {
+        ATTENTION: ((9, 3, 8), (6, 2, 8), (3, 1, 8), (0, 0, 0)),
+        MLP: ((192,), (128,), (64,), (0,)),
+    }
+    one_group = tiny_config("falcon-7b")
+    assert grid(one_group, GridOptions(head_size="4"))[ATTENTION] == (
+        (6, 1, 8), (6, 1, 4), (5, 1, 8), (3, 1, 8), (2, 1, 8), (0, 0, 0),
+    )  # fmt: skip
+    for wrong in ("150%", "7.5", "some"):
+        with pytest.raises(ConfigError, match=rf"--grid.neurons: '{wrong}'"):
+            grid(config, GridOptions(neurons=wrong))
+    with pytest.raises(ConfigError, match="head_size=6"):
+        grid(config, GridOptions(head_size="6"))
+
+
+def test_a_library_knows_its_checkpoint_and_its_candidates(checkpoint_dir, tmp_path):
+    checkpoint, net = open_checkpoint(checkpoint_dir), load_supernet(checkpoint_dir)
+    library = Builder(net, checkpoint, TOKENS, OPTIONS).run(tmp_path, about={})
+    write_library(library, {})
+    found = open_library(tmp_path, checkpoint)
+    assert found.candidates == library.candidates
+    whole = SubNetwork.from_config(checkpoint.config)
+    assert not found.patch(whole)
+    block = whole.blocks[0]
+    assert block is not None
+    odd = SubNetwork(whole.n_embd, (block._replace(intermediate_size=8), *whole.blocks[1:]))
+    with pytest.raises(ConfigError, match="no candidate 8 for mlp of layer 0"):
+        found.patch(odd)
+    spec = json.loads((tmp_path / "library.json").read_text())
+    (tmp_path / "library.json").write_text(json.dumps({**spec, "checkpoint": "another"}))
+    with pytest.raises(ConfigError, match="belongs to another checkpoint"):
+        open_library(tmp_path, checkpoint)
+    (tmp_path / "library.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is no library of nas candidates"):
+        open_library(tmp_path, checkpoint)

@@ -1,0 +1,122 @@
+"""`nas candidates` and `nas search --method ilp` from end to end on a small model."""
+
+import csv
+import json
+from shutil import copytree
+
+import pytest
+import torch
+import yaml
+
+from tests.cli.test_main import nas
+from whittle_nas.candidates.library import open_library
+from whittle_nas.data import TextData, load_blocks
+from whittle_nas.evaluate.perplexity import nats_per_token
+from whittle_nas.search.ilp import overlap
+from whittle_nas.space.front import read_front
+from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
+
+BLOCKS = ("--data.num_blocks", 8, "--data.block_size", 32)
+
+
+@pytest.fixture
+def library(checkpoint_dir, bundled, tmp_path):
+    out = tmp_path / "library"
+    text = ("--data.files", bundled / "valid.jsonl", *BLOCKS)
+    words = ("--checkpoint_dir", checkpoint_dir, "--out_dir", out, *text, "--rank", 8)
+    assert nas("candidates", *words) == 0
+    return out
+
+
+def search(library, out_dir, bundled, *options):
+    where = ("--checkpoint_dir", library.parent / "checkpoint", "--candidates", library)
+    text = ("--data.files", bundled / "valid.jsonl", *BLOCKS, "--search_blocks", 4)
+    return nas("search", "--method", "ilp", *where, "--out_dir", out_dir, *text, *options)
+
+
+def rows(out_dir):
+    return list(csv.DictReader((out_dir / "trials.csv").read_text().splitlines()))
+
+
+def test_solutions_keep_budgets_and_overlap_and_are_what_is_measured(library, bundled, tmp_path):
+    out = tmp_path / "out"
+    limits = ("--budgets", "90%,70%", "--constraints", "memory_bytes <= 95%, flops <= 0.95x")
+    several = ("--num_solutions", 4, "--overlap", 0.5, "--ilp_rounds", 2)
+    assert search(library, out, bundled, *limits, *several) == 0
+    checkpoint = open_checkpoint(library.parent / "checkpoint")
+    known, net = open_library(library, checkpoint), load_supernet(checkpoint.path)
+    front = read_front(out / "front.json", range(3))
+    assert front.candidates == str(library)
+    data = TextData(files=bundled / "valid.jsonl", block_size=32, num_blocks=8)
+    tokens = load_blocks(data, checkpoint.path, config=checkpoint.config).tokens
+    whole = front.whole["metrics"]
+    for entry in front.entries:
+        model = net.standalone(entry.subnetwork, known.patch(entry.subnetwork))
+        assert entry.metrics["val_loss"] == pytest.approx(nats_per_token(model, tokens), rel=1e-5)
+        assert entry.metrics["num_params"] == sum(p.numel() for p in model.parameters())
+    for row in rows(out):
+        assert float(row["memory_bytes"]) <= 0.95 * whole["memory_bytes"]
+        assert float(row["flops"]) <= 0.95 * whole["flops"]
+        assert float(row["num_params"]) <= 0.9 * whole["num_params"]
+    report = json.loads((out / "ilp.json").read_text())["programs"]
+    assert [found["budget"] for found in report] == ["num_params-90", "num_params-70"]
+    for found in report:
+        subs = [known.subnetwork(known.solution(_sub(one, known))) for one in found["solutions"]]
+        pairs = [(known.solution(a), known.solution(b)) for a in subs for b in subs if a != b]
+        assert all(overlap(a, b) <= 3 for a, b in pairs)
+        assert found["rounds"]
+        assert all(one["after"] <= one["before"] for one in found["rounds"])
+    picks = yaml.safe_load((out / "picks.yaml").read_text())
+    assert {pick["candidates"] for pick in picks} == {str(library)}
+
+
+def _sub(one, library):
+    return SubNetwork.from_dict(one["subnetwork"], range(len(library.parts) // 2))
+
+
+@pytest.mark.slow
+def test_an_interrupted_program_search_ends_as_a_whole_one(library, bundled, tmp_path):
+    options = ("--constraints", "num_params <= 80%", "--num_solutions", 3)
+    assert search(library, tmp_path / "whole", bundled, *options) == 0
+    copytree(tmp_path / "whole", tmp_path / "cut")
+    kept = rows(tmp_path / "whole")
+    lines = (tmp_path / "cut" / "trials.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "cut" / "trials.csv").write_text("".join(lines[:3]) + lines[3][:20])
+    (tmp_path / "cut" / "ilp.json").unlink()
+    assert search(library, tmp_path / "cut", bundled, *options, "--resume", "true") == 0
+    found = rows(tmp_path / "cut")
+    assert [{**row, "seconds": ""} for row in found] == [{**row, "seconds": ""} for row in kept]
+
+
+WRONG = (
+    (("--constraints", "num_params <= 1000"), "has num_params <= 1000; the smallest has"),
+    (("--constraints", "num_params >= 1000"), "takes upper limits only"),
+    ((), "needs a budget"),
+    (("--constraints", "num_params <= 80%", "--overlap", 1.5), "--overlap 1.5 must be"),
+    (("--constraints", "num_params <= 80%", "--num_solutions", 0), "--num_solutions 0 must"),
+    (("--objectives", "flops,num_params", "--constraints", "flops <= 80%"), "put val_loss or"),
+    (("--constraints", "flops <= 80%", "--search_space", "aligned"), "those of --candidates"),
+)
+
+
+def test_what_does_not_go_is_one_sentence(library, bundled, tmp_path, capsys):
+    for options, sentence in WRONG:
+        assert search(library, tmp_path / "out", bundled, *options) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_library_of_another_checkpoint_is_refused(library, bundled, tmp_path, capsys):
+    weights = library.parent / "checkpoint" / "lit_model.pth"
+    tensors = {name: tensor.clone() for name, tensor in torch.load(weights).items()}
+    tensors["lm_head.weight"] += 1
+    weights.unlink()
+    torch.save(tensors, weights)
+    options = ("--constraints", "num_params <= 80%")
+    assert search(library, tmp_path / "out", bundled, *options) == 2
+    assert "belongs to another checkpoint" in capsys.readouterr().err
+    words = ("--checkpoint_dir", library.parent / "checkpoint", "--out_dir", library)
+    text = ("--data.files", bundled / "valid.jsonl", *BLOCKS)
+    assert nas("candidates", *words, *text) == 2
+    assert "holds a finished library" in capsys.readouterr().err

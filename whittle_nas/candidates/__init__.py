@@ -1,0 +1,1 @@
+"""UNAST's library: for every attention and MLP of a model several cheaper ones, with scores."""

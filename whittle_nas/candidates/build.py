@@ -1,0 +1,203 @@
+"""A library from a checkpoint: all candidates of a layer are fitted and scored on one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whittle_nas.calibration import Stream
+from whittle_nas.calibration.steps import Step, steps
+from whittle_nas.candidates.fitting import Fitted, Text, fit_writer, outputs_of
+from whittle_nas.candidates.library import (
+    Candidate,
+    Library,
+    layer_file,
+    read_layer,
+    write_layer,
+)
+from whittle_nas.candidates.parts import (
+    KINDS,
+    GridOptions,
+    Part,
+    Sizes,
+    grid,
+    is_nothing,
+    with_sizes,
+)
+from whittle_nas.candidates.scoring import block_of, loss_behind
+from whittle_nas.errors import ConfigError
+from whittle_nas.progress import Progress, no_progress
+from whittle_nas.repair.options import RepairOptions
+from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.identity import fingerprint, tokens_id
+from whittle_nas.weights.patch import Patch
+
+Choices = dict[str, list[tuple[Candidate, Patch]]]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How candidates are made.
+
+    Attributes:
+        grid: their sizes.
+        rank: of the changes of weights; None: any.
+        score_blocks: blocks of held-back text on which losses are measured.
+        repair: how much text is held back, ridges, sequences per batch.
+    """
+
+    grid: GridOptions = field(default_factory=GridOptions)
+    rank: int | None = 32
+    score_blocks: int = 8
+    repair: RepairOptions = field(default_factory=RepairOptions)
+
+
+class Builder:
+    """The whole model's stream, which every layer's candidates learn from."""
+
+    def __init__(
+        self, supernet: Any, checkpoint: Checkpoint, tokens: Tensor, options: BuildOptions
+    ) -> None:
+        """Cut the text into what is fitted and what is held back, and embed it.
+
+        Args:
+            supernet: the `SuperNetwork` of the checkpoint.
+            checkpoint: where it came from.
+            tokens: (N, T + 1) calibration text in blocks.
+            options: how.
+
+        Raises:
+            ConfigError: for sizes that do not fit the model, or too little text.
+        """
+        self._net, self._checkpoint, self._options = supernet, checkpoint, options
+        self._grid = grid(supernet.config, options.grid, supernet.info.head_channels)
+        size, self._fitted = options.repair.split(len(tokens))
+        self._key = {
+            "checkpoint": fingerprint(checkpoint.path),
+            "text": tokens_id(tokens),
+            "grid": {kind: [list(sizes) for sizes in self._grid[kind]] for kind in KINDS},
+            "rank": options.rank,
+            "score_blocks": options.score_blocks,
+            "repair": {**asdict(options.repair), "ridges": list(options.repair.ridges)},
+            "dtype": str(supernet.model.lm_head.weight.dtype),
+        }
+        device = supernet.model.lm_head.weight.device
+        self._stream = Stream(supernet.model, tokens[:, :-1], batch_size=size, device=device)
+        batches = tokens[:, 1:].split(size)
+        self._scored = slice(self._fitted, self._fitted + max(1, options.score_blocks // size))
+        self._targets = batches[self._scored]
+
+    @property
+    def grid(self) -> Mapping[str, Sequence[Sizes]]:
+        """The sizes of every attention and MLP."""
+        return self._grid
+
+    @torch.no_grad()
+    def run(
+        self,
+        out_dir: Path,
+        *,
+        about: Mapping[str, Any],
+        progress: Progress = no_progress,
+        on_resume: Callable[[int], None] = lambda _: None,
+    ) -> Library:
+        """Make all layers; those that an earlier run got done are not made again.
+
+        Args:
+            out_dir: existing directory.
+            about: what `library.json` says about the text.
+            progress: shows the layers.
+            on_resume: told how many layers were there.
+
+        Raises:
+            ConfigError: if what is there was made in another way, or an activation is not finite.
+        """
+        depth = self._net.config.n_layer
+        done = {layer: self._finished(out_dir, layer) for layer in range(depth)}
+        if there := sum(choices is not None for choices in done.values()):
+            on_resume(there)
+        whole = self._net.model.transformer.h
+        base = loss_behind(self._net, whole, 0, self._stream.states[self._scored], self._targets)
+        found: dict[int, dict[str, list[Candidate]]] = {}
+        for layer in progress(range(depth), "making candidates", depth):
+            choices = done[layer]
+            if choices is None:
+                made = self._layer(layer, base)
+                write_layer(out_dir, layer, made, key=self._key)
+                choices = {kind: [one for one, _ in made[kind]] for kind in KINDS}
+            else:
+                self._stream.run(whole[layer], layer)
+            found[layer] = choices
+        parts = tuple(Part(layer, kind) for layer in range(depth) for kind in KINDS)
+        return Library(
+            path=out_dir,
+            checkpoint_dir=str(self._checkpoint.path),
+            checkpoint=self._key["checkpoint"],
+            n_embd=self._net.config.n_embd,
+            parts=parts,
+            candidates=tuple(tuple(found[part.layer][part.kind]) for part in parts),
+            about={"made": {**self._key, "loss": base}, "text": dict(about)},
+        )
+
+    def _finished(self, out_dir: Path, layer: int) -> dict[str, list[Candidate]] | None:
+        if not layer_file(out_dir, layer).is_file():
+            return None
+        key, candidates, _ = read_layer(out_dir, layer)
+        changed = [name for name, value in self._key.items() if key.get(name) != value]
+        if changed:
+            raise ConfigError(
+                f"--out_dir {out_dir} holds layers of a library with another {changed[0]}; call it "
+                "as before to go on, or give --overwrite true"
+            )
+        return candidates
+
+    def _layer(self, layer: int, base: float) -> Choices:
+        """Fit and score the candidates of a layer, and take the stream through it."""
+        whole = self._net.model.transformer.h[layer]
+        entering = self._stream.states[self._scored]
+        own = self._net.full.blocks[layer]
+        fitted = self._fit_layer(layer, whole)
+        blocks = list(self._net.model.transformer.h)
+        found: Choices = {}
+        for kind in KINDS:
+            found[kind] = [(Candidate(self._grid[kind][0]), Patch())]
+            for sizes in self._grid[kind][1:]:
+                fit = fitted.get((kind, sizes), Fitted(Patch(), 1.0, None))
+                block = with_sizes(own, kind, sizes)
+                blocks[layer] = block_of(self._net, layer, block, fit.patch)
+                loss = loss_behind(self._net, blocks, layer, entering, self._targets)
+                one = Candidate(sizes, loss - base, fit.error, fit.ridge)
+                found[kind].append((one, fit.patch))
+        return found
+
+    def _fit_layer(self, layer: int, whole: Any) -> dict[tuple[str, Sizes], Fitted]:
+        model, found = self._net.model, {}
+        for step in steps(whole):
+            before = self._stream.states
+            wanted, self._stream.states = outputs_of(model, layer, step, before)
+            for kind in step.names():
+                for sizes in self._grid[kind][1:]:
+                    if is_nothing(sizes):
+                        continue
+                    found[kind, sizes] = fit_writer(
+                        model,
+                        layer,
+                        self._smaller(layer, kind, sizes),
+                        kind,
+                        text=Text(before, self._fitted),
+                        wanted=wanted[kind],
+                        ridges=self._options.repair.ridges,
+                        rank=self._options.rank,
+                    )
+        return found
+
+    def _smaller(self, layer: int, kind: str, sizes: Sizes) -> Step:
+        """The step of a layer whose part `kind` has other sizes."""
+        block = with_sizes(self._net.full.blocks[layer], kind, sizes)
+        module = block_of(self._net, layer, block, Patch())
+        return next(step for step in steps(module) if kind in step.names())

@@ -1,0 +1,143 @@
+"""The parts of a model, and the sizes that each may have instead of its own: pure Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from whittle_nas.errors import ConfigError
+from whittle_nas.space.front import parse_amount
+from whittle_nas.space.rules import check
+from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
+
+ATTENTION, MLP = "attn", "mlp"
+KINDS = (ATTENTION, MLP)
+Sizes = tuple[int, ...]  # (n_head, n_query_groups, head_size), or (intermediate_size,)
+_ALIGNED = 64  # what matrix units like, where the model's own width allows it
+
+
+class Part(NamedTuple):
+    """An attention or an MLP of the whole model."""
+
+    layer: int
+    kind: str
+
+    def __str__(self) -> str:
+        """As in tables."""
+        return f"{self.layer}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The sizes that parts may have, besides their own: shares such as 50%, or numbers.
+
+    Args:
+        heads: Query groups that stay; heads of each group where the model has one group. 0 leaves
+            the attention out.
+        head_size: Channels of every head that stay, in attentions with all heads.
+        neurons: Neurons of an MLP that stay, rounded to a multiple of up to 64. 0 leaves the MLP
+            out.
+    """
+
+    heads: list[str] | str = "75%,50%,25%,0"
+    head_size: list[str] | str = ""
+    neurons: list[str] | str = "75%,50%,25%,0"
+
+
+def grid(
+    config: Any, options: GridOptions, head_channels: HeadChannels = HeadChannels.rope
+) -> dict[str, tuple[Sizes, ...]]:
+    """All sizes of an attention and of an MLP, the model's own first, then falling.
+
+    Args:
+        config: litgpt config of the model.
+        options: what is wanted.
+        head_channels: how a smaller head chooses its channels.
+
+    Raises:
+        ConfigError: for what is not a size, or does not fit the model.
+    """
+    whole = Block(config.n_head, config.n_query_groups, config.head_size, config.intermediate_size)
+    found = {
+        ATTENTION: [*_heads(whole, options), *_head_sizes(whole, options)],
+        MLP: _neurons(whole, options),
+    }
+    for kind, choices in found.items():
+        for sizes in choices:
+            block = with_sizes(whole, kind, sizes)
+            check(SubNetwork(config.n_embd, (block,) * config.n_layer), config, head_channels)
+    own = {kind: sizes_of(whole, kind) for kind in KINDS}
+    return {
+        kind: (own[kind], *sorted({*choices} - {own[kind]}, reverse=True))
+        for kind, choices in found.items()
+    }
+
+
+def sizes_of(block: Block | None, kind: str) -> Sizes:
+    """The sizes of one part of a block, zeros where it is not there."""
+    if block is None:
+        return (0, 0, 0) if kind == ATTENTION else (0,)
+    return tuple(block[:3]) if kind == ATTENTION else (block.intermediate_size,)
+
+
+def with_sizes(block: Block | None, kind: str, sizes: Sizes) -> Block:
+    """A block with another attention or another MLP."""
+    chosen = {name: sizes_of(block, name) for name in KINDS} | {kind: sizes}
+    return Block(*chosen[ATTENTION], *chosen[MLP])
+
+
+def is_nothing(sizes: Sizes) -> bool:
+    """Whether a part of these sizes is left out."""
+    return sizes[0] == 0
+
+
+def _heads(whole: Block, options: GridOptions) -> list[Sizes]:
+    per_group = whole.n_head // whole.n_query_groups
+    several = whole.n_query_groups > 1
+    most = whole.n_query_groups if several else whole.n_head
+    found = []
+    for count in _counts(options.heads, most, 1, "heads"):
+        heads, groups = (count * per_group, count) if several else (count, 1)
+        found.append((heads, groups, whole.head_size) if count else (0, 0, 0))
+    return found
+
+
+def _head_sizes(whole: Block, options: GridOptions) -> list[Sizes]:
+    counts = _counts(options.head_size, whole.head_size, 2, "head_size")
+    return [(whole.n_head, whole.n_query_groups, count) for count in counts if count]
+
+
+def _neurons(whole: Block, options: GridOptions) -> list[Sizes]:
+    most = whole.intermediate_size
+    return [
+        (count,) for count in _counts(options.neurons, most, math.gcd(most, _ALIGNED), "neurons")
+    ]
+
+
+def _counts(given: Sequence[str] | str, most: int, step: int, option: str) -> list[int]:
+    """Numbers of entries; shares are rounded to multiples of `step`, but not to nothing."""
+    parts = given.split(",") if isinstance(given, str) else given
+    found = []
+    for part in filter(None, (str(part).strip() for part in parts)):
+        try:
+            value, is_share = parse_amount(part)
+        except ValueError:
+            value, is_share = math.nan, False
+        if is_share and value > 0:
+            value = max(step, step * math.floor(value * most / step + 0.5))
+        if not 0 <= value <= most or value != int(value):
+            raise ConfigError(
+                f"--grid.{option}: {part!r} must be a share such as 50%, or a whole number from 0 "
+                f"to {most}"
+            )
+        found.append(int(value))
+    return found
+
+
+def describe(sizes: Mapping[str, Sequence[Sizes]]) -> str:
+    """One line for people."""
+    heads = ", ".join("none" if is_nothing(s) else "/".join(map(str, s)) for s in sizes[ATTENTION])
+    mlps = ", ".join("none" if is_nothing(s) else str(s[0]) for s in sizes[MLP])
+    return f"attention {heads}; MLP {mlps}"
