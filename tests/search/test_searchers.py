@@ -9,7 +9,7 @@ import pytest
 from tests.search.conftest import FULL, toy_cost, values
 from whittle_nas.search.options import Method
 from whittle_nas.search.pareto import hypervolume
-from whittle_nas.search.searchers import make_searcher
+from whittle_nas.search.searchers import SEARCHERS, make_searcher
 from whittle_nas.search.searchers.base import config_space
 from whittle_nas.space import SearchSpace
 
@@ -35,7 +35,7 @@ def tell(searcher, number, sub, failing=()):
         searcher.on_trial_complete(number, searcher.space.genes(sub), list(values(sub)))
 
 
-@pytest.fixture(params=Method)
+@pytest.fixture(params=SEARCHERS)
 def method(request):
     return request.param
 
@@ -136,7 +136,7 @@ def test_three_objectives(problem):
         objectives=("val_loss", "num_params", "layers"),
         costs={"num_params": toy_cost, "layers": lambda sub: sub.n_layer},
     )
-    for method in Method:
+    for method in SEARCHERS:
         searcher = make_searcher(method, three, 0)
         for number in range(25):
             sub = searcher.space.build(**searcher.suggest())

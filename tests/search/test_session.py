@@ -22,6 +22,7 @@ from whittle_nas.search.pareto import is_on_front
 from whittle_nas.search.recovery import Recovery
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import points_of
+from whittle_nas.search.searchers import SEARCHERS
 from whittle_nas.search.session import Listener, Session
 from whittle_nas.search.trials import Status, read_trials
 from whittle_nas.space import load_space
@@ -88,7 +89,7 @@ def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
     assert front.how_measured["text"] == text
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", SEARCHERS)
 def test_interrupted_and_resumed_is_uninterrupted(request_, tmp_path, method):
     request = replace(request_, method=method)
     Session(request).run(resume=False)

@@ -8,7 +8,7 @@ from whittle_nas.search.options import Method
 from whittle_nas.search.searchers.base import Problem, SpaceSearcher
 
 # method: (module, class); only the chosen one is imported, pymoo and scikit-learn take seconds
-_SEARCHERS = {
+SEARCHERS = {
     Method.surrogate: ("surrogate", "SurrogateSearcher"),
     Method.random: ("random_search", "RandomSearcher"),
     Method.stratified: ("stratified", "StratifiedSearcher"),
@@ -21,9 +21,9 @@ _SEARCHERS = {
 
 def make_searcher(method: Method, problem: Problem, seed: int) -> SpaceSearcher:
     """The searcher of a method."""
-    module, name = _SEARCHERS[method]
+    module, name = SEARCHERS[method]
     found = importlib.import_module(f"whittle_nas.search.searchers.{module}")
     return getattr(found, name)(problem, seed)
 
 
-__all__ = ["Problem", "SpaceSearcher", "make_searcher"]
+__all__ = ["SEARCHERS", "Problem", "SpaceSearcher", "make_searcher"]
