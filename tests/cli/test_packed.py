@@ -10,6 +10,7 @@ from tests.cli.test_main import nas
 from tests.conftest import bundled_checkpoint, fill_random, tiny_config
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
 
+pytest.importorskip("compressed_tensors.compressors.pack_quantized")
 TEXT = "The quick brown fox jumps over the lazy dog and asks why it was so lazy today. " * 60
 
 

@@ -130,10 +130,10 @@ def read_packing(source: Path, config: Any, target: HFTarget, scheme: str) -> Pa
         ConfigError: if it was not quantised with that many bits, or a package is missing.
     """
     try:
-        import compressed_tensors  # noqa: F401
+        import compressed_tensors.compressors.pack_quantized  # noqa: F401
     except ImportError:
         raise ConfigError(
-            "--quantize needs compressed-tensors: pip install 'whittle-nas[pack]'"
+            "--quantize needs compressed-tensors 0.20 or newer: pip install 'whittle-nas[pack]'"
         ) from None
     if not (source / GRIDS).is_file():
         raise ConfigError(
