@@ -1,20 +1,22 @@
-"""Tiny models of litgpt's families, and checkpoint directories made from them."""
+"""Tiny models of litgpt's families, and checkpoint directories made from them.
+
+Heavy packages are imported where they are used: the process of pytest-xdist that only hands out
+the tests loads this file before the others start.
+"""
 
 import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import settings
-from litgpt import GPT, Config
 
 from whittle_nas.assets import bundled_checkpoint
 from whittle_nas.space import SubNetwork
@@ -56,8 +58,10 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def tiny_config(family: str, **changes) -> Config:
+def tiny_config(family: str, **changes) -> Any:
     """A family of litgpt's list, scaled down."""
+    from litgpt import Config
+
     return Config.from_name(family, **{**_SMALL, **FAMILIES[family], **changes})
 
 
@@ -78,8 +82,10 @@ def resized(sub: SubNetwork, *, order: Sequence[int] | None = None, **sizes: int
     return SubNetwork.uniform(layers, **{**(sub.sizes() or {}), **sizes})
 
 
-def fill_random(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def fill_random(model: Any, seed: int = 0) -> Any:
     """Random values everywhere, also in norms, biases and LoRA's B, so that every slice counts."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -93,6 +99,9 @@ def fill_random(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 @pytest.fixture(autouse=True)
 def _fixed_state():
     """The same seeds for every test, and nothing left changed by the one before."""
+    import numpy as np
+    import torch
+
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
@@ -107,7 +116,9 @@ def family(request) -> str:
 
 
 @pytest.fixture
-def tiny_gpt(family) -> GPT:
+def tiny_gpt(family) -> Any:
+    from litgpt import GPT
+
     return fill_random(GPT(tiny_config(family))).eval()
 
 
@@ -127,7 +138,7 @@ def bundled() -> Path:
 @pytest.fixture
 def checkpoint_dir(tmp_path, bundled) -> Path:
     """A small random checkpoint with a real tokenizer, quick to run."""
-    from litgpt import Config
+    from litgpt import GPT, Config
 
     from whittle_nas.weights.checkpoint import write_checkpoint
 

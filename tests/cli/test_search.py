@@ -166,6 +166,7 @@ def test_a_latency_table_of_profile_is_used(common, checkpoint_dir, tmp_path, ca
     assert "rank correlation" in shown
     assert f"nas search --costs.latency_table {table}" in shown
     options = ["--objectives", "val_loss,latency_ms", "--costs.latency_table", table]
+    options += ["--num_trials", 4]
     assert nas(*common, *options, "--costs.batch", 1, "--costs.tokens", 16) == 0
     assert "of the latency table: " in capsys.readouterr().out
     assert not (tmp_path / "out" / "latency_table.json").exists()

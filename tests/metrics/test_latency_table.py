@@ -1,5 +1,7 @@
 import json
 import random
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +10,15 @@ from litgpt import Config
 
 from tests.conftest import tiny_config, uniform
 from whittle_nas.errors import ConfigError
-from whittle_nas.metrics import latency_table
+from whittle_nas.metrics import latency_parts, latency_table
 from whittle_nas.metrics.latency_correction import fit_correction
-from whittle_nas.metrics.latency_parts import Load, Phase
+from whittle_nas.metrics.latency_parts import Load, Phase, time_forward, time_whole
 from whittle_nas.metrics.latency_table import LatencyTable
+from whittle_nas.metrics.measured import peak_memory_bytes
 from whittle_nas.space import SubNetwork, load_space
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.slicing import plan_slices
 
 LOAD = Load(1, 16, torch.device("cpu"), torch.float32)
 
@@ -95,6 +100,50 @@ def test_calibration_mends_what_sums_get_wrong(tmp_path):
     assert table(tmp_path / "t.json").accuracy() == found
     fresh = space.smallest
     assert latency.milliseconds(fresh) == pytest.approx(latency.whole(fresh), rel=0.02)
+
+
+@pytest.mark.parametrize(("off", "timed"), [(1.0, 4), (1.3, 8)])
+def test_no_more_networks_are_timed_where_sums_are_right(
+    tmp_path, counted, monkeypatch, off, timed
+):
+    assert not counted
+    latency = table(tmp_path / "t.json")
+    monkeypatch.setattr(latency, "whole", lambda sub, phase: off * sum(latency.parts(sub, phase)))
+    space, rng = load_space("aligned", tiny_config("Llama-3.1-8B")), random.Random(0)
+    found = latency.calibrate([space.sample(rng) for _ in range(8)], enough=4)
+    assert found.networks == timed
+    assert found.corrected_error < 0.01
+
+
+def test_slow_runs_are_repeated_less(monkeypatch):
+    clock = SimpleNamespace(now=0.0, runs=0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+
+    def runs_of(milliseconds: float) -> int:
+        def model(_ids):
+            clock.now += milliseconds / 1e3
+            clock.runs += 1
+
+        clock.runs = 0
+        assert time_forward(model, LOAD, Phase.prefill) == pytest.approx(milliseconds)
+        return clock.runs
+
+    assert runs_of(0.1) > 100
+    assert 4 <= runs_of(120) <= 7
+    assert runs_of(2500) == 2
+
+
+def test_whole_networks_are_built_as_they_run(monkeypatch):
+    """Not in float32 first, which takes three times the memory."""
+    monkeypatch.setattr(latency_parts, "_REPEATS", 1)
+    config = Config(
+        n_layer=8, n_head=1, n_embd=64, padded_vocab_size=64, block_size=8, intermediate_size=512
+    )
+    plan = plan_slices(SubNetwork.from_config(config), config)
+    load = Load(1, 4, LOAD.device, torch.bfloat16)
+    peak = peak_memory_bytes(lambda: time_whole(plan, load, Phase.decode), load.device)
+    assert peak < 1.3 * 2 * num_params(config)
+    assert torch.get_default_dtype() is torch.float32
 
 
 def test_fit_is_not_bent_by_a_disturbed_network():

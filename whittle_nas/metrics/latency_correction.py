@@ -35,6 +35,11 @@ class Accuracy:
     coefficients: tuple[float, float, float]
 
 
+def sums_are_right(parts: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether sums of parts, (N, 2), are so near to whole networks, (N,), that they stay."""
+    return _median_error(parts.sum(axis=1), whole) <= _GOOD_ENOUGH
+
+
 def fit_correction(parts: np.ndarray, whole: np.ndarray) -> Accuracy:
     """Correct sums by a factor, or as a * blocks + b * ends + c, where that is clearly better.
 

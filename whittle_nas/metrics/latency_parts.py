@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,16 +17,20 @@ from torch import nn
 
 from whittle_nas.metrics.measured import time_runs
 from whittle_nas.weights import axes
-from whittle_nas.weights.assembly import assemble, repeated, without_parts
+from whittle_nas.weights.assembly import assemble, built_in, make_block, repeated, without_parts
 from whittle_nas.weights.slicing import BlockPlan, SlicePlan
 
 # Weights of a stack: fewer would stay in the cache of the processor, as no large model's do, and
 # decoding, which waits for them, would look up to twice as fast.
 _STACK_BYTES = 256 * 2**20
-_WARMUP = 3
+# Time of a stack that is high enough, whatever its weights: it computes, and waits for nothing.
+_STACK_MS = 200.0
+_WARMUP = 3  # runs, or as many as fit into `_WARM_MS`
+_WARM_MS = 100.0
 _ROUNDS = 3
-_ROUND_MS = 100.0  # time of one round of repetitions
-_REPEATS = (5, 50)
+_ROUND_MS = 150.0  # time of one round of repetitions
+_REPEATS = 50  # of one round at most
+_MOST_MS = 2000.0  # no round begins after that time
 
 
 class Phase(str, Enum):
@@ -54,6 +60,7 @@ class Load:
 def time_stack(block: BlockPlan, load: Load, phase: Phase, *, highest: int) -> float:
     """Milliseconds per layer of a stack of equal blocks.
 
+    Two layers that take long tell as much as all; quick ones are stacked until no cache holds them.
     What the model does around its blocks is in `time_ends` already and is taken off here: it is a
     tenth of generating one token with a small model.
 
@@ -63,24 +70,30 @@ def time_stack(block: BlockPlan, load: Load, phase: Phase, *, highest: int) -> f
         phase: what is timed.
         highest: layers of the whole model, the stack has no more.
     """
-    names = [f"transformer.h.0.{name}" for name in axes.block_parameter_names(block.config)]
-    held = [
-        name for name in names if axes.is_in(block.shape, axes.split_layer(name)[1], block.config)
-    ]
-    count = sum(math.prod(axes.shape(name, block.config)) for name in held)
-    height = min(highest, max(2, -(-_STACK_BYTES // (count * load.dtype.itemsize))))
-    model = _random_model(repeated(block.config, height), load)
-    for module in model.transformer.h:
-        without_parts(module, block)
+    model = _random_model(repeated(block.config, 1), load)
+    model.config = repeated(block.config, highest)
     width = load.tokens if phase is Phase.prefill else 1
     n_embd = block.config.n_embd
     hidden = torch.randn(load.batch, width, n_embd, device=load.device, dtype=load.dtype)
     model.transformer.wte = _Fixed(hidden)
     model.transformer.ln_f = nn.Identity()
     model.lm_head = nn.Identity()
+    layers = [without_parts(model.transformer.h[0], block)]
+    height = _height(model, load, phase, highest=highest)
+    with built_in(load.dtype), load.device:
+        layers += [make_block(block, model) for _ in range(height - 1)]
+    model.transformer.h = nn.ModuleList(layers).requires_grad_(False).eval()
     whole = time_forward(model, load, phase)
     model.transformer.h = nn.ModuleList()
     return max(0.0, whole - time_forward(model, load, phase)) / height
+
+
+def _height(model: Any, load: Load, phase: Phase, *, highest: int) -> int:
+    """Layers of a stack: more than a cache holds, or enough to take a while."""
+    count = sum(parameter.numel() for parameter in model.transformer.h.parameters())
+    large = -(-_STACK_BYTES // (max(1, count) * load.dtype.itemsize))
+    slow = math.ceil(_STACK_MS / max(time_forward(model, load, phase, rounds=0), 1e-3))
+    return min(highest, max(2, min(large, slow)))
 
 
 def time_ends(config: Any, load: Load, phase: Phase, *, whole: Any) -> float:
@@ -105,35 +118,53 @@ def time_ends(config: Any, load: Load, phase: Phase, *, whole: Any) -> float:
 
 def time_whole(plan: SlicePlan, load: Load, phase: Phase) -> float:
     """Milliseconds of a whole sub-network with random weights."""
-    with torch.device(load.device):
+    with built_in(load.dtype), load.device:
         model = assemble(plan)
-    model = model.to(dtype=load.dtype).requires_grad_(False).eval()
-    return time_forward(model, load, phase)
+    return time_forward(_ready(model, load), load, phase)
 
 
 @torch.inference_mode()
-def time_forward(model: Any, load: Load, phase: Phase) -> float:
-    """Time of a forward pass of any litgpt model, in milliseconds."""
+def time_forward(model: Any, load: Load, phase: Phase, *, rounds: int = _ROUNDS) -> float:
+    """Time of a forward pass of any litgpt model, in milliseconds.
+
+    Args:
+        model: on the device of `load`.
+        load: what it works on.
+        phase: what is timed.
+        rounds: of repetitions, of which the fastest counts; 0: one warm run.
+    """
     if phase is Phase.prefill:
         ids = torch.zeros(load.batch, load.tokens, dtype=torch.long, device=load.device)
-        return _median(lambda: model(ids), load.device)
+        return _median(lambda: model(ids), load.device, rounds)
     # One position is decoded again and again: the cache is as long as in the middle of a text.
     context = min(load.tokens, model.max_seq_length - 1)
     model.set_kv_cache(load.batch, context + 1, device=load.device, dtype=load.dtype)
     try:
         ids = torch.zeros(load.batch, 1, dtype=torch.long, device=load.device)
         at = torch.tensor([context], device=load.device)
-        return _median(lambda: model(ids, at, input_pos_maxp1=context + 1), load.device)
+        run = partial(model, ids, at, input_pos_maxp1=context + 1)
+        return _median(run, load.device, rounds)
     finally:
         model.clear_kv_cache()
 
 
-def _median(run: Callable[[], Any], device: torch.device) -> float:
-    """The lowest of a few medians: a burst of other work on the machine spoils only one of them."""
-    once = time_runs(run, device, warmup=_WARMUP, repeats=1).median_ms
-    repeats = round(min(max(_ROUND_MS / max(once, 1e-6), _REPEATS[0]), _REPEATS[1]))
-    rounds = (time_runs(run, device, warmup=0, repeats=repeats) for _ in range(_ROUNDS))
-    return min(timing.median_ms for timing in rounds)
+def _median(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """The lowest of a few medians: a burst of other work on the machine spoils only one of them.
+
+    What takes seconds is run once before and twice more: it is a mean of many calls by itself.
+    """
+    once = math.inf
+    start = time.perf_counter()
+    for _ in range(_WARMUP):
+        once = time_runs(run, device, warmup=0, repeats=1).median_ms
+        if 1e3 * (time.perf_counter() - start) > _WARM_MS:
+            break
+    repeats = round(min(max(_ROUND_MS / max(once, 1e-6), 1), _REPEATS))
+    medians: list[float] = []
+    start = time.perf_counter()
+    while len(medians) < rounds and 1e3 * (time.perf_counter() - start) < _MOST_MS:
+        medians.append(time_runs(run, device, warmup=0, repeats=repeats).median_ms)
+    return min(medians, default=once)
 
 
 def _random_model(config: Any, load: Load, *, vocabulary: int = 8) -> Any:
@@ -144,8 +175,12 @@ def _random_model(config: Any, load: Load, *, vocabulary: int = 8) -> Any:
         padded_vocab_size=vocabulary,
         final_logit_softcapping=None,
     )
-    with torch.device(load.device):
-        model = GPT(config)
+    with built_in(load.dtype), load.device:
+        return _ready(GPT(config), load)
+
+
+def _ready(model: Any, load: Load) -> Any:
+    """A model as it runs: its rotary tables are in the number format of the weights."""
     return model.to(dtype=load.dtype).requires_grad_(False).eval()
 
 

@@ -24,6 +24,7 @@ from whittle_nas.metrics.latency_correction import (
     Accuracy,
     fit_correction,
     least_squares_at_least_zero,
+    sums_are_right,
 )
 from whittle_nas.metrics.latency_parts import Load, Phase, time_ends, time_stack, time_whole
 from whittle_nas.space.searchspace import SearchSpace
@@ -107,6 +108,7 @@ class LatencyTable:
         subs: Sequence[SubNetwork],
         phase: Phase = Phase.prefill,
         *,
+        enough: int | None = None,
         on_progress: Callable[[], object] = lambda: None,
     ) -> Accuracy:
         """Time whole networks, fit the correction and write down what error is left.
@@ -117,6 +119,7 @@ class LatencyTable:
         Args:
             subs: at least four sub-networks, spread over the sizes.
             phase: what is timed.
+            enough: after this many no more are timed if sums need no correction; None: all are.
             on_progress: called after each network.
         """
         parts, whole = [], []
@@ -124,6 +127,8 @@ class LatencyTable:
             parts.append(self.parts(sub, phase))
             whole.append(self.whole(sub, phase))
             on_progress()
+            if len(parts) == enough and sums_are_right(np.array(parts), np.array(whole)):
+                break
         found = fit_correction(np.array(parts), np.array(whole))
         self._corrections[phase.value] = asdict(found)
         self._write()

@@ -98,10 +98,11 @@ class Costs:
         return {name: table.whole(sub, phase) for name, (table, phase) in self._tables.items()}
 
     def calibrate(self, subs: Sequence[SubNetwork], on_progress: Callable[[], object]) -> None:
-        """Fit the correction of a table that has none."""
+        """Fit the correction of a table that has none; half of the networks are often enough."""
+        enough = max(4, len(subs) // 2)
         for table, phase in self._tables.values():
             if table.accuracy(phase) is None:
-                table.calibrate(subs, phase, on_progress=on_progress)
+                table.calibrate(subs, phase, enough=enough, on_progress=on_progress)
 
     def accuracies(self) -> dict[str, Accuracy]:
         """How far the table is from whole networks, for each of the wanted times."""

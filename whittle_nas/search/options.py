@@ -115,7 +115,8 @@ class CostOptions:
             model's context, at most 512.
         latency_table: File with block times, made by `nas profile --table` or by an earlier search;
             by default in `out_dir`. New times are added to it as they are measured.
-        calibrate: Whole networks to time for the correction of a new latency table; 0: none.
+        calibrate: Whole networks to time for the correction of a new latency table, half of them if
+            it is right already; 0: none.
     """
 
     batch: int = 2

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from whittle_nas.train.options import (
     LossOptions,
     Weights,
 )
+from whittle_nas.weights.assembly import built_in
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import WEIGHTS, load_torch
 from whittle_nas.weights.slicing import per_layer
@@ -207,7 +207,7 @@ def _saved_bytes(
 ) -> int:
     """Bytes that autograd saves in the forward pass up to the last norm, without parameters."""
     shallow = replace(_shallow(config, n_layer), final_logit_softcapping=None)
-    with FakeTensorMode(), _default_dtype(dtype):
+    with FakeTensorMode(), built_in(dtype):
         model: Any = _build(shallow, options)
         model.lm_head = nn.Identity()
         parameters = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -232,16 +232,6 @@ def _shallow(config: Any, n_layer: int) -> Any:
         name: values[:n_layer] for name, values in per_layer(config).items() if values is not None
     }
     return replace(config, n_layer=n_layer, **kinds)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _logit_bytes(config: Any, loss: LossOptions, tokens: int, dtype: torch.dtype) -> int:

@@ -5,7 +5,8 @@ B batch, T tokens, n rotary channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -68,6 +69,17 @@ def assemble(plan: SlicePlan, build: Callable[[Any], Any] = GPT) -> Any:
             give_tables(module, block, rotary_tables(block.config, model.cos.device))
     model.transformer.h = nn.ModuleList(blocks)
     return model
+
+
+@contextmanager
+def built_in(dtype: torch.dtype) -> Iterator[None]:
+    """Make weights in a number format: a model that is converted later is there twice."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def needs_tables(block: BlockPlan, plan: SlicePlan) -> bool:
