@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from tests.cli.test_main import nas
+from tests.conftest import uniform
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.budgets import parse_budgets
+from whittle_nas.search.budgets import nested_picks, parse_budgets
+from whittle_nas.space.front import FrontEntry
 
 
 def test_budgets_are_shares_numbers_or_limits():
@@ -19,6 +21,24 @@ def test_budgets_are_shares_numbers_or_limits():
     assert parse_budgets(None) == {}
     with pytest.raises(ConfigError, match="--budgets: 'half'"):
         parse_budgets("90%, half")
+
+
+def test_picks_are_nested_where_that_costs_little():
+    """Fewer neurons, or a layer less: what is near to the best is taken for its being a part."""
+
+    def entry(index: int, loss: float, params: int, width: int, layers: int) -> FrontEntry:
+        sub = uniform(48, 4, 4, 8, width, layers)
+        return FrontEntry(index, sub, {"val_loss": loss, "num_params": params})
+
+    large, shallow = entry(0, 2.0, 90, 40, 3), entry(1, 3.0, 70, 60, 2)
+    near, far = entry(2, 3.2, 70, 40, 2), entry(3, 3.4, 70, 30, 3)
+    picks = nested_picks({"small": [shallow, near, far], "large": [large]}, "val_loss")
+    assert picks == {"small": near, "large": large}
+    assert nested_picks({"small": [shallow, far], "large": [large]}, "val_loss")["small"] == shallow
+    # A worse large one would make both nested, and costs more than they gain.
+    deep = entry(4, 2.3, 90, 60, 3)
+    found = nested_picks({"large": [large, deep], "small": [shallow, far]}, "val_loss")
+    assert found == {"large": large, "small": shallow}
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def search(
     objectives: list[str] | str = "val_loss,num_params",
     constraints: list[str] | str | None = None,
     budgets: list[str] | str | None = None,
+    nested: bool = False,
     method: Method = Method.surrogate,
     candidates: Path | None = None,
     num_solutions: int = 10,
@@ -73,6 +74,8 @@ def search(
         budgets: The best of the front under each of these goes to `picks.yaml`, for `nas evaluate`,
             `nas export`, `nas finetune` and `nas profile`: shares of the parameters such as
             "90%, 75%, 50%", or limits as in `constraints`.
+        nested: Choose picks that are parts of each other where that costs at most a tenth of the
+            loss, so that `nas finetune --subnetworks` can train each from a larger one.
         method: Who proposes the next sub-network: `surrogate` models the loss and takes what should
             add most to the front; `stratified` is random, evenly over the cost; `local_search`
             changes members of the front; `nsga2` and `evolution` breed; `scalarization` weights the
@@ -121,6 +124,8 @@ def search(
     from whittle_nas.search.session import Session
 
     wanted = parse_budgets(budgets)
+    if nested and not wanted:
+        raise ConfigError("--nested true is about the picks of --budgets: give these")
     counts = {"num_trials": num_trials, "search_blocks": search_blocks, "devices": devices}
     check_least(1, **counts, batch_size=batch_size)
     _check_directory(out_dir, resume=resume, overwrite=overwrite)
@@ -162,7 +167,7 @@ def search(
         outcome = Session(request, listener).run(resume=resume)
     report(request, outcome)
     if wanted:
-        write_picks(request, outcome, wanted, _warn)
+        write_picks(request, outcome, wanted, _warn, nested=nested)
     if text.num_blocks:
         print(f"losses are those on {text}")
 

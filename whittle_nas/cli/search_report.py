@@ -162,11 +162,16 @@ def _export_choice(request: Request, outcome: Outcome) -> list[object]:
 
 
 def write_picks(
-    request: Request, outcome: Outcome, wanted: dict[str, str], warn: Callable[[str], None]
+    request: Request,
+    outcome: Outcome,
+    wanted: dict[str, str],
+    warn: Callable[[str], None],
+    *,
+    nested: bool,
 ) -> None:
     """Write the best under each budget, print them and the commands that read the file."""
     path = request.out_dir / budgets.FILE_NAME
-    picks = budgets.pick_budgets(outcome.front, wanted, warn)
+    picks = budgets.pick_budgets(outcome.front, wanted, warn, nested=nested)
     atomic_write_text(path, budgets.dump_picks(picks, outcome.front.candidates))
     columns = [*dict.fromkeys([*request.objectives, budgets.METRIC])]
     rows = [[n, e.index, *(e.metrics[c] for c in columns)] for n, e in picks.items()]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import yaml
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.front import Front, FrontEntry, best_under, parse_amount
+from whittle_nas.space.front import Front, FrontEntry, entries_under, parse_amount
 
 FILE_NAME = "picks.yaml"
 METRIC = "num_params"  # of a budget that names none
+_BREAK = 0.1  # of the loss: how much worse a pick may be to be a part of a larger one
+_TRIED = 64  # entries under each budget
 
 
 def parse_budgets(text: str | Sequence[str] | None) -> dict[str, str]:
@@ -39,7 +41,7 @@ def parse_budgets(text: str | Sequence[str] | None) -> dict[str, str]:
 
 
 def pick_budgets(
-    front: Front, budgets: dict[str, str], warn: Callable[[str], None]
+    front: Front, budgets: dict[str, str], warn: Callable[[str], None], *, nested: bool = False
 ) -> dict[str, FrontEntry]:
     """The best entry under each budget, by name; one that is best under several stands once.
 
@@ -47,25 +49,65 @@ def pick_budgets(
         front: of a search.
         budgets: of `parse_budgets`.
         warn: takes sentences for the user, on budgets under which there is nothing new.
+        nested: see `nested_picks`.
 
     Raises:
         ConfigError: if no budget leaves anything.
     """
-    found: dict[str, FrontEntry] = {}
-    by_index: dict[int, str] = {}
+    under: dict[str, list[FrontEntry]] = {}
     for name, limit in budgets.items():
         try:
-            entry = best_under(front, limit, option="--budgets")
+            under[name] = entries_under(front, limit, option="--budgets")
         except ConfigError as error:
             warn(str(error))
-            continue
+    if not under:
+        raise ConfigError(f"--budgets: nothing of {front.path} is under any of them")
+    chosen = {name: entries[0] for name, entries in under.items()}
+    if nested:
+        chosen = nested_picks(under, front.objectives[0])
+    found: dict[str, FrontEntry] = {}
+    by_index: dict[int, str] = {}
+    for name in under:
+        entry = chosen[name]
         if entry.index in by_index:
-            warn(f"--budgets: {limit} has the same best sub-network as {by_index[entry.index]}")
+            known = by_index[entry.index]
+            warn(f"--budgets: {budgets[name]} has the same best sub-network as {known}")
             continue
         by_index[entry.index], found[name] = name, entry
-    if not found:
-        raise ConfigError(f"--budgets: nothing of {front.path} is under any of them")
     return found
+
+
+def nested_picks(under: Mapping[str, Sequence[FrontEntry]], metric: str) -> dict[str, FrontEntry]:
+    """One entry per budget, so that smaller ones are parts of larger ones where that costs little.
+
+    A cascade trains the largest first, and what a network has learnt is of use to those that are
+    parts of it. Minimised is the sum over budgets of the metric over the budget's best, plus a
+    tenth for each entry that is no part of one chosen before it.
+
+    Args:
+        under: for every budget the entries that satisfy it, best first.
+        metric: the one that is minimised.
+    """
+    paths: list[tuple[float, tuple[FrontEntry, ...]]] = [(0.0, ())]
+    order = sorted(under, key=lambda name: -under[name][0].metrics[METRIC])
+    for name in order:
+        best = under[name][0].metrics[metric]
+        paths = [
+            min(
+                ((cost + entry.metrics[metric] / best + _apart(entry, path), (*path, entry))
+                 for cost, path in paths),
+                key=lambda found: found[0],
+            )
+            for entry in under[name][:_TRIED]
+        ]  # fmt: skip
+    return dict(zip(order, min(paths, key=lambda found: found[0])[1], strict=True))
+
+
+def _apart(entry: FrontEntry, larger: Sequence[FrontEntry]) -> float:
+    """What it costs that an entry is no part of a larger one."""
+    sub = entry.subnetwork
+    alone = all(sub.within(one.subnetwork) is None for one in larger)
+    return _BREAK if larger and alone else 0.0
 
 
 def dump_picks(picks: dict[str, FrontEntry], candidates: str = "") -> str:

@@ -269,6 +269,11 @@ def _text(value: Any) -> str:
 
 def best_under(front: Front, constraints: str, *, option: str = "--pick") -> FrontEntry:
     """The best entry under limits, see `pick_entry`; `option` names the flag in messages."""
+    return entries_under(front, constraints, option=option)[0]
+
+
+def entries_under(front: Front, constraints: str, *, option: str = "--pick") -> list[FrontEntry]:
+    """As `best_under`, all entries, best first."""
     limits = parse_constraints(constraints, option=option)
     if not limits:
         raise ConfigError(f'{option} is empty; give limits such as "num_params <= 6e9"')
@@ -286,7 +291,7 @@ def best_under(front: Front, constraints: str, *, option: str = "--pick") -> Fro
         raise ConfigError(f"{option}: {_nearest(front, limits)}")
     named = {limit.metric for limit in limits}
     best = next((name for name in front.objectives if name not in named), front.objectives[0])
-    return min(fitting, key=lambda entry: (entry.metrics[best], entry.index))
+    return sorted(fitting, key=lambda entry: (entry.metrics[best], entry.index))
 
 
 def _nearest(front: Front, limits: Sequence[Constraint]) -> str:

@@ -1,0 +1,295 @@
+"""A cascade, networks alone, or fewer layers: losses at equal total cost.
+
+    python scripts/studies/cascade.py run <out_dir> [--models ...] [--seeds 1 2 3] [--wanted 6 3 1]
+    python scripts/studies/cascade.py report <out_dir>
+
+`--cost` is what a method may spend in all, in forward and backward passes of the whole model over a
+batch of 8 x 128 tokens, for however many networks are wanted; a sub-network costs its share of the
+parameters, a forward pass alone a third. The search and the repair of every start are paid from it,
+and a teacher. Sorting costs all methods the same and is left out, and is done once: seeds differ in
+the order of the text. Every finished training is a line of `cascade.jsonl`, which is not run again.
+
+Methods:
+    alone      the picks of a search, each from its repaired slice
+    cascade    the same, largest first, each from the smallest trained one that it is a part of
+    depth      networks that only lack layers, each from its repaired slice; no search
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whittle_nas.cli.candidates import choose_candidates
+from whittle_nas.data import TextData
+from whittle_nas.repair.engine import repair
+from whittle_nas.space import SubNetwork
+from whittle_nas.train.options import (
+    Distillation,
+    LossOptions,
+    OptimizerOptions,
+    TrainerOptions,
+    ValidationOptions,
+)
+from whittle_nas.train.prepare import TrainedTensors
+from whittle_nas.train.run import TrainingOptions
+from whittle_nas.train.sources import load_both
+from whittle_nas.train.specialise import (
+    Slice,
+    part_of,
+    repaired,
+    slice_of,
+    smallest_around,
+    specialise,
+    text_of,
+)
+from whittle_nas.train.teacher import frozen
+from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, supernet_of
+from whittle_nas.weights.counting import parameter_counter
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+WANTED = {1: (60,), 3: (50, 70, 90), 6: (40, 50, 60, 70, 80, 90)}
+BLOCK, BATCH, TRIALS, SEARCH_BLOCKS, REPAIR_BLOCKS = 128, 8, 48, 16, 64
+FORWARD = 1 / 3
+TIED = ("stories260K",)  # whose head a rotation unties: an eighth more parameters for nothing
+RATES = {"stories260K": 2e-3, "babyllama-char361": 1e-3}
+METHODS = ("alone", "cascade", "depth")
+RESULTS = "cascade.jsonl"
+
+
+def nas(path: Path, *command: Any) -> Path:
+    """Run a command that writes `path`, unless it has."""
+    if not (path / "run.yaml").is_file():
+        from whittle_nas.__main__ import main
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if code := main([*map(str, command), "--out_dir", str(path), "--overwrite", "true"]):
+            raise SystemExit(f"{path}: status {code}")
+    return path
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, sorted, with what is trained of it."""
+
+    name: str
+    out: Path
+
+    @functools.cached_property
+    def sorted(self) -> Checkpoint:
+        """The sorted checkpoint."""
+        basis = "permutation" if self.name in TIED else "auto"
+        return open_checkpoint(nas(
+            self.out / self.name / "sorted", "importance",
+            "--checkpoint_dir", DATA / "checkpoints" / self.name, "--basis", basis,
+            "--data.files", DATA / "tinystories" / "train.jsonl", "--data.num_blocks", 64,
+            "--data.seed", 1, "--sweep.bound", 0.5,
+        ))  # fmt: skip
+
+    @functools.cached_property
+    def original(self) -> Checkpoint:
+        """The checkpoint as it came in, whose parameters the budgets are shares of."""
+        return open_checkpoint(DATA / "checkpoints" / self.name)
+
+    @functools.cached_property
+    def texts(self) -> tuple[Any, Any]:
+        """Samples to train on, and those whose loss is reported."""
+        train, test = (
+            TextData(files=DATA / "tinystories" / f"{part}.jsonl", block_size=BLOCK)
+            for part in ("train", "test")
+        )
+        found = load_both(train, test, self.sorted.path, config=self.sorted.config, packing=False)
+        return found[0].samples, found[1].samples[:128]
+
+    @functools.cached_property
+    def teacher(self) -> Any:
+        """The checkpoint as it came in, frozen."""
+        return frozen(self.original, like=self.sorted.config)
+
+    def share(self, sub: SubNetwork) -> float:
+        """Of the parameters of the model as it came in."""
+        whole = parameter_counter(self.original.config)(
+            SubNetwork.from_config(self.original.config)
+        )
+        return parameter_counter(self.sorted.config)(sub) / whole
+
+    @functools.cached_property
+    def picks(self) -> dict[int, SubNetwork]:
+        """The best of a search under each budget, nested where that costs little."""
+        whole = parameter_counter(self.original.config)(
+            SubNetwork.from_config(self.original.config)
+        )
+        limits = {budget: int(whole * budget / 100) for budget in WANTED[6]}
+        found = nas(
+            self.out / self.name / "search", "search", "--checkpoint_dir", self.sorted.path,
+            "--num_trials", TRIALS, "--seed", 1, "--nested", "true",
+            "--data.files", DATA / "tinystories" / "valid.jsonl", "--data.block_size", BLOCK,
+            "--data.num_blocks", SEARCH_BLOCKS, "--search_blocks", SEARCH_BLOCKS,
+            "--budgets", ",".join(f"num_params <= {limit}" for limit in limits.values()),
+        )  # fmt: skip
+        subs = [
+            one.subnetwork
+            for one in choose_candidates(self.sorted, subnetworks=found / "picks.yaml")
+        ]
+        return fitting(subs, self.share)
+
+    @functools.cached_property
+    def depths(self) -> dict[int, SubNetwork]:
+        """The deepest network of full width under every budget."""
+        full, order = SubNetwork.from_config(self.sorted.config), self.sorted.info.layer_order
+        subs = [
+            replace(full, blocks=tuple(
+                block if at in order[:count] else None for at, block in enumerate(full.blocks)
+            ))
+            for count in range(1, len(order))
+        ]  # fmt: skip
+        return fitting(subs, self.share)
+
+    def slice(self, sub: SubNetwork, trained: list[Slice]) -> Slice:
+        """A repaired start; those from the sorted model are the same in all trainings."""
+        larger = smallest_around(sub, trained)
+        if larger is not None:
+            inside = sub.within(larger.sub)
+            assert inside is not None
+            start, whole = part_of(larger, sub), supernet_of(larger)
+            if sub == larger.sub:
+                return start
+            return repaired(start, repair(whole, inside, text_of(self.texts[0])).patch)
+        if sub not in _STARTS:
+            patch = repair(supernet_of(self.sorted), sub, text_of(self.texts[0])).patch
+            _STARTS[sub] = repaired(slice_of(self.sorted, sub), patch)
+        return _STARTS[sub]
+
+
+_STARTS: dict[SubNetwork, Slice] = {}
+
+
+def fitting(subs: list[SubNetwork], share: Any) -> dict[int, SubNetwork]:
+    """The largest network under every budget."""
+    found = {}
+    for budget in WANTED[6]:
+        fits = [sub for sub in subs if share(sub) <= budget / 100]
+        if fits:
+            found[budget] = max(fits, key=share)
+    return found
+
+
+def train(
+    model: Model, chosen: Mapping[int, SubNetwork], cost: float, *, seed: int, cascade: bool,
+    taught: bool = False, rate: float | None = None,
+) -> dict[int, dict[str, Any]]:  # fmt: skip
+    """Train networks one after the other with equal shares of a cost; results by budget."""
+    subs = sorted(set(chosen.values()), key=model.share, reverse=True)
+    samples, valid = model.texts
+    trained: list[Slice] = []
+    found = {}
+    for number, sub in enumerate(subs):
+        start = model.slice(sub, trained if cascade else [])
+        forward = REPAIR_BLOCKS / BATCH * FORWARD * (1 + 2 * model.share(sub))  # of the repair
+        per_step = model.share(sub) + FORWARD * taught
+        steps = max(1, int((cost / len(subs) - forward) / per_step))
+        distillation = Distillation.forward_kl if taught else Distillation.none
+        options = TrainingOptions(
+            loss=LossOptions(distillation=distillation),
+            lora=None,
+            optimizer=OptimizerOptions(lr=rate or RATES[model.name]),
+            trainer=TrainerOptions(
+                max_steps=steps, accelerator="cpu", gradient_clip_val=1.0, logger=[],
+                enable_progress_bar=False,
+            ),
+            validation=ValidationOptions(every_n_steps=10**6),
+            batch_size=BATCH,
+            seed=1000 * seed + number * cascade,
+        )  # fmt: skip
+        done = specialise(
+            options, start, samples=samples, valid=valid, teacher=model.teacher if taught else None
+        )
+        weights = TrainedTensors(done.supernet.model, start.state_dict())
+        trained.append(replace(start, tensors={n: t.clone() for n, t in weights.items()}))
+        before, after = (done.history[step]["full"] for step in (0, max(done.history)))
+        found[sub] = {
+            "share": round(model.share(sub), 3), "steps": steps, "before": before, "after": after
+        }  # fmt: skip
+    return {budget: found[sub] for budget, sub in chosen.items()}
+
+
+def run(given: argparse.Namespace) -> None:
+    """Everything that is not there yet."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    log = given.out_dir / RESULTS
+    given.out_dir.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    keys = ("model", "seed", "wanted", "method", "cost")
+    done = {tuple(row[key] for key in keys) for row in known}
+    for name in given.models:
+        model = Model(name, given.out_dir.resolve())
+        for seed in given.seeds:
+            for wanted in given.wanted:
+                for method in given.methods:
+                    if (name, seed, wanted, method, given.cost) in done:
+                        continue
+                    subs = model.depths if method == "depth" else model.picks
+                    chosen = {budget: subs[budget] for budget in WANTED[wanted] if budget in subs}
+                    left = given.cost
+                    if method != "depth":
+                        mean = statistics.mean(map(model.share, model.picks.values()))
+                        left -= TRIALS * SEARCH_BLOCKS / BATCH * FORWARD * mean
+                    found = train(model, chosen, left, seed=seed, cascade=method == "cascade")
+                    row = dict(zip(keys, (name, seed, wanted, method, given.cost), strict=True))
+                    with log.open("a") as file:
+                        file.write(json.dumps({**row, "networks": found}) + "\n")
+                    losses = {b: round(one["after"], 3) for b, one in sorted(found.items())}
+                    print(*row.values(), losses, flush=True)
+    _STARTS.clear()
+
+
+def report(given: argparse.Namespace) -> None:
+    """Tables as Markdown: mean and half the range over seeds."""
+    rows = [json.loads(line) for line in (given.out_dir / RESULTS).read_text().splitlines()]
+    for model, wanted in sorted({(row["model"], row["wanted"]) for row in rows}):
+        mine = [row for row in rows if (row["model"], row["wanted"]) == (model, wanted)]
+        methods = [method for method in METHODS if any(row["method"] == method for row in mine)]
+        print(f"\n{model}, {wanted} networks, nats per token\n")
+        print(f"| budget | {' | '.join(methods)} |\n|---|{'---|' * len(methods)}")
+        for budget in map(str, WANTED[wanted]):
+            cells = []
+            for method in methods:
+                losses = [
+                    row["networks"][budget]["after"]
+                    for row in mine
+                    if row["method"] == method and budget in row["networks"]
+                ]
+                spread = (max(losses) - min(losses)) / 2 if losses else 0
+                mean = f"{statistics.mean(losses):.3f}" if losses else ""
+                cells.append(f"{mean} +- {spread:.3f} ({len(losses)})" if losses else "")
+            print(f"| {budget} % | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=("run", "report"))
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(RATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--wanted", nargs="+", type=int, default=[6, 3, 1])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--cost", type=float, default=240)
+    given = parser.parse_args()
+    (run if given.step == "run" else report)(given)
+
+
+if __name__ == "__main__":
+    main()
