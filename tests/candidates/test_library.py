@@ -10,18 +10,19 @@ import torch.nn.functional as F
 from litgpt import GPT
 
 from tests.conftest import fill_random, tiny_config
+from whittle_nas.calibration.steps import steps
 from whittle_nas.candidates import build
 from whittle_nas.candidates.build import Builder, BuildOptions
-from whittle_nas.candidates.fitting import low_rank
+from whittle_nas.candidates.fitting import Text, low_rank, run_equations, run_whole, slice_equations
 from whittle_nas.candidates.library import Library, layer_file, open_library, write_library
 from whittle_nas.candidates.parts import ATTENTION, MLP, GridOptions, Part, grid
-from whittle_nas.candidates.scoring import losses_around
+from whittle_nas.candidates.scoring import alone, block_of, losses_around
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.options import RepairOptions
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet, open_checkpoint
 from whittle_nas.weights.info import SupernetInfo
-from whittle_nas.weights.patch import LowRank
+from whittle_nas.weights.patch import LowRank, Patch
 from whittle_nas.weights.supernet import SuperNetwork
 
 TOKENS = torch.randint(0, 96, (16, 25), generator=torch.Generator().manual_seed(1))
@@ -200,3 +201,27 @@ def test_a_library_knows_its_checkpoint_and_its_candidates(checkpoint_dir, tmp_p
     (tmp_path / "library.json").write_text("{}")
     with pytest.raises(ConfigError, match="is no library of nas candidates"):
         open_library(tmp_path, checkpoint)
+
+
+@pytest.mark.parametrize("family", ["pythia-160m", "Llama-3.1-8B"])
+def test_sums_of_the_whole_part_give_those_of_every_slice(family):
+    net = SuperNetwork(fill_random(GPT(tiny_config(family))).eval())
+    states = [net.model.transformer.wte(ids) for ids in TOKENS[:, :-1].split(4)]
+    text = Text(states, fitted=3)
+    whole = net.full.blocks[1]
+    smaller = whole._replace(n_head=whole.n_head // 2, n_query_groups=2, intermediate_size=40)
+    narrow = block_of(net, 1, smaller, Patch())
+    with torch.no_grad():
+        for step in steps(net.model.transformer.h[1]):
+            goals, _ = run_whole(net.model, 1, step, text)
+            for kind in step.names():
+                plan = net.plan(alone(net, 1, smaller))
+                kept = plan.indices(f"transformer.h.0.{kind}.proj.weight")[1]
+                own = next(s for s in steps(narrow) if kind in s.names())
+                found = slice_equations(step, kind, goals[kind], kept)
+                run = run_equations(net.model, 1, own, kind, text=text, goal=goals[kind])
+                for one, other in zip(found, run, strict=True):
+                    for name in ("gram", "cross", "power"):
+                        torch.testing.assert_close(
+                            getattr(one, name), getattr(other, name), atol=1e-3, rtol=1e-4
+                        )

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from whittle_nas.calibration import Stream
 from whittle_nas.calibration.steps import Step, steps
-from whittle_nas.candidates.fitting import Fitted, Text, fit_writer, outputs_of
+from whittle_nas.candidates.fitting import (
+    Fitted,
+    Goal,
+    Text,
+    fit_writer,
+    run_equations,
+    run_whole,
+    slice_equations,
+)
 from whittle_nas.candidates.library import (
     Candidate,
     Library,
@@ -21,6 +29,7 @@ from whittle_nas.candidates.library import (
     write_layer,
 )
 from whittle_nas.candidates.parts import (
+    ATTENTION,
     KINDS,
     GridOptions,
     Part,
@@ -29,7 +38,7 @@ from whittle_nas.candidates.parts import (
     is_nothing,
     with_sizes,
 )
-from whittle_nas.candidates.scoring import block_of, loss_behind
+from whittle_nas.candidates.scoring import alone, block_of, loss_behind
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.repair.options import RepairOptions
@@ -178,26 +187,32 @@ class Builder:
     def _fit_layer(self, layer: int, whole: Any) -> dict[tuple[str, Sizes], Fitted]:
         model, found = self._net.model, {}
         for step in steps(whole):
-            before = self._stream.states
-            wanted, self._stream.states = outputs_of(model, layer, step, before)
+            text = Text(self._stream.states, self._fitted)
+            goals, self._stream.states = run_whole(model, layer, step, text)
             for kind in step.names():
                 for sizes in self._grid[kind][1:]:
-                    if is_nothing(sizes):
-                        continue
-                    found[kind, sizes] = fit_writer(
-                        model,
-                        layer,
-                        self._smaller(layer, kind, sizes),
-                        kind,
-                        text=Text(before, self._fitted),
-                        wanted=wanted[kind],
-                        ridges=self._options.repair.ridges,
-                        rank=self._options.rank,
-                    )
+                    if not is_nothing(sizes):
+                        found[kind, sizes] = self._fit(layer, step, kind, sizes, text, goals[kind])
         return found
 
-    def _smaller(self, layer: int, kind: str, sizes: Sizes) -> Step:
-        """The step of a layer whose part `kind` has other sizes."""
-        block = with_sizes(self._net.full.blocks[layer], kind, sizes)
-        module = block_of(self._net, layer, block, Patch())
-        return next(step for step in steps(module) if kind in step.names())
+    def _fit(
+        self, layer: int, whole: Step, kind: str, sizes: Sizes, text: Text, goal: Goal
+    ) -> Fitted:
+        net, options = self._net, self._options
+        block = with_sizes(net.full.blocks[layer], kind, sizes)
+        step = next(s for s in steps(block_of(net, layer, block, Patch())) if kind in s.names())
+        if kind == ATTENTION and sizes[2] < net.config.head_size:
+            fit, held = run_equations(net.model, layer, step, kind, text=text, goal=goal)
+        else:
+            name = f"transformer.h.0.{kind}.proj.weight"
+            kept = net.plan(alone(net, layer, block)).indices(name, net.model.cos.device)[1]
+            fit, held = slice_equations(whole, kind, goal, kept)
+        return fit_writer(
+            step,
+            kind,
+            fit,
+            held,
+            power=goal.power,
+            ridges=options.repair.ridges,
+            rank=options.rank,
+        )

@@ -17,6 +17,7 @@ from whittle_nas.calibration.steps import Step, watch_writers
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.least_squares import NormalEquations, best_step, error_after
 from whittle_nas.weights.patch import LowRank, Patch
+from whittle_nas.weights.slicing import Index
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,27 @@ class Text:
 
     states: Sequence[Tensor]
     fitted: int
+
+    def tokens(self) -> int:
+        """How many are fitted."""
+        return sum(x.shape[0] * x.shape[1] for x in self.states[: self.fitted])
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the whole part does.
+
+    Attributes:
+        outputs: (B, T, D) per batch, of its writer.
+        power: sum of their squares on held-back tokens.
+        fit: sums over the writer's own inputs, and a 1 for a bias, on tokens to fit; errors are 0.
+        held: the same on held-back tokens.
+    """
+
+    outputs: Sequence[Tensor]
+    power: float
+    fit: NormalEquations
+    held: NormalEquations
 
 
 @dataclass(frozen=True)
@@ -48,18 +70,71 @@ class Fitted:
     ridge: float | None
 
 
-def fit_writer(
-    model: Any,
-    layer: int,
-    step: Step,
-    kind: str,
-    *,
-    text: Text,
-    wanted: Sequence[Tensor],
-    ridges: Sequence[float],
-    rank: int | None,
-) -> Fitted:
-    """Fit the writer of a part again, so that it gives what the whole part gave.
+def run_whole(
+    model: Any, layer: int, step: Step, text: Text
+) -> tuple[dict[str, Goal], list[Tensor]]:
+    """Run a step of the whole model: what its parts do, and the states behind it.
+
+    Raises:
+        ConfigError: if an activation is not finite.
+    """
+    sums = {part.name: _sums(step, part.name, text) for part in step.parts}
+    given: dict[str, list[Tensor]] = {name: [] for name in sums}
+    after = []
+    with watch_writers(step) as seen:
+        for at, x in enumerate(text.states):
+            after.append(run_block(model, x.to(_device(step)), layer, step.module).to(x.device))
+            for name, both in sums.items():
+                inputs = _with_one(seen.inputs[name], step, name).flatten(0, -2)
+                both[at >= text.fitted].gram.add_(_gram(inputs, both[0].products))
+                given[name].append(seen.outputs[name].to(x.device))
+    goals = {}
+    for name, (fit, held) in sums.items():
+        _check_finite(layer, name, fit, held)
+        power = sum(float(out.double().square().sum()) for out in given[name][text.fitted :])
+        goals[name] = Goal(given[name], power, fit, held)
+    return goals, after
+
+
+def slice_equations(
+    step: Step, kind: str, goal: Goal, kept: Index
+) -> tuple[NormalEquations, NormalEquations]:
+    """Normal equations of a part that keeps some inputs of the writer as they are.
+
+    What it gets wrong is what the others gave: with W = (W_s, W_d), errors are W_d a_d. So the
+    sums of the whole part have everything, and a grid of sizes costs one pass.
+
+    Args:
+        step: of the whole model.
+        kind: the part.
+        goal: of the whole part.
+        kept: the inputs that stay.
+    """
+    writer = _writer(step, kind)
+    total = goal.fit.gram.shape[0]
+    every = torch.arange(total, device=writer.weight.device)
+    stays = torch.zeros(total, dtype=torch.bool, device=every.device)
+    stays[writer.in_features :] = True  # the 1 of a bias
+    stays[: writer.in_features][slice(kept) if isinstance(kept, int) or kept is None else kept] = (
+        True
+    )
+    stay, gone = every[stays], every[~stays]
+    lost = writer.weight.double()[:, gone].mT  # (gone, R)
+
+    def part(whole: NormalEquations) -> NormalEquations:
+        gram = whole.gram
+        power = ((gram[gone][:, gone] @ lost) * lost).sum()
+        return NormalEquations(
+            gram[stay][:, stay], gram[stay][:, gone] @ lost, power, whole.products
+        )
+
+    return part(goal.fit), part(goal.held)
+
+
+def run_equations(
+    model: Any, layer: int, step: Step, kind: str, *, text: Text, goal: Goal
+) -> tuple[NormalEquations, NormalEquations]:
+    """Normal equations of a part whose activations are its own, as with smaller heads.
 
     Args:
         model: the whole model, whose rotary tables are read.
@@ -67,43 +142,55 @@ def fit_writer(
         step: of the smaller block, with the part in it.
         kind: which of its parts.
         text: what enters the step in the whole model.
-        wanted: (B, T, D) per batch, what the whole part's writer gave.
-        ridges: to choose from.
-        rank: of the change; None: any.
+        goal: of the whole part.
 
     Raises:
         ConfigError: if an activation is not finite.
     """
+    fit, held = _sums(step, kind, text)
+    with watch_writers(step) as seen:
+        for at, (x, wanted) in enumerate(zip(text.states, goal.outputs, strict=True)):
+            run_block(model, x.to(_device(step)), layer, step.module)
+            errors = wanted.to(_device(step)) - seen.outputs[kind]
+            chosen = fit if at < text.fitted else held
+            inputs = _with_one(seen.inputs[kind], step, kind)
+            chosen.add(inputs.flatten(0, -2), errors.flatten(0, -2))
+    _check_finite(layer, kind, fit, held)
+    return fit, held
+
+
+def fit_writer(
+    step: Step,
+    kind: str,
+    fit: NormalEquations,
+    held: NormalEquations,
+    *,
+    power: float,
+    ridges: Sequence[float],
+    rank: int | None,
+) -> Fitted:
+    """Fit the writer of a part again, so that it gives what the whole part gave.
+
+    Args:
+        step: of the smaller block, with the part in it.
+        kind: which of its parts.
+        fit: errors of the slice on tokens to fit.
+        held: the same on other tokens, which choose.
+        power: sum of squares of what the whole part gives there.
+        ridges: to choose from.
+        rank: of the change; None: any.
+    """
     part = next(part for part in step.parts if part.name == kind)
     writer = step.get(part.writer)
     bias = writer.bias is not None
-    device = writer.weight.device
-    tokens = sum(x.shape[0] * x.shape[1] for x in text.states[: text.fitted])
-    sizes = writer.in_features + bias, writer.out_features
-    fit, held = (NormalEquations.zeros(*sizes, tokens=tokens, device=device) for _ in range(2))
-    power = 0.0
-    with watch_writers(step) as seen:
-        for at, (x, goal) in enumerate(zip(text.states, wanted, strict=True)):
-            run_block(model, x.to(device), layer, step.module)
-            inputs, errors = seen.inputs[kind], goal.to(device) - seen.outputs[kind]
-            if bias:
-                inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], -1)
-            chosen = fit if at < text.fitted else held
-            chosen.add(inputs.flatten(0, -2), errors.flatten(0, -2))
-            power += float(goal.double().square().sum()) if at >= text.fitted else 0.0
-    if not (fit.finite() and held.finite()):
-        raise ConfigError(
-            f"activations of layer {layer}, {part.writer}, are not finite on the calibration text: "
-            "use a dtype with more range (--dtype float32), or check that layer's weights"
-        )
+    before = float(held.power)
     choice = best_step({"fit": fit}, held, ridges=ridges, free=int(bias))
-    before = float(held.power) / power
     if choice.step is None:
-        return Fitted(Patch(), before, None)
+        return Fitted(Patch(), before / power, None)
     change = low_rank(choice.step, fit.gram, rank)
     left = error_after(change if isinstance(change, Tensor) else change.up @ change.down, held)
-    if left >= float(held.power):  # what a low rank leaves of it may not help
-        return Fitted(Patch(), before, None)
+    if left >= before:  # what a low rank leaves of it may not help
+        return Fitted(Patch(), before / power, None)
     return Fitted(_patch(part.writer, writer, change, bias), left / power, choice.ridge)
 
 
@@ -141,15 +228,37 @@ def _patch(name: str, writer: Any, change: Tensor | LowRank, bias: bool) -> Patc
     return Patch(replaced, added)
 
 
-def outputs_of(
-    model: Any, layer: int, step: Step, states: Sequence[Tensor]
-) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    """What the writers of a step give, by part, and the states behind it, for every batch."""
-    given: dict[str, list[Tensor]] = {part.name: [] for part in step.parts}
-    after = []
-    with watch_writers(step) as seen:
-        for x in states:
-            after.append(run_block(model, x, layer, step.module))
-            for name, outputs in given.items():
-                outputs.append(seen.outputs[name])
-    return given, after
+def _sums(step: Step, kind: str, text: Text) -> tuple[NormalEquations, NormalEquations]:
+    """Empty normal equations of a writer, on tokens to fit and on those that are held back."""
+    writer = _writer(step, kind)
+    sizes = writer.in_features + (writer.bias is not None), writer.out_features
+    size = {"tokens": text.tokens(), "device": writer.weight.device}
+    return NormalEquations.zeros(*sizes, **size), NormalEquations.zeros(*sizes, **size)
+
+
+def _gram(inputs: Tensor, products: torch.dtype) -> Tensor:
+    rows = inputs.to(products)
+    return (rows.mT @ rows).double()
+
+
+def _with_one(inputs: Tensor, step: Step, kind: str) -> Tensor:
+    """Inputs of a writer (B, T, C), and a 1 where it has a bias."""
+    if _writer(step, kind).bias is None:
+        return inputs
+    return torch.cat([inputs, torch.ones_like(inputs[..., :1])], -1)
+
+
+def _writer(step: Step, kind: str) -> Any:
+    return step.get(next(part.writer for part in step.parts if part.name == kind))
+
+
+def _device(step: Step) -> torch.device:
+    return _writer(step, step.parts[0].name).weight.device
+
+
+def _check_finite(layer: int, kind: str, *sums: NormalEquations) -> None:
+    if not all(one.finite() and bool(one.gram.sum().isfinite()) for one in sums):
+        raise ConfigError(
+            f"activations of {kind} in layer {layer} are not finite on the calibration text: use a "
+            "dtype with more range (--dtype float32), or check that layer's weights"
+        )

@@ -31,11 +31,17 @@ def block_of(supernet: Any, layer: int, block: Block | None, patch: Patch) -> An
         block: its sizes.
         patch: what is special to it, by names in the block.
     """
-    depth, width = len(supernet.full.blocks), supernet.full.n_embd
-    alone = SubNetwork(width, tuple(block if at == layer else None for at in range(depth)))
-    if alone.n_layer == 0:
+    if not (block and any(block)):
         return None
-    return supernet.standalone(alone, patch.under(_MODEL)).transformer.h[0]
+    return supernet.standalone(alone(supernet, layer, block), patch.under(_MODEL)).transformer.h[0]
+
+
+def alone(supernet: Any, layer: int, block: Block) -> SubNetwork:
+    """The network of one block, as wide as the whole model."""
+    depth = len(supernet.full.blocks)
+    return SubNetwork(
+        supernet.full.n_embd, tuple(block if at == layer else None for at in range(depth))
+    )
 
 
 def loss_behind(
