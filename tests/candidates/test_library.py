@@ -1,6 +1,7 @@
 """Libraries of candidates, against models that are assembled without them."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from whittle_nas.candidates import build
 from whittle_nas.candidates.build import Builder, BuildOptions
 from whittle_nas.candidates.fitting import Text, low_rank, run_equations, run_whole, slice_equations
 from whittle_nas.candidates.library import Library, layer_file, open_library, write_library
+from whittle_nas.candidates.options import PartLoss, PartTraining
 from whittle_nas.candidates.parts import ATTENTION, MLP, GridOptions, Part, grid
 from whittle_nas.candidates.scoring import alone, block_of, losses_around
+from whittle_nas.candidates.training import square_head
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.options import RepairOptions
 from whittle_nas.space.subnetwork import SubNetwork
@@ -45,9 +48,10 @@ def made(monkeypatch, tmp_path):
     def make(
         family: str, options: BuildOptions = OPTIONS, **changes
     ) -> tuple[SuperNetwork, Library]:
+        out = Path(tempfile.mkdtemp(dir=tmp_path))
         net = SuperNetwork(fill_random(GPT(tiny_config(family, **changes))).eval())
         where = Checkpoint(Path("nowhere"), net.config, SupernetInfo.default(net.config))
-        return net, Builder(net, where, TOKENS, options).run(tmp_path, about={})
+        return net, Builder(net, where, TOKENS, options).run(out, about={})
 
     return make
 
@@ -225,3 +229,23 @@ def test_sums_of_the_whole_part_give_those_of_every_slice(family):
                         torch.testing.assert_close(
                             getattr(one, name), getattr(other, name), atol=1e-3, rtol=1e-4
                         )
+
+
+def test_square_head_is_its_formula():
+    a, b = torch.randn(3, 5, 7), torch.randn(3, 5, 7)
+    wanted = F.mse_loss(b, a) / F.mse_loss(torch.zeros_like(a), a)
+    torch.testing.assert_close(square_head(b, a), wanted)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rank"), [(PartLoss.square_head, 4), (PartLoss.l1, 4), (PartLoss.l2, None)]
+)
+def test_trained_parts_are_nearer_than_fitted_ones(loss, rank, made):
+    training = PartTraining(steps=30, loss=loss, lr=1e-2, rank=2)
+    fitted, trained = (
+        made("SmolLM2-135M", replace(OPTIONS, rank=rank, train=t), n_layer=1)[1].candidates
+        for t in (PartTraining(), training)
+    )
+    errors = [(a[1].error, b[1].error) for a, b in zip(fitted, trained, strict=True)]
+    assert all(after < before for before, after in errors), errors
+    assert [[one.steps for one in choices] for choices in trained] == [[0, 30, 0]] * 2

@@ -28,6 +28,7 @@ from whittle_nas.candidates.library import (
     read_layer,
     write_layer,
 )
+from whittle_nas.candidates.options import PartTraining
 from whittle_nas.candidates.parts import (
     ATTENTION,
     KINDS,
@@ -39,6 +40,7 @@ from whittle_nas.candidates.parts import (
     with_sizes,
 )
 from whittle_nas.candidates.scoring import alone, block_of, loss_behind
+from whittle_nas.candidates.training import train_part
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.repair.options import RepairOptions
@@ -58,12 +60,14 @@ class BuildOptions:
         rank: of the changes of weights; None: any.
         score_blocks: blocks of held-back text on which losses are measured.
         repair: how much text is held back, ridges, sequences per batch.
+        train: how parts are trained after their fit.
     """
 
     grid: GridOptions = field(default_factory=GridOptions)
     rank: int | None = 32
     score_blocks: int = 8
     repair: RepairOptions = field(default_factory=RepairOptions)
+    train: PartTraining = field(default_factory=PartTraining)
 
 
 class Builder:
@@ -93,6 +97,7 @@ class Builder:
             "rank": options.rank,
             "score_blocks": options.score_blocks,
             "repair": {**asdict(options.repair), "ridges": list(options.repair.ridges)},
+            "train": {**asdict(options.train), "loss": options.train.loss.value},
             "dtype": str(supernet.model.lm_head.weight.dtype),
         }
         device = supernet.model.lm_head.weight.device
@@ -180,7 +185,8 @@ class Builder:
                 block = with_sizes(own, kind, sizes)
                 blocks[layer] = block_of(self._net, layer, block, fit.patch)
                 loss = loss_behind(self._net, blocks, layer, entering, self._targets)
-                one = Candidate(sizes, loss - base, fit.error, fit.ridge)
+                trained = 0 if is_nothing(sizes) else self._options.train.steps
+                one = Candidate(sizes, loss - base, fit.error, fit.ridge, trained)
                 found[kind].append((one, fit.patch))
         return found
 
@@ -207,7 +213,7 @@ class Builder:
             name = f"transformer.h.0.{kind}.proj.weight"
             kept = net.plan(alone(net, layer, block)).indices(name, net.model.cos.device)[1]
             fit, held = slice_equations(whole, kind, goal, kept)
-        return fit_writer(
+        fitted = fit_writer(
             step,
             kind,
             fit,
@@ -216,3 +222,9 @@ class Builder:
             ridges=options.repair.ridges,
             rank=options.rank,
         )
+        if not options.train.steps:
+            return fitted
+        module = block_of(net, layer, block, fitted.patch)
+        step = next(s for s in steps(module) if kind in s.names())
+        asked = {"text": text, "goal": goal, "options": options.train}
+        return train_part(net.model, layer, step, kind, fitted, **asked)

@@ -81,6 +81,33 @@ def choose_candidates(
     return found
 
 
+def library_of(
+    checkpoint: Any, *, front: Path | None = None, subnetworks: Path | None = None
+) -> Any:
+    """The library of candidates that the networks of a file are made of; None for plain slices.
+
+    Args:
+        checkpoint: `weights.checkpoint.Checkpoint` of the super-network.
+        front: `front.json` of a search.
+        subnetworks: file of named sizes, such as `picks.yaml`.
+
+    Raises:
+        ConfigError: if it is not there, or if there are several.
+    """
+    option, file = ("--front", front) if front is not None else ("--subnetworks", subnetworks)
+    if file is None:
+        return None
+    found = choose_candidates(checkpoint, front=front, subnetworks=subnetworks)
+    names = sorted({one.library for one in found if one.library is not None})
+    if not names:
+        return None
+    if len(names) > 1:
+        raise ConfigError(f"{option} {file} has networks of several libraries: {', '.join(names)}")
+    from whittle_nas.candidates.library import open_library
+
+    return open_library(Path(names[0]), checkpoint, option=f"{option} {file}: its candidates")
+
+
 def _from_front(front: Front, index: Sequence[int]) -> list[Candidate]:
     known = {entry.index: entry for entry in front.entries}
     if missing := [number for number in index if number not in known]:

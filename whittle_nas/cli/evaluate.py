@@ -87,7 +87,7 @@ def evaluate(
         seed: Of few-shot examples and sampled answers.
         overwrite: Compute finished pairs again.
     """
-    from whittle_nas.cli.candidates import choose_candidates
+    from whittle_nas.cli.candidates import choose_candidates, library_of
     from whittle_nas.cli.common import check_least, resolve_device, resolve_dtype
     from whittle_nas.cli.evaluation import (
         check_directory,
@@ -139,6 +139,7 @@ def evaluate(
         repair_text(
             repair, calibration or rest_of(data), option="calibration", checkpoint=checkpoint
         ),
+        library_of(checkpoint, front=front, subnetworks=subnetworks),
     )
     if overwrite:
         forget_pairs(out_dir)

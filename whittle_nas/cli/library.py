@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from whittle_nas.candidates.options import PartTraining
 from whittle_nas.candidates.parts import GridOptions
 from whittle_nas.cli.options import DType
 from whittle_nas.data.options import TextData
@@ -22,6 +23,7 @@ def candidates(
     data: TextData = TextData(num_blocks=128),
     grid: GridOptions = GridOptions(),
     rank: int | None = 32,
+    train: PartTraining = PartTraining(),
     score_blocks: int = 8,
     costs: CostOptions = CostOptions(),
     batch_size: int = 4,
@@ -43,6 +45,9 @@ def candidates(
         grid: Which versions there are.
         rank: Rank of what is added to output projections, which makes the library small; `null`
             keeps whole projections.
+        train: Training of every smaller part after its fit, none by default: adapters on all its
+            matrices learn what the whole part gives for the same inputs. They make the library
+            larger by their rank.
         score_blocks: Blocks of held-back text on which the loss is measured with one part replaced.
         costs: The load for which memory and FLOPs are written down.
         batch_size: Sequences per forward pass.
@@ -59,7 +64,10 @@ def candidates(
     from whittle_nas.repair.options import RepairOptions
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
-    check_least(1, rank=rank, score_blocks=score_blocks, batch_size=batch_size)
+    check_least(0, **{"train.steps": train.steps})
+    check_least(
+        1, **{"train.rank": train.rank}, rank=rank, score_blocks=score_blocks, batch_size=batch_size
+    )
     _check_directory(out_dir, overwrite=overwrite)
     checkpoint = open_checkpoint(checkpoint_dir)
     tokens = costs.check(checkpoint.config.block_size)
@@ -67,7 +75,8 @@ def candidates(
         raise ConfigError("nas candidates needs calibration text: give --data.files")
     text = load_blocks(data, checkpoint.path, config=checkpoint.config)
     net = load_supernet(checkpoint.path, device=resolve_device(device), dtype=resolve_dtype(dtype))
-    options = BuildOptions(grid, rank, score_blocks, RepairOptions(batch_size=batch_size))
+    repair = RepairOptions(batch_size=batch_size)
+    options = BuildOptions(grid, rank, score_blocks, repair, train)
     builder = Builder(net, checkpoint, text.tokens, options)
     print(describe(builder.grid))
     _prepare(out_dir, overwrite=overwrite)

@@ -21,6 +21,7 @@ from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.identity import fingerprint, tokens_id
+from whittle_nas.weights.patch import PatchSource
 from whittle_nas.weights.supernet import SuperNetwork
 
 
@@ -74,6 +75,7 @@ class Session:
         run: How it is counted.
         model: How the model runs.
         calibration: (N, T + 1) text on which sub-networks are repaired first; None: they are not.
+        library: What else changes their weights, unless they are repaired; None: nothing.
     """
 
     checkpoint: Checkpoint
@@ -84,6 +86,7 @@ class Session:
     run: RunOptions = field(default_factory=RunOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     calibration: torch.Tensor | None = None
+    library: PatchSource | None = None
 
     def __post_init__(self) -> None:
         limit = self.checkpoint.config.block_size
@@ -179,8 +182,10 @@ class Session:
         }
 
     def _repair(self) -> dict[str, Any]:
-        """What is said of repair where it was asked for."""
-        return {} if self.calibration is None else {"repair": tokens_id(self.calibration)}
+        """What is said of repair where it was asked for, and of candidates where there are any."""
+        if self.calibration is not None:
+            return {"repair": tokens_id(self.calibration)}
+        return {} if self.library is None else {"candidates": self.library.identity()}
 
     def _harness(
         self, sub: SubNetwork, device: torch.device, *, repaired: bool = False
@@ -189,7 +194,7 @@ class Session:
             self._supernet = load_supernet(
                 self.checkpoint.path, device=device, dtype=self.model.dtype
             )
-        patch = None
+        patch = None if self.library is None else self.library.patch(sub)
         if repaired and self.calibration is not None:
             patch = repair(self._supernet, sub, self.calibration).patch
         return LitGPTHarness(

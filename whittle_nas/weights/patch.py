@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -66,6 +66,18 @@ class Patch:
     def __or__(self, other: Patch) -> Patch:
         """Both patches; of tensors that both change, the other's."""
         return Patch({**self.replaced, **other.replaced}, {**self.added, **other.added})
+
+
+class PatchSource(Protocol):
+    """Where the patches of sub-networks come from, such as a library of candidates."""
+
+    def identity(self) -> str:
+        """A short hash of its content."""
+        ...
+
+    def patch(self, sub: SubNetwork) -> Patch:
+        """What is special to a sub-network, by its own tensor names."""
+        ...
 
 
 def patched(tensors: Mapping[str, Tensor], patch: Patch) -> Mapping[str, Tensor]:
