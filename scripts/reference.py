@@ -27,6 +27,7 @@ ORDER = (
     "search",
     "evaluate",
     "export",
+    "generate",
     "prune",
     "profile",
 )

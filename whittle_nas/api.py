@@ -80,7 +80,7 @@ class Checkpoint:
     def _opened(self) -> Any:
         from whittle_nas.weights.checkpoint import open_checkpoint
 
-        return open_checkpoint(self.path)
+        return open_checkpoint(self.path, per_layer=True)
 
     def __repr__(self) -> str:
         """What it is, in one line."""

@@ -16,6 +16,7 @@ COMMANDS = {
     "search": ("search", "search", "find the Pareto front of quality against cost"),
     "evaluate": ("evaluate", "evaluate", "score sub-networks with the LM Evaluation Harness"),
     "export": ("export", "export", "write a sub-network as a litgpt or Hugging Face checkpoint"),
+    "generate": ("generate", "generate", "continue a text with a model or a sub-network of it"),
     "prune": ("prune", "prune", "make a checkpoint smaller with another published method"),
     "profile": ("profile", "profile", "parameters, FLOPs, memory and latency of sub-networks"),
 }

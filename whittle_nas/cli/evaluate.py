@@ -110,7 +110,7 @@ def evaluate(
     check_least(1, batch_size=batch_size, devices=devices)
     check_directory(out_dir)
     _hush()
-    checkpoint = open_checkpoint(checkpoint_dir, shortcuts=True)
+    checkpoint = open_checkpoint(checkpoint_dir, shortcuts=True, per_layer=True)
     candidates = choose_candidates(
         checkpoint,
         sizes=subnetwork,

@@ -47,6 +47,7 @@ def export(
     search_space: str | None = None,
     format: Format = Format.litgpt,
     quantize: Quantize | None = None,
+    pad: bool = False,
     repair: bool = False,
     data: TextData = TextData(num_blocks=128),
     device: str = "auto",
@@ -73,10 +74,15 @@ def export(
         extreme: Export the smallest or the largest member of the search space.
         search_space: A preset or a YAML file; default: the space that was trained, else
             `fitted` where `nas importance` recorded it, else `aligned`.
-        format: `litgpt`, or `hf` for transformers.
+        format: `litgpt`, or `hf` for transformers. A network whose layers differ in size becomes a
+            directory that `nas generate`, `evaluate` and `profile` run, or with `hf` the
+            `DeciLMForCausalLM` of vLLM and llama.cpp, and of transformers with a file that lies
+            beside.
         quantize: With `--format hf`, from a directory of `nas prune --method gptq` or `rtn`: write
             its integers, packed as vLLM loads them (compressed-tensors). `w4a16` after
             `--bits 4`, `w8a16` after `--bits 8`.
+        pad: Fill layers of different sizes up with zeros to an ordinary model, which every program
+            reads and which computes the same, but is as large as if all were like the largest.
         repair: Fit the projections again by least squares on calibration text, without training,
             so that they make up for what was cut; never worse than the plain slices on text that is
             held back from the fit.
@@ -105,7 +111,7 @@ def export(
         raise ConfigError(
             f"--quantize {quantize.value} has no meaning with {other}; use --format hf"
         )
-    checkpoint = open_checkpoint(checkpoint_dir)
+    checkpoint = open_checkpoint(checkpoint_dir, per_layer=True)
     sub = choose_subnetwork(
         checkpoint,
         sizes=subnetwork,
@@ -119,7 +125,7 @@ def export(
         whole=quantize is not None or (checkpoint_dir / PRUNE_REPORT).is_file(),
     )
     scheme = None if quantize is None else quantize.value
-    planned = plan_export(checkpoint, sub, to_hf=format is Format.hf, quantize=scheme)
+    planned = plan_export(checkpoint, sub, to_hf=format is Format.hf, quantize=scheme, pad=pad)
     text = repair_text(repair, data, option="data", checkpoint=checkpoint)
     lines: Sequence[str] = ()
     if text is not None:
@@ -127,7 +133,7 @@ def export(
         planned = replace(planned, patch=patch, after=after)
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         write_export(partial, planned, dtype=resolve_dtype(dtype), progress=progress_bar)
-    _report(planned.slices, planned.notes, lines, out_dir, format)
+    _report(planned, lines, out_dir)
     if push_to_hub is not None:
         print(f"uploaded to {push(out_dir, push_to_hub)}")
 
@@ -144,12 +150,12 @@ def _repaired(checkpoint: Any, sub: Any, text: Any, device: Any) -> tuple[Any, s
     return found.patch, *sentences(found)
 
 
-def _report(
-    slices: Any, notes: Sequence[str], lines: Sequence[str], out_dir: Path, format: Format
-) -> None:
+def _report(planned: Any, lines: Sequence[str], out_dir: Path) -> None:
+    from whittle_nas.export.model_card import Use
     from whittle_nas.space import SubNetwork
     from whittle_nas.weights.counting import parameter_counter
 
+    slices = planned.slices
     full = SubNetwork.from_config(slices.full_config)
     count, whole = map(parameter_counter(slices.full_config), (slices.sub, full))
     print(f"exported {slices.sub}")
@@ -158,8 +164,13 @@ def _report(
         f"{', '.join(map(str, slices.layers))}"
     )
     print("".join(f"{line}\n" for line in lines), end="")
-    print("".join(f"note: {note}\n" for note in notes), end="")
-    if format is Format.hf:
-        print(f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}")')
-    else:
-        print(f'try it with: litgpt generate {out_dir} --prompt "..."')
+    print("".join(f"note: {note}\n" for note in planned.notes), end="")
+    print(
+        {
+            Use.litgpt: f'try it with: litgpt generate {out_dir} --prompt "..."',
+            Use.nas: f'try it with: nas generate --checkpoint_dir {out_dir} --prompt "..."',
+            Use.transformers: f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}")',
+            Use.remote: f'load it with: AutoModelForCausalLM.from_pretrained("{out_dir}", '
+            "trust_remote_code=True)",
+        }[planned.use]
+    )

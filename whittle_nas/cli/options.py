@@ -60,6 +60,8 @@ class Sizes:
         config, info = checkpoint.config, checkpoint.info
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {name: value for name, value in given.items() if value is not None}
+        if set(given) == {"n_embd"} and getattr(config, "blocks", None) is not None:
+            given["blocks"] = [list(block) for block in config.blocks]
         if "blocks" in given:
             if beside := sorted(set(given) - {"n_embd", "blocks"}):
                 raise ConfigError(f"blocks say what {beside[0]} says; give only one of them")

@@ -137,7 +137,7 @@ def _source(checkpoint_dir: Path | None, model_name: str | None) -> Any:
     from whittle_nas.weights.info import SupernetInfo
 
     if checkpoint_dir is not None and model_name is None:
-        return open_checkpoint(checkpoint_dir, shortcuts=True)
+        return open_checkpoint(checkpoint_dir, shortcuts=True, per_layer=True)
     if model_name is None or checkpoint_dir is not None:
         raise ConfigError("give either --checkpoint_dir or --model_name")
     try:
@@ -198,6 +198,8 @@ def _chosen(
         return whole + subs
     if sizes.given():
         return [*whole, ("chosen", sizes.resolve(source))]
+    if getattr(config, "blocks", None) is not None:  # cut already: there is no space around it
+        return whole
     return [*whole, (_SMALLEST, space_of(source, search_space).smallest)]
 
 

@@ -56,7 +56,7 @@ def choose_subnetwork(
         )
         if given
     ]
-    if whole and not chosen:
+    if not chosen and (whole or getattr(config, "blocks", None) is not None):
         return SubNetwork.from_config(config)
     if len(chosen) != 1:
         got = " and ".join(chosen) if chosen else "none"
@@ -105,6 +105,11 @@ def space_of(checkpoint: Any, search_space: str | None) -> SearchSpace:
 def space_for(checkpoint: Any, source: Any) -> SearchSpace:
     """A search space in any of the forms of `load_space`, for a checkpoint."""
     info = checkpoint.info
+    if getattr(checkpoint.config, "blocks", None) is not None:
+        raise ConfigError(
+            f"{checkpoint.path} has layers of different sizes and no search space: give the "
+            "checkpoint that it was cut from"
+        )
     return load_space(
         source,
         checkpoint.config,

@@ -17,6 +17,7 @@ import torch
 from litgpt.model import KVCache, do_softcapping
 
 from whittle_nas.calibration import embed, rotary
+from whittle_nas.weights.assembly import Nothing
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,19 @@ def attention_over(model: Any, batch_size: int = 0, capacity: int = 0) -> Iterat
         batch_size: Rows of the cache, B.
         capacity: Columns of the cache, S. Calls append to it; 0: no cache.
     """
-    for block in model.transformer.h:
-        block.attn.kv_cache = AppendingCache(batch_size, capacity)
+    attentions = attentions_of(model)
+    for attention in attentions:
+        attention.kv_cache = AppendingCache(batch_size, capacity)
     try:
         yield
     finally:
-        for block in model.transformer.h:
-            block.attn.kv_cache = None
+        for attention in attentions:
+            attention.kv_cache = None
+
+
+def attentions_of(model: Any) -> list[Any]:
+    """The attention of every block that has one."""
+    return [b.attn for b in model.transformer.h if not isinstance(b.attn, Nothing)]
 
 
 class AppendingCache(KVCache):

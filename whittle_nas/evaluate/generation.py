@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-from whittle_nas.evaluate.forward import Layout, attention_over, head, hidden_states
+from whittle_nas.evaluate.forward import (
+    Layout,
+    attention_over,
+    attentions_of,
+    head,
+    hidden_states,
+)
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,8 @@ def generate(
             if len(keep) < len(alive):
                 rows = torch.tensor(keep, device=device)
                 alive, padding, chosen = [alive[r] for r in keep], padding[rows], chosen[rows]
-                for block in model.transformer.h:
-                    block.attn.kv_cache.keep_rows(rows)
+                for attention in attentions_of(model):
+                    attention.kv_cache.keep_rows(rows)
             start = width + step
             hidden = hidden_states(model, chosen[:, None], _layout(padding, start, start + 1))
     return texts

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.engines import engine_notes
 from whittle_nas.export.hf import HFTarget, hf_target, write_hf, write_hf_config
-from whittle_nas.export.model_card import model_card
+from whittle_nas.export.model_card import Use, model_card
 from whittle_nas.export.packed import Packing, packing_notes, pruned_sentences, read_packing
+from whittle_nas.export.padding import Padded, Padding, plan_padding
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
+from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.patch import Patch, patched
 from whittle_nas.weights.slicing import SlicePlan, plan_slices, take
 
@@ -33,6 +37,7 @@ class ExportPlan:
         patch: tensors that differ from the slices.
         after: what was done to the sub-network after the cut, a sentence for the model card.
         packing: of quantised weights, where their integers are written.
+        padding: how its layers are filled up with zeros to one size, None if they stay.
     """
 
     source: Checkpoint
@@ -43,10 +48,29 @@ class ExportPlan:
     patch: Patch = Patch()
     after: str = ""
     packing: Packing | None = None
+    padding: Padding | None = None
+
+    @property
+    def config(self) -> Any:
+        """litgpt's config of what is written."""
+        return self.slices.own_config if self.padding is None else self.padding.config
+
+    @property
+    def use(self) -> Use:
+        """What reads it."""
+        if self.to_hf:
+            return Use.remote if self.target and self.target.code else Use.transformers
+        alike = self.padding is not None or self.slices.sub.sizes() is not None
+        return Use.litgpt if alike else Use.nas
 
 
 def plan_export(
-    source: Checkpoint, sub: SubNetwork, *, to_hf: bool = False, quantize: str | None = None
+    source: Checkpoint,
+    sub: SubNetwork,
+    *,
+    to_hf: bool = False,
+    quantize: str | None = None,
+    pad: bool = False,
 ) -> ExportPlan:
     """Resolve an export.
 
@@ -55,6 +79,7 @@ def plan_export(
         sub: what is taken of it.
         to_hf: write it for transformers.
         quantize: write packed integers, by a scheme of `packed.SCHEMES`; for transformers only.
+        pad: fill layers of different sizes up with zeros.
 
     Raises:
         ConfigError: if the sizes do not fit the model, no Hugging Face architecture has them, or
@@ -62,23 +87,35 @@ def plan_export(
     """
     info = source.info
     slices = plan_slices(sub, source.config, head_channels=info.head_channels, norms=info.norms)
-    if sub.sizes() is None:
-        raise ConfigError(
-            f"--format {'hf' if to_hf else 'litgpt'}: its config has one size for all blocks, and "
-            f"those of this sub-network differ ({sub}); nas evaluate runs it as it is"
-        )
+    padding = plan_padding(slices) if pad and sub.sizes() is None else None
     after, pruned = pruned_sentences(source.path)
+    plan = ExportPlan(source, slices, to_hf, None, after=after, padding=padding)
+    shape = _shape_notes(slices, padding)
     if to_hf:
-        target = hf_target(slices.config)
-        notes = engine_notes(target.model_type, slices.config, tied=source.tied)
+        target = hf_target(plan.config)
+        notes = engine_notes(target.model_type, plan.config, tied=source.tied)
         packing = None if quantize is None else _packing(source, slices, target, quantize)
         if packing is not None:
             notes += packing_notes(packing, source.config)
-        notes = (*target.notes, *notes, *pruned)
-        return ExportPlan(source, slices, True, target, notes, after=after, packing=packing)
-    target = _described(slices)
+        notes = (*shape, *target.notes, *notes, *pruned)
+        return replace(plan, target=target, notes=notes, packing=packing)
+    if plan.use is Use.nas:
+        return replace(plan, notes=(*shape, *pruned))
+    target = _described(plan.config)
     notes = () if target else ("there is no config.json, which `litgpt evaluate` asks for",)
-    return ExportPlan(source, slices, False, target, (*notes, *pruned), after=after)
+    return replace(plan, target=target, notes=(*shape, *notes, *pruned))
+
+
+def _shape_notes(slices: SlicePlan, padding: Padding | None) -> tuple[str, ...]:
+    if slices.sub.sizes() is not None:
+        return ()
+    if padding is None:
+        return ("its layers differ in size",)
+    own, whole = parameter_counter(slices.full_config)(slices.sub), num_params(padding.config)
+    return (
+        f"its layers are filled up with zeros to {padding.block} (heads/groups/head size/neurons): "
+        f"{whole:,} parameters are stored and computed with for {own:,}, so nothing is saved",
+    )
 
 
 def _packing(source: Checkpoint, slices: SlicePlan, target: HFTarget, scheme: str) -> Packing:
@@ -90,9 +127,9 @@ def _packing(source: Checkpoint, slices: SlicePlan, target: HFTarget, scheme: st
     return read_packing(source.path, source.config, target, scheme)
 
 
-def _described(slices: SlicePlan) -> HFTarget | None:
+def _described(config: Any) -> HFTarget | None:
     try:
-        target = hf_target(slices.config)
+        target = hf_target(config)
     except ConfigError:
         return None  # litgpt needs no config.json, so sizes that transformers lacks may pass
     # With a folded query scale config.json would describe other weights than these.
@@ -117,10 +154,12 @@ def write_export(
     Raises:
         ConfigError: if the checkpoint's weights are corrupt.
     """
-    source, config = planned.source.path, planned.slices.config
+    source, config = planned.source.path, planned.config
     stored = planned.source.state_dict()
     tensors = LazySlices(planned.slices, stored, None if planned.to_hf else dtype)
     tensors = patched(tensors, planned.patch)
+    if planned.padding is not None:
+        tensors = Padded(planned.padding, tensors)
     if planned.to_hf:
         way = {"source": source, "dtype": dtype, "packing": planned.packing}
         write_hf(out_dir, config, tensors, **way, progress=progress)
@@ -132,7 +171,7 @@ def write_export(
         planned.slices,
         planned.source.info,
         source=source,
-        library="transformers" if planned.to_hf else "litgpt",
+        use=planned.use,
         notes=planned.notes,
         after=planned.after,
     )

@@ -6,13 +6,16 @@ Nothing here imports transformers: the directory is plain JSON and safetensors.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from whittle_nas import assets
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf_config import HFTarget, hf_target
 from whittle_nas.export.hf_names import to_hf
@@ -68,6 +71,8 @@ def write_hf(
             `hf_target`) or a JSON file of the source is malformed.
     """
     target = hf_target(config)
+    if target.code is not None:
+        shutil.copyfile(str(files(assets) / "deci" / target.code), out_dir / target.code)
     generation = _read_json(source, "generation_config.json")
     content = _config_json(target, tensors, source, dtype)
     if packing is not None:

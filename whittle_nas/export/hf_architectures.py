@@ -262,3 +262,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         divisor=_gemma3_divisor,
     ),
 }
+
+
+def settings_of(model_type: str, config: Any) -> dict[str, Any]:
+    """`config.json` of a litgpt model, without what its weights and tokenizer say."""
+    row = ARCHITECTURES[model_type]
+    return {
+        "architectures": [row.class_name],
+        "model_type": model_type,
+        "vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "max_position_embeddings": config.block_size,
+        **row.settings(config),
+    }

@@ -8,7 +8,8 @@ from math import sqrt
 from typing import Any
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.export.hf_architectures import ARCHITECTURES, Sizes, differences
+from whittle_nas.export import deci
+from whittle_nas.export.hf_architectures import ARCHITECTURES, Sizes, differences, settings_of
 from whittle_nas.space.rules import check_supported
 
 
@@ -23,6 +24,7 @@ class HFTarget:
         query_scale: root of what the architecture divides attention scores by the root of, over
             litgpt's `attention_scores_scalar`; folded into the weights that make the queries.
         notes: what a user may want to know, one sentence each.
+        code: file of `assets/deci` that goes along, where transformers has no such model.
     """
 
     architecture: str
@@ -30,6 +32,7 @@ class HFTarget:
     config_json: Mapping[str, Any]
     query_scale: float = 1.0
     notes: tuple[str, ...] = ()
+    code: str | None = None
 
 
 def hf_target(config: Any) -> HFTarget:
@@ -43,6 +46,8 @@ def hf_target(config: Any) -> HFTarget:
             stands in the way and which sizes are nearest.
     """
     check_supported(config)
+    if getattr(config, "blocks", None) is not None:
+        return _deci_target(config)
     candidates = _candidates(config)
     problems = {model_type: _size_problem(model_type, config) for model_type in candidates}
     fitting = [model_type for model_type in candidates if problems[model_type] is None]
@@ -55,11 +60,7 @@ def hf_target(config: Any) -> HFTarget:
     notes = []
     if chosen != candidates[0]:
         notes.append(f"written as {chosen}, because {problems[candidates[0]]}")
-    if scale != 1.0:
-        notes.append(
-            f"query weights are multiplied by sqrt({divisor}/{scalar}), because {chosen} divides "
-            f"attention scores by sqrt({divisor})"
-        )
+    notes += _scale_note(chosen, divisor, scalar)
     return HFTarget(
         architecture=ARCHITECTURES[chosen].class_name,
         model_type=chosen,
@@ -116,16 +117,26 @@ def _size_problem(model_type: str, config: Any) -> str | None:
     return None
 
 
-def settings_of(model_type: str, config: Any) -> dict[str, Any]:
-    """`config.json` of a litgpt model, without what its weights and tokenizer say."""
-    row = ARCHITECTURES[model_type]
-    return {
-        "architectures": [row.class_name],
-        "model_type": model_type,
-        "vocab_size": config.padded_vocab_size,
-        "hidden_size": config.n_embd,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "max_position_embeddings": config.block_size,
-        **row.settings(config),
-    }
+def _deci_target(config: Any) -> HFTarget:
+    """For a model whose layers have sizes of their own."""
+    deci.check_deci(config)
+    settings = deci.deci_settings(config)
+    divisor, scalar = settings["head_dim"], config.attention_scores_scalar or config.head_size
+    notes = deci.deci_notes(config.blocks, config.n_embd)
+    return HFTarget(
+        architecture=deci.CLASS,
+        model_type=deci.MODEL_TYPE,
+        config_json=settings,
+        query_scale=sqrt(divisor / scalar),
+        notes=(*_scale_note(deci.CLASS, divisor, scalar), *notes),
+        code=deci.CODE,
+    )
+
+
+def _scale_note(name: str, divisor: int, scalar: int) -> list[str]:
+    if divisor == scalar:
+        return []
+    return [
+        f"query weights are multiplied by sqrt({divisor}/{scalar}), because {name} divides "
+        f"attention scores by sqrt({divisor})"
+    ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from whittle_nas.export.hf_features import has_unit_offset
+from whittle_nas.space.rules import of_layer
 from whittle_nas.weights import axes
 
 Modules = Mapping[str, str]  # litgpt module(s) -> Hugging Face module(s), joined by "+"
@@ -145,10 +146,11 @@ def to_hf(
     for row in name_map(config, model_type):
         if tied and row.lit == ("lm_head.weight",):
             continue
-        stacked = _cat([_scaled(name, tensors[name], config, query_scale) for name in row.lit])
+        own = of_layer(config, axes.split_layer(row.lit[0])[0])
+        stacked = _cat([_scaled(name, tensors[name], own, query_scale) for name in row.lit])
         if _is_qkv(row) and model_type in _ROWS_BY_GROUP:
             stacked = _group_rows(stacked, config)
-        sizes = _qkv_rows(config) if len(row.hf) == 3 else [stacked.shape[0]]
+        sizes = _qkv_rows(own) if len(row.hf) == 3 else [stacked.shape[0]]
         yield from zip(row.hf, stacked.split(sizes), strict=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,29 @@ from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan
 
-_USE = {
-    "litgpt": """
+_COMMAND = """
 ```bash
-litgpt generate path/to/this/directory --prompt "Once upon a time"
+{} generate {}path/to/this/directory --prompt "Once upon a time"
 ```
-""",
-    "transformers": """
+"""
+_PYTHON = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory"{})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 ```
-""",
-}
+"""
+
+
+class Use(Enum):
+    """How a model is loaded."""
+
+    litgpt = _COMMAND.format("litgpt", "")
+    nas = _COMMAND.format("nas", "--checkpoint_dir ")
+    transformers = _PYTHON.format("")
+    remote = _PYTHON.format(", trust_remote_code=True")
+
 
 _UNCHANGED = "Its weights were not changed."
 _TIED = " The head is the token table, which counts once."
@@ -40,7 +49,7 @@ def model_card(
     info: SupernetInfo,
     *,
     source: Path,
-    library: str,
+    use: Use,
     notes: Sequence[str] = (),
     after: str = "",
 ) -> str:
@@ -50,12 +59,14 @@ def model_card(
         slices: the sub-network.
         info: how its super-network was sorted and trained.
         source: the super-network's directory, which may hold a licence.
-        library: `litgpt` or `transformers`.
+        use: how it is loaded.
         notes: what a user has to know, one sentence each.
         after: what was done to the sub-network after the cut, one sentence.
     """
     full = slices.full_config
     count, whole = map(parameter_counter(full), (slices.sub, SubNetwork.from_config(full)))
+    by_transformers = use in (Use.transformers, Use.remote)
+    library = "transformers" if by_transformers else "litgpt"
     header = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["pruned"]}
     if base := _base_model(full):
         header["base_model"] = base
@@ -69,7 +80,7 @@ def model_card(
         _table(slices),
         f"Layers kept: {', '.join(map(str, slices.layers))}.",
         "\n".join(f"- Note: {note}." for note in notes),
-        _USE[library].strip(),
+        use.value.strip(),
         _licence(full.name, source),
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"

@@ -21,7 +21,8 @@ from whittle_nas.progress import Progress, no_progress
 from whittle_nas.prune.store import BlockStore
 from whittle_nas.weights import axes
 from whittle_nas.weights.bases import Bases, LayerBasis, rotates_exactly
-from whittle_nas.weights.shortcuts import ShortcutBlock, ShortcutConfig
+from whittle_nas.weights.config import extended
+from whittle_nas.weights.shortcuts import ShortcutBlock
 
 
 def check_slices(config: Any, share: float) -> int:
@@ -102,7 +103,9 @@ def slicegpt(
         The config, with shortcut matrices, and the state dict.
     """
     plain = {field.name: getattr(model.config, field.name) for field in fields(litgpt.Config)}
-    config = ShortcutConfig(**{**plain, **narrow_sizes(model.config, n_embd)})
+    config = extended(
+        litgpt.Config(**{**plain, **narrow_sizes(model.config, n_embd)}), shortcuts=True
+    )
     basis = _directions(stream, n_embd)
     stream.map(lambda x: x @ basis.to(x.dtype))
     table = model.transformer.wte.weight

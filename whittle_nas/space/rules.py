@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,26 @@ def rope_n_elem(config: Any, head_size: int) -> int:
     return int(config.rotary_percentage * head_size)
 
 
+def of_layer(config: Any, layer: int | None) -> Any:
+    """The config whose sizes are those of one layer; a part that it lacks has the model's.
+
+    Args:
+        config: litgpt config; the same comes back unless its layers have sizes of their own.
+        layer: which one; None for what is outside the layers.
+    """
+    blocks = getattr(config, "blocks", None)
+    if blocks is None or layer is None:
+        return config
+    own, block = copy.copy(config), blocks[layer]
+    own.blocks = None
+    if block.n_head:
+        own.n_head, own.n_query_groups, own.head_size = block[:3]
+        own.rope_n_elem = rope_n_elem(own, own.head_size)
+    if block.intermediate_size:
+        own.intermediate_size = block.intermediate_size
+    return own
+
+
 def violations(
     sub: SubNetwork, config: Any, head_channels: HeadChannels = HeadChannels.rope
 ) -> list[str]:
@@ -45,9 +66,19 @@ def violations(
     if len(sub.blocks) != config.n_layer:
         return [f"there are {len(sub.blocks)} blocks, the model has n_layer={config.n_layer}"]
     broken = _out_of_range({"n_embd": sub.n_embd, "n_layer": sub.n_layer}, config)
-    for block in sub.shapes:
-        broken += _block_violations(block, config, head_channels)
-    return list(dict.fromkeys(broken))
+    blocks = getattr(config, "blocks", None)
+    if blocks is None:
+        for block in sub.shapes:
+            broken += _block_violations(block, config, head_channels)
+        return list(dict.fromkeys(broken))
+    for layer, (block, whole) in enumerate(zip(sub.blocks, blocks, strict=True)):
+        if block is not None:
+            found = _block_violations(block, of_layer(config, layer), head_channels)
+            for part, size in (("attention", "n_head"), ("MLP", "intermediate_size")):
+                if getattr(block, size) and not getattr(whole, size):
+                    found = [f"{size}={getattr(block, size)} where the model has no {part}"]
+            broken += [f"layer {layer}: {rule}" for rule in found]
+    return broken
 
 
 def _block_violations(block: Block, config: Any, head_channels: HeadChannels) -> list[str]:

@@ -207,6 +207,8 @@ class SubNetwork:
     @classmethod
     def from_config(cls, config: Any) -> SubNetwork:
         """The whole model that a `litgpt.Config` describes."""
+        if (own := getattr(config, "blocks", None)) is not None:
+            return cls(config.n_embd, tuple(own))
         block = Block(*(getattr(config, name) for name in BLOCK_SIZES))
         return cls(config.n_embd, (block,) * config.n_layer)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from litgpt.config import Config as BaseConfig
 from torch import Tensor, nn
 
+from whittle_nas.space.subnetwork import Block
 from whittle_nas.train.options import LoraOptions
 from whittle_nas.weights.axes import is_tied
 
@@ -24,10 +25,11 @@ _ROWS = 4096  # of a weight that are merged at a time: their update is a second 
 
 @dataclass
 class Config(litgpt.lora.Config):
-    """litgpt's LoRA configuration with one more switch, and whether the head is the table."""
+    """litgpt's LoRA configuration with one more switch, and what ours says more."""
 
     lora_embedding: bool = False
     tie_word_embeddings: bool = False
+    blocks: tuple[Block, ...] | None = None
 
 
 class LoRAEmbedding(nn.Embedding):
@@ -98,6 +100,7 @@ def lora_config(config: BaseConfig, options: LoraOptions) -> Config:
         lora_head=options.head or both,
         lora_embedding=options.embedding or both,
         tie_word_embeddings=tied,
+        blocks=getattr(config, "blocks", None),
     )
 
 

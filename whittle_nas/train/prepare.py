@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from whittle_nas.errors import ConfigError
 from whittle_nas.train import lora
 from whittle_nas.train.options import LoraOptions
+from whittle_nas.weights.assembly import build, renew_tables
 from whittle_nas.weights.checkpoint import Checkpoint, check_finite
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import tie_head
@@ -45,7 +46,7 @@ def load_trainable(
         )
     config = found.config if options is None else lora.lora_config(found.config, options)
     with torch.device("meta"):
-        model: nn.Module = GPT(config) if options is None else lora.GPT(config)  # type: ignore[arg-type]
+        model: nn.Module = build(config, GPT if options is None else lora.GPT)
     model.load_state_dict(found.state_dict(), strict=options is None, assign=True)
     if options is None:
         # Own memory: the weights were mapped from the file of the checkpoint.
@@ -53,8 +54,7 @@ def load_trainable(
     else:
         _make_adapters(model)
     tie_head(model)
-    cos, sin = model.rope_cache()  # type: ignore[operator]
-    model.cos, model.sin = cos, sin
+    renew_tables(model)
     _convert(model, precision)
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt import GPT
 from litgpt.config import Config
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from whittle_nas.train.options import (
     LossOptions,
 )
 from whittle_nas.train.targets import Targets
+from whittle_nas.weights.assembly import build, renew_tables
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint
 from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
 from whittle_nas.weights.tying import tie_head
@@ -106,7 +106,7 @@ def without_adapters(student: SuperNetwork, config: Config) -> SuperNetwork:
     Nothing is copied, and where the student is moved or converted the teacher is too.
     """
     with torch.device("meta"):
-        model: Any = GPT(config)
+        model: Any = build(config)
     for path, module in model.named_modules():
         for key in list(module._parameters):
             adapted = student.model.get_submodule(path)
@@ -135,10 +135,10 @@ def frozen(original: Checkpoint, *, like: Config, precision: str = "32-true") ->
                 "the same context"
             )
     with torch.device("meta"):
-        model: Any = GPT(config)
+        model: Any = build(config)
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     tensors = {name: tensor.to(dtype) for name, tensor in original.state_dict().items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     tie_head(model)
-    model.cos, model.sin = model.rope_cache()
+    renew_tables(model)
     return SuperNetwork(model.requires_grad_(False).eval(), original.info)

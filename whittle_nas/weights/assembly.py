@@ -16,8 +16,9 @@ import torch
 from litgpt import GPT
 from torch import nn
 
+from whittle_nas.space.subnetwork import HeadChannels, SubNetwork
 from whittle_nas.weights import axes
-from whittle_nas.weights.slicing import BlockPlan, SlicePlan, per_layer
+from whittle_nas.weights.slicing import BlockPlan, SlicePlan, per_layer, plan_slices
 
 Tables = tuple[torch.Tensor, torch.Tensor]  # cos and sin, (positions, n) each
 
@@ -60,6 +61,22 @@ def without_parts(module: Any, block: BlockPlan) -> Any:
     return module
 
 
+def build(config: Any, make: Callable[[Any], Any] = GPT) -> Any:
+    """The model of a config on the default device, also where its layers differ.
+
+    Args:
+        config: litgpt config.
+        make: makes the litgpt model of a config whose layers are equal.
+    """
+    if getattr(config, "blocks", None) is None:
+        return make(config)
+    whole = SubNetwork.from_config(config)
+    # Heads of any size: they rotate as they do in the model, none is cut smaller here.
+    model = assemble(plan_slices(whole, config, head_channels=HeadChannels.first), make)
+    model.config = config
+    return model
+
+
 def assemble(plan: SlicePlan, build: Callable[[Any], Any] = GPT) -> Any:
     """The whole model of a sub-network with weights of its own, on the default device."""
     model = make_shell(plan, build)
@@ -87,7 +104,15 @@ def needs_tables(block: BlockPlan, plan: SlicePlan) -> bool:
     return block.shape.n_head > 0 and block.config.rope_n_elem != plan.config.rope_n_elem
 
 
-def rotary_tables(config: Any, device: torch.device, length: int | None = None) -> Tables:
+def renew_tables(model: Any) -> None:
+    """Compute the rotary tables of a model that was built on the meta device."""
+    model.cos, model.sin = model.rope_cache()
+    for module in model.transformer.h:
+        if hasattr(module, "cos"):
+            module.cos, module.sin = own_tables(module.config, rotary_tables(module.config, None))
+
+
+def rotary_tables(config: Any, device: torch.device | None, length: int | None = None) -> Tables:
     """litgpt's cos and sin of a config, for all positions or for `length`."""
     asked = SimpleNamespace(config=config, max_seq_length=length or config.block_size)
     return GPT.rope_cache(asked, device=device)  # type: ignore[arg-type]
@@ -107,6 +132,12 @@ class Nothing(nn.Module):
         """Called by litgpt's `set_kv_cache` for every block."""
 
 
+def own_tables(config: Any, tables: Tables) -> Tables:
+    """Of tables for two bases of frequencies, the base of a block's config."""
+    at = ... if config.rope_indices is None else (..., config.rope_indices[0])
+    return tables[0][at], tables[1][at]
+
+
 def give_tables(module: Any, block: BlockPlan, tables: Tables) -> None:
     """Let a block rotate by its own tables: its heads are of another size than the model's.
 
@@ -116,9 +147,8 @@ def give_tables(module: Any, block: BlockPlan, tables: Tables) -> None:
         tables: cos and sin of its head size for every position of the model; with two bases of
             frequencies, both.
     """
-    at = ... if block.config.rope_indices is None else (..., block.config.rope_indices[0])
-    module.register_buffer("cos", tables[0][at], persistent=False)
-    module.register_buffer("sin", tables[1][at], persistent=False)
+    for name, table in zip(("cos", "sin"), own_tables(block.config, tables), strict=True):
+        module.register_buffer(name, table, persistent=False)
     module.register_forward_pre_hook(_with_own_tables)
     attn = module.attn
     attn.build_kv_cache = partial(_own_cache, attn.build_kv_cache, module.cos.shape[1])

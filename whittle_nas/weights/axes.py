@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.rules import rope_n_elem
+from whittle_nas.space.rules import of_layer, rope_n_elem
 from whittle_nas.space.subnetwork import Block, HeadChannels
 
 
@@ -156,15 +156,17 @@ def dim_size(dim: Dim, config: Any) -> int:
 
 def shape(name: str, config: Any) -> tuple[int, ...]:
     """Shape of a parameter of `litgpt.GPT(config)`, from sizes alone."""
-    return tuple(dim_size(dim, config) for dim in dims(name, config))
+    own = of_layer(config, split_layer(name)[0])
+    return tuple(dim_size(dim, own) for dim in dims(name, config))
 
 
 def parameter_names(config: Any) -> list[str]:
     """Names of all parameters of `litgpt.GPT(config)`, without building it."""
-    block = block_parameter_names(config)
+    block, own = block_parameter_names(config), getattr(config, "blocks", None)
     names = _linear("lm_head", config.lm_head_bias) + ["transformer.wte.weight"]
     for layer in range(config.n_layer):
-        names += [f"transformer.h.{layer}.{name}" for name in block]
+        held = block if own is None else [n for n in block if is_in(own[layer], n, config)]
+        names += [f"transformer.h.{layer}.{name}" for name in held]
     return names + [f"transformer.ln_f.{kind}" for kind in _norm_kinds(config)]
 
 

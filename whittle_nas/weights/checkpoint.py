@@ -6,7 +6,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from whittle_nas.progress import Progress, no_progress
 from whittle_nas.reading import read_yaml
 from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
+from whittle_nas.weights.assembly import build, renew_tables
+from whittle_nas.weights.config import config_of, stored
 from whittle_nas.weights.files import WEIGHTS
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
 from whittle_nas.weights.norms import IMPORTANCE
-from whittle_nas.weights.shortcuts import KEY as SHORTCUTS
-from whittle_nas.weights.shortcuts import check_no_shortcuts, config_class, model_class
+from whittle_nas.weights.shortcuts import check_no_shortcuts, model_class
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import HEAD, TABLE, found_in, same_table, tie_head
 
@@ -47,7 +48,7 @@ class Checkpoint:
 
     Attributes:
         path: the directory.
-        config: of the model; a `TiedConfig` if its head is its token table.
+        config: of the model; it says if its head is its token table.
         info: content of `supernet.yaml`.
     """
 
@@ -72,12 +73,15 @@ class Checkpoint:
         return tensors
 
 
-def open_checkpoint(path: Path | str, *, shortcuts: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: Path | str, *, shortcuts: bool = False, per_layer: bool = False
+) -> Checkpoint:
     """Check a litgpt checkpoint directory, with or without `supernet.yaml`.
 
     Args:
         path: the directory.
         shortcuts: take a model with shortcut matrices, too, which is more than a litgpt model.
+        per_layer: take a model whose layers have sizes of their own, too, which is more as well.
 
     Raises:
         ConfigError: naming the directory, and what is missing or malformed.
@@ -102,6 +106,12 @@ def open_checkpoint(path: Path | str, *, shortcuts: bool = False) -> Checkpoint:
     check_supported(config)
     if not shortcuts:
         check_no_shortcuts(config, path)
+    if not per_layer and getattr(config, "blocks", None) is not None:
+        raise ConfigError(
+            f"--checkpoint_dir {path} has layers of different sizes, which nas evaluate, export, "
+            "generate and profile run as it is; here give the checkpoint that it was cut from, or "
+            "export it with --pad true"
+        )
     found = Checkpoint(path, config, SupernetInfo.read(path, config))
     return replace(found, config=found_in(config, found.state_dict()))
 
@@ -120,7 +130,9 @@ def load_supernet(
         ConfigError: for everything that can be wrong with the directory, and for weights that are
             not finite.
     """
-    return supernet_of(open_checkpoint(path, shortcuts=True), device=device, dtype=dtype)
+    return supernet_of(
+        open_checkpoint(path, shortcuts=True, per_layer=True), device=device, dtype=dtype
+    )
 
 
 def supernet_of(
@@ -131,10 +143,10 @@ def supernet_of(
 ) -> SuperNetwork:
     """As `load_supernet`, of a checkpoint that is open already."""
     with torch.device("meta"):
-        model = model_class(found.config)(found.config)
+        model = build(found.config, model_class(found.config))
     model.load_state_dict(found.state_dict(), strict=True, assign=True)
     tie_head(model)
-    model.cos, model.sin = model.rope_cache()
+    renew_tables(model)
     model = model.to(device=device, dtype=dtype).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)
@@ -179,10 +191,7 @@ def write_checkpoint(
         progress: shows the tensors that are written.
     """
     save_tensors(out_dir / WEIGHTS, tensors, progress)
-    stored = {field.name: getattr(config, field.name) for field in fields(Config)}
-    if axes.has_shortcuts(config):
-        stored[SHORTCUTS] = True
-    text = yaml.safe_dump(_plain(stored))
+    text = yaml.safe_dump(_plain(stored(config)))
     (out_dir / MODEL_CONFIG).write_text(text, encoding="utf-8")
     copy_companions(source, out_dir)
     if info is not None:
@@ -249,10 +258,12 @@ def read_model_config(path: Path) -> Config:
     """
     spec = read_yaml(path)
     try:
-        config = config_class(spec)(**spec)
+        config = config_of(spec)
         sizes = {name: getattr(config, name) for name in _SIZES}
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise ConfigError(f"{path} does not describe a litgpt model: {error!r}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     for name, value in sizes.items():
         if type(value) is not int or not 1 <= value <= _SIZES[name]:
             raise ConfigError(f"{path}: {name}={value!r} must be between 1 and {_SIZES[name]}")

@@ -5,7 +5,6 @@ litgpt has no such model, so its forward pass is repeated here with two products
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import litgpt
@@ -15,15 +14,6 @@ from torch import nn
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.weights import axes
-
-KEY = "shortcuts"  # in model_config.yaml; litgpt refuses a file that has it
-
-
-@dataclass
-class ShortcutConfig(litgpt.Config):
-    """litgpt's configuration of a model with shortcut matrices."""
-
-    shortcuts: bool = True
 
 
 class ShortcutBlock(Block):
@@ -52,12 +42,6 @@ class ShortcutGPT(litgpt.GPT):
 def model_class(config: Any) -> type[litgpt.GPT]:
     """The class of the model of a config."""
     return ShortcutGPT if axes.has_shortcuts(config) else litgpt.GPT
-
-
-def config_class(spec: Any) -> type[litgpt.Config]:
-    """The class of the config that a `model_config.yaml` describes; its key is taken out."""
-    has = isinstance(spec, dict) and spec.pop(KEY, False) is True
-    return ShortcutConfig if has else litgpt.Config
 
 
 def check_no_shortcuts(config: Any, path: object) -> None:

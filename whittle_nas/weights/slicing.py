@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from whittle_nas.space.rules import check, check_supported
+from whittle_nas.space.rules import check, check_supported, of_layer
 from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
+from whittle_nas.weights.config import extended
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.norms import NormTable
 
@@ -124,24 +125,30 @@ class SlicePlan:
         """For each dimension of a parameter: which entries it keeps."""
         layer, _ = axes.split_layer(name)
         selection = self.selection if layer is None else self.blocks[layer].selection
+        full = self._full(name)
         return tuple(
-            _index(axes.kept_entries(dim, selection, self.full_config), device)
+            _index(axes.kept_entries(dim, selection, full), device)
             for dim in axes.dims(name, self.full_config)
         )
+
+    def _full(self, name: str) -> Any:
+        """The super-network's config, with the sizes of the layer that a parameter came from."""
+        return of_layer(self.full_config, axes.split_layer(self.source_name(name))[0])
 
     def cut(self, name: str, device: torch.device | None = None) -> Cut:
         """How to slice the full parameter; dimensions that stay whole need no step."""
         narrows, gathers = [], []
-        full = axes.dims(name, self.full_config)
+        full = self._full(name)
+        sizes = [axes.dim_size(dim, full) for dim in axes.dims(name, self.full_config)]
         for dim, index in enumerate(self.indices(name, device)):
             if isinstance(index, torch.Tensor):
                 gathers.append((dim, index))
-            elif index is not None and index != axes.dim_size(full[dim], self.full_config):
+            elif index is not None and index != sizes[dim]:
                 narrows.append((dim, index))
         strip = None
         if len(gathers) == 1:
             dim, ids = gathers[0]
-            strip = _strip(ids.tolist(), axes.dim_size(full[dim], self.full_config))
+            strip = _strip(ids.tolist(), sizes[dim])
         factor = self.factor(name)
         # A norm that multiplies by 1 + w has (1 + w) c = 1 + (w c + c - 1).
         shift = factor - 1 if factor and axes.has_unit_offset(self.full_config) else 0.0
@@ -153,12 +160,25 @@ class SlicePlan:
 
         def cut(name: str) -> Cut:
             layer, rest = axes.split_layer(name)
-            key = (rest, None if layer is None else self.blocks[layer].shape, self.factor(name))
+            block = None if layer is None else self.blocks[layer]
+            key = (rest, block and (block.shape, self._whole(block)), self.factor(name))
             if key not in known:
                 known[key] = self.cut(name, device)
             return known[key]
 
         return cut
+
+    def _whole(self, block: BlockPlan) -> Block | None:
+        """The block of the super-network, where its layers have sizes of their own."""
+        own = getattr(self.full_config, "blocks", None)
+        return None if own is None else own[block.layer]
+
+    @property
+    def own_config(self) -> Any:
+        """As `config`, with the sizes of every layer where they differ: for its own checkpoint."""
+        if self.sub.sizes() is not None:
+            return self.config
+        return extended(self.config, blocks=tuple(block.shape for block in self.blocks))
 
 
 def plan_slices(
@@ -181,19 +201,20 @@ def plan_slices(
     """
     check_supported(config)
     check(sub, config, head_channels)
-    selections = {
-        shape: axes.prefix_selection(sub.n_embd, shape, config, head_channels)
-        for shape in sub.shapes
-    }
-    configs: dict[Any, Any] = {}
+    whole = getattr(config, "blocks", None)
+    known: dict[Any, BlockPlan] = {}
     blocks = []
     for layer in sub.layers:
         shape = sub.blocks[layer]
         assert shape is not None
-        key = (shape, *(values and values[layer] for values in per_layer(config).values()))
-        if key not in configs:
-            configs[key] = sub_config(SubNetwork(sub.n_embd, (shape,)), config, [layer])
-        blocks.append(BlockPlan(layer, shape, configs[key], selections[shape]))
+        kinds = (values and values[layer] for values in per_layer(config).values())
+        key = (shape, whole and whole[layer], *kinds)
+        if key not in known:
+            full = of_layer(config, layer)
+            alone = sub_config(SubNetwork(sub.n_embd, (shape,)), full, [layer])
+            selection = axes.prefix_selection(sub.n_embd, shape, full, head_channels)
+            known[key] = BlockPlan(layer, shape, alone, selection)
+        blocks.append(replace(known[key], layer=layer))
     return SlicePlan(
         sub=sub,
         config=sub_config(sub, config, sub.layers),
@@ -211,6 +232,8 @@ def sub_config(sub: SubNetwork, config: Any, layers: Sequence[int]) -> Any:
     it. The attention scale stays 1/sqrt(full head size); per-layer settings are re-indexed.
     """
     changed: dict[str, Any] = {"n_embd": sub.n_embd, "n_layer": len(layers)}
+    if hasattr(config, "blocks"):
+        changed["blocks"] = None
     with_heads = {shape[:3] for shape in sub.shapes if shape.n_head}
     widths = {shape.intermediate_size for shape in sub.shapes} - {0}
     if len({heads[2] for heads in with_heads}) == 1:
@@ -219,7 +242,7 @@ def sub_config(sub: SubNetwork, config: Any, layers: Sequence[int]) -> Any:
         changed["n_head"], changed["n_query_groups"], _ = next(iter(with_heads))
     if len(widths) == 1:
         changed["intermediate_size"] = next(iter(widths))
-    smaller_heads = changed.get("head_size", config.head_size) != config.head_size
+    smaller_heads = any(heads[2] != config.head_size for heads in with_heads)
     if smaller_heads and config.attention_scores_scalar is None:
         changed["attention_scores_scalar"] = config.head_size
     for name, values in per_layer(config).items():

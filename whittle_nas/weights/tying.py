@@ -8,42 +8,30 @@ two differ unties the model, and nothing else has to be told. V vocabulary, D `n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
-import litgpt
 import torch
 
 from whittle_nas.weights import axes
+from whittle_nas.weights.config import extended
 
 HEAD, TABLE = "lm_head.weight", "transformer.wte.weight"
 _ROWS = 4096  # compared at a time: two tables that differ do so in their first rows
 
 
-@dataclass
-class TiedConfig(litgpt.Config):
-    """litgpt's configuration of a model whose head is its token table."""
-
-    tie_word_embeddings: bool = True
-
-
 def found_in(config: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The config, as a `TiedConfig` if the weights are tied."""
+    """The config, which says so if the weights are tied."""
     return tied(config) if same_table(tensors[HEAD], tensors[TABLE]) else config
 
 
-def tied(config: Any) -> TiedConfig:
+def tied(config: Any) -> Any:
     """The config of the same model with its token table as the head."""
-    return _as(TiedConfig, config)
+    return extended(config, tie_word_embeddings=True)
 
 
-def untied(config: Any) -> litgpt.Config:
+def untied(config: Any) -> Any:
     """The config of the same model with a head of its own."""
-    return _as(litgpt.Config, config)
-
-
-def _as(kind: type[litgpt.Config], config: Any) -> Any:
-    return kind(**{field.name: getattr(config, field.name) for field in fields(litgpt.Config)})
+    return extended(config, tie_word_embeddings=False)
 
 
 def same_table(one: torch.Tensor, other: torch.Tensor) -> bool:
