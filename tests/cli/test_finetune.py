@@ -108,6 +108,7 @@ PICKS = [
     {"name": "shallow", "n_layer": 1},
     {"name": "narrow", "intermediate_size": 20, "n_layer": 2},
 ]
+MIXED = {"name": "mixed", "blocks": [[8, 4, 8, 20], [0, 0, 0, 30], None]}
 
 
 @pytest.fixture
@@ -122,6 +123,7 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
     tmp_path, checkpoint_dir, text, picks, capsys, share
 ):
     out_dir = tmp_path / "out"
+    picks.write_text(yaml.safe_dump([*PICKS, MIXED]))
     code = nas(
         "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL,
         "--subnetworks", picks, "--share", share, "--trainer.max_steps", 6,
@@ -137,6 +139,8 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
             assert getattr(found.config, size) == pick.get(size, getattr(whole, size))
         assert pick["name"] in shown.out
         assert (out_dir / pick["name"] / "tokenizer.json").is_file()
+    mixed = open_checkpoint(out_dir / "mixed", per_layer=True)
+    assert [list(block) for block in mixed.config.blocks] == MIXED["blocks"][:2]
     assert (out_dir / "lit_model.pth").exists() == (share == "all")
     assert "super-network" not in shown.out
     if share == "all":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.subnetwork import SIZES, SubNetwork
+from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import IN_PLACE, ORIGINAL, Distillation
 from whittle_nas.train.output import completing, write_losses
@@ -57,8 +57,8 @@ class Slice(Checkpoint):
         Raises:
             ConfigError: if the directory holds another network.
         """
-        found = open_checkpoint(checkpoint_dir)
-        if any(getattr(found.config, size) != getattr(self.config, size) for size in SIZES):
+        found = open_checkpoint(checkpoint_dir, per_layer=True)
+        if SubNetwork.from_config(found.config) != SubNetwork.from_config(self.config):
             raise ConfigError(
                 f"{checkpoint_dir} holds another network than {self.sub}; give a new --out_dir"
             )
@@ -73,14 +73,9 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
     """
     info = checkpoint.info
     plan = plan_slices(sub, checkpoint.config, head_channels=info.head_channels, norms=info.norms)
-    if sub.sizes() is None:
-        raise ConfigError(
-            f"a sub-network whose blocks differ ({sub}) has no checkpoint of its own; train "
-            "several of them with weights that they share"
-        )
     return Slice(
         path=checkpoint.path,
-        config=plan.config,
+        config=plan.own_config,
         info=plan.info_of(info),
         sub=sub,
         tensors=slice_state_dict(plan, checkpoint.state_dict()),
