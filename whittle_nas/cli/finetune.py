@@ -100,6 +100,7 @@ def finetune(
         seed: Of everything random.
     """
     from whittle_nas.cli import training
+    from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import check_least, is_first_process, seed_everything
     from whittle_nas.cli.training_report import Memory, print_data, print_tie
     from whittle_nas.train.run import TrainingOptions
@@ -167,6 +168,7 @@ def finetune(
         untied=untie_head,
         repair=repair,
         cascade=share is Share.cascade,
+        library=library_of(found, subnetworks=subnetworks),
     )
     if chosen and share is not Share.all:
         training.train_one_by_one(task, chosen)

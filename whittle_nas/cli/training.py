@@ -45,6 +45,7 @@ from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, supernet_of
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.files import remove_run
+from whittle_nas.weights.patch import PatchSource
 from whittle_nas.weights.supernet import SuperNetwork
 
 WEIGHTS = "lit_model.pth"
@@ -63,6 +64,7 @@ class Task:
     untied: bool = False
     repair: bool = False
     cascade: bool = False
+    library: PatchSource | None = None
 
     @property
     def is_dry(self) -> bool:
@@ -74,6 +76,8 @@ class Task:
         larger = smallest_around(sub, trained) if self.cascade else None
         if larger is None:
             start, inside = slice_of(self.checkpoint, sub), sub
+            if self.library is not None and not self.repair:
+                start = repaired(start, self.library.patch(sub))
         else:
             start, inside = part_of(larger, sub), sub.within(larger.sub)
         if not self.repair or inside is None:

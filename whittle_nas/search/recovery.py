@@ -31,8 +31,9 @@ from whittle_nas.train.options import (
     ValidationOptions,
 )
 from whittle_nas.train.run import TrainingOptions
-from whittle_nas.train.specialise import slice_of, specialise
+from whittle_nas.train.specialise import repaired, slice_of, specialise
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
+from whittle_nas.weights.patch import PatchSource
 from whittle_nas.weights.supernet import SuperNetwork
 
 RECOVERED = "recovered_val_loss"
@@ -76,6 +77,7 @@ class Recovery:
         valid: validation samples.
         device: where to train.
         seed: of the order of the data and of the adapters.
+        library: candidates that the sub-networks are made of; None: plain slices.
     """
 
     options: RecoveryOptions
@@ -85,12 +87,15 @@ class Recovery:
     valid: Sequence[Sample]
     device: torch.device
     seed: int
+    library: PatchSource | None = None
 
     def losses_of(
         self, sub: SubNetwork, on_step: Callable[[], object] = lambda: None
     ) -> tuple[float, float]:
         """Validation loss of a sub-network before and after its training; inf if it diverges."""
         start = slice_of(self.checkpoint, sub)
+        if self.library is not None:
+            start = repaired(start, self.library.patch(sub))
         torch.manual_seed(self.seed)  # of the adapters
         try:
             trained = specialise(

@@ -281,6 +281,7 @@ class Session:
             from_blocks(request.tokens),
             request.device,
             request.seed,
+            request.library,
         )
         what = "recovery, training steps"
         found = recovery.recover(training, best, partial(self._listener.on_step, what))
