@@ -1,8 +1,8 @@
 """Find smaller language models inside a pretrained litgpt checkpoint.
 
 From Python: `import whittle_nas as nas`, then `nas.load`, `nas.importance`, `nas.finetune`,
-`nas.search`, `nas.evaluate`, `nas.prune` and `nas.export`; see `whittle_nas.api`. Nothing is loaded
-before it is used.
+`nas.candidates`, `nas.search`, `nas.evaluate`, `nas.prune` and `nas.export`; see `whittle_nas.api`.
+Nothing is loaded before it is used.
 """
 
 import importlib
@@ -12,7 +12,9 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-_FUNCTIONS = ("load", "importance", "finetune", "search", "evaluate", "prune", "export")
+_FUNCTIONS = (
+    "load", "importance", "finetune", "candidates", "search", "evaluate", "prune", "export",
+)  # fmt: skip
 _VALUES = ("Checkpoint", "Front", "Choice", "SubNetwork")
 
 

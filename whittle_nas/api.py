@@ -16,7 +16,6 @@ temporary directory, which goes when Python ends.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whittle_nas.cli.commands import function_of
 from whittle_nas.cli.options import Sizes
 from whittle_nas.cli.parser import run
 from whittle_nas.cli.recipe import flat, option_words
@@ -34,8 +34,8 @@ from whittle_nas.space.front import FrontEntry, pick_entry, read_front
 from whittle_nas.space.subnetwork import SubNetwork
 
 __all__ = [
-    "Checkpoint", "Choice", "Front", "SubNetwork", "evaluate", "export", "finetune", "importance",
-    "load", "prune", "search",
+    "Checkpoint", "Choice", "Front", "SubNetwork", "candidates", "evaluate", "export", "finetune",
+    "importance", "load", "prune", "search",
 ]  # fmt: skip
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the interpreter ends
@@ -238,6 +238,24 @@ def prune(
     return Checkpoint(_command("prune", given, out_dir, verbose))
 
 
+def candidates(
+    checkpoint: Checkpoint | Path | str,
+    data: Any = None,
+    *,
+    out_dir: Path | str | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> Path:
+    """Make cheaper versions of every layer's parts, as `nas candidates`.
+
+    Arguments as `importance`.
+
+    Returns:
+        The directory of the library, for `search(..., method="ilp", candidates=library)`.
+    """
+    return _command("candidates", _reading(checkpoint, data) | options, out_dir, verbose)
+
+
 def search(
     checkpoint: Checkpoint | Path | str,
     data: Any = None,
@@ -330,13 +348,12 @@ def _command(
     name: str, options: Mapping[str, Any], out_dir: Path | str | None, verbose: bool
 ) -> Path:
     """Run a command and return its directory."""
-    module = importlib.import_module(f"whittle_nas.cli.{name}")
     if out_dir is None:
         _kept.append(tempfile.TemporaryDirectory(prefix="nas-"))
         out_dir = Path(_kept[-1].name) / name
     words = [word for key, value in flat(options).items() for word in option_words(key, value)]
     with contextlib.nullcontext() if verbose else _quiet():
-        run(name, getattr(module, name), [*words, "--out_dir", str(out_dir)])
+        run(name, function_of(name), [*words, "--out_dir", str(out_dir)])
     return Path(out_dir)
 
 

@@ -120,3 +120,19 @@ def test_a_library_of_another_checkpoint_is_refused(library, bundled, tmp_path, 
     text = ("--data.files", bundled / "valid.jsonl", *BLOCKS)
     assert nas("candidates", *words, *text) == 2
     assert "holds a finished library" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_local_search_starts_from_solutions_and_keeps_to_the_library(library, bundled, tmp_path):
+    limits = ("--constraints", "num_params <= 80%", "--num_solutions", 2, "--ilp_rounds", 0)
+    assert search(library, tmp_path / "ilp", bundled, *limits) == 0
+    start = ("--start_from", tmp_path / "ilp" / "front.json", "--num_trials", 8)
+    local = ("--method", "local_search", *limits[:2])
+    assert search(library, tmp_path / "local", bundled, *local, *start) == 0
+    known = open_library(library, open_checkpoint(library.parent / "checkpoint"))
+    front = read_front(tmp_path / "ilp" / "front.json", range(3))
+    tried = [json.loads(row["shape"]) for row in rows(tmp_path / "local")]
+    inside = [e.subnetwork.to_dict() for e in front.entries if e.subnetwork.n_layer == 3]
+    assert tried[: len(inside)] == inside
+    for shape in tried:
+        known.solution(SubNetwork.from_dict(shape, range(3)))

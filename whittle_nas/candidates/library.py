@@ -81,18 +81,24 @@ class Library:
 
     def space(self) -> dict[str, Any]:
         """The sizes as a search space that `load_space` reads."""
-        heads = {one.sizes for part, choices in self._pairs() for one in choices
-                 if part.kind == ATTENTION}  # fmt: skip
-        neurons = {one.sizes[0] for part, choices in self._pairs() for one in choices
-                   if part.kind == MLP}  # fmt: skip
-        names = ("n_head", "n_query_groups", "head_size")
-        domains = {name: sorted({s[at] for s in heads}) for at, name in enumerate(names)}
-        domains["head_size"] = [size for size in domains["head_size"] if size]
-        return {
-            **domains,
-            "intermediate_size": sorted(neurons),
-            "per_layer": [*names, "intermediate_size"],
+        found: dict[str, set[Sizes]] = {kind: set() for kind in KINDS}
+        for part, choices in self._pairs():
+            found[part.kind] |= {one.sizes for one in choices}
+        heads, groups, head_sizes = (sorted({s[at] for s in found[ATTENTION]}) for at in range(3))
+        # With several groups whole ones go, and then their number says how many heads there are.
+        several = max(groups) > 1
+        attention = {"n_query_groups": groups} if several else {"n_head": heads}
+        domains = {
+            **attention,
+            "head_size": [size for size in head_sizes if size],
+            "intermediate_size": sorted(s[0] for s in found[MLP]),
         }
+        return {**domains, "per_layer": [name for name in domains if len(domains[name]) > 1]}
+
+    @property
+    def is_product(self) -> bool:
+        """Whether every member of its space is made of its candidates."""
+        return len(self.space()["head_size"]) == 1
 
     def _pairs(self) -> Iterator[tuple[Part, tuple[Candidate, ...]]]:
         return zip(self.parts, self.candidates, strict=True)

@@ -34,6 +34,7 @@ def search(
     nested: bool = False,
     method: Method = Method.surrogate,
     candidates: Path | None = None,
+    start_from: Path | None = None,
     num_solutions: int = 10,
     overlap: float = 0.7,
     ilp_rounds: int = 1,
@@ -81,6 +82,7 @@ def search(
             changes members of the front; `nsga2` and `evolution` breed; `scalarization` weights the
             objectives at random; `ilp` solves integer programs over `candidates`.
         candidates: Library of `nas candidates`, one of which every layer's attention and MLP takes.
+        start_from: A front.json whose sub-networks are tried first, such as that of `ilp`.
         num_solutions: Of `ilp`: networks of the first program of each budget, best first. Budgets
             are the constraints, or each of `budgets` together with them.
         overlap: Of `ilp`: largest share of the parts in which two of these networks agree.
@@ -153,6 +155,7 @@ def search(
         tasks=tasks,
         recovery=recovery,
         library=library,
+        start=() if start_from is None else _front_of(checkpoint, start_from),
         programs=programs,
         training=_load_training(recovery, checkpoint),
         calibration=repair_text(
@@ -170,6 +173,12 @@ def search(
         write_picks(request, outcome, wanted, _warn, nested=nested)
     if text.num_blocks:
         print(f"losses are those on {text}")
+
+
+def _front_of(checkpoint: Any, path: Path) -> tuple[Any, ...]:
+    from whittle_nas.cli.fronts import open_front
+
+    return tuple(entry.subnetwork for entry in open_front(checkpoint, path).entries)
 
 
 def _programs(
@@ -207,6 +216,11 @@ def _open(
                 f"--search_space {search_space}: the sizes are those of --candidates {candidates}"
             )
         library = open_library(candidates, checkpoint)
+        if method is not Method.ilp and not library.is_product:
+            raise ConfigError(
+                f"--method {method.value} mixes head sizes and heads, which --candidates "
+                f"{candidates} does not; use --method ilp"
+            )
         return checkpoint, space_for(checkpoint, library.space()), library
     if method is Method.ilp:
         raise ConfigError(

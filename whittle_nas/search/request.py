@@ -60,6 +60,7 @@ class Request:
         recovery: whether the best are trained and ranked again.
         library: candidates that every trial is made of; None: plain slices.
         programs: how `--method ilp` chooses among them.
+        start: sub-networks to try first, those in the space.
         text: where the validation text comes from, see `data.load_blocks`.
         training: (N, T + 1) training text for the recovery.
         calibration: (N, T + 1) text on which every trial is repaired; None: none is.
@@ -87,6 +88,7 @@ class Request:
     recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
     library: Library | None = None
     programs: ProgramOptions = field(default_factory=ProgramOptions)
+    start: tuple[SubNetwork, ...] = ()
     text: Mapping[str, Any] = field(default_factory=dict)
     training: torch.Tensor | None = None
     calibration: torch.Tensor | None = None
@@ -148,7 +150,8 @@ class Request:
             ConfigError: if `grid.yaml` is malformed.
         """
         path = self.checkpoint.path / GRID
-        first = [self.space.largest, self.space.smallest]
+        first = [sub for sub in self.start if self.space.contains(sub)]
+        first += [self.space.largest, self.space.smallest]
         if self.start_from_grid and path.is_file():
             first += [sub for sub in _read_grid(path, self.checkpoint) if self.space.contains(sub)]
         return first
@@ -207,6 +210,7 @@ class Request:
             "dtype": str(self.dtype),
             "repair": None if self.calibration is None else tokens_id(self.calibration),
             "candidates": self.library and self.library.identity(),
+            "start": [sub.to_dict() for sub in self.start],
             "programs": self.programs.to_dict() if self.method is Method.ilp else None,
             "ahead": ahead,
         }
