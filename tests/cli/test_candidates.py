@@ -67,6 +67,15 @@ def test_solutions_keep_budgets_and_overlap_and_are_what_is_measured(library, bu
         assert all(overlap(a, b) <= 3 for a, b in pairs)
         assert found["rounds"]
         assert all(one["after"] <= one["before"] for one in found["rounds"])
+    hidden = torch.arange(20)[None]
+    for index in (0, len(front.entries) - 1):
+        exported = tmp_path / f"exported-{index}"
+        source = ("--checkpoint_dir", checkpoint.path, "--front", out / "front.json")
+        assert nas("export", *source, "--index", index, "--out_dir", exported) == 0
+        sub = front.entries[index].subnetwork
+        expected = net.standalone(sub, known.patch(sub))(hidden)
+        found = load_supernet(exported)
+        torch.testing.assert_close(found.standalone(found.full)(hidden), expected)
     picks = yaml.safe_load((out / "picks.yaml").read_text())
     assert {pick["candidates"] for pick in picks} == {str(library)}
 

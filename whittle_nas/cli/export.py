@@ -11,6 +11,11 @@ from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
 
+_FITTED = (
+    "Its attentions and MLPs are candidates of `nas candidates`: the first heads and neurons, with "
+    "an output projection that was fitted to the whole part's output on calibration text."
+)
+
 
 class Format(Enum):
     """File layout of the exported model."""
@@ -95,6 +100,7 @@ def export(
     """
     from dataclasses import replace
 
+    from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import progress_bar, resolve_device, resolve_dtype
     from whittle_nas.cli.repairing import repair_text
     from whittle_nas.cli.selection import choose_subnetwork
@@ -128,6 +134,9 @@ def export(
     planned = plan_export(checkpoint, sub, to_hf=format is Format.hf, quantize=scheme, pad=pad)
     text = repair_text(repair, data, option="data", checkpoint=checkpoint)
     lines: Sequence[str] = ()
+    library = library_of(checkpoint, front=front, subnetworks=subnetworks)
+    if library is not None:
+        planned = replace(planned, patch=library.patch(sub), after=_FITTED)
     if text is not None:
         patch, after, lines = _repaired(checkpoint, sub, text, resolve_device(device))
         planned = replace(planned, patch=patch, after=after)
