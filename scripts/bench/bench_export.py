@@ -57,7 +57,7 @@ def merge(source: Path, out_dir: Path) -> None:
     found = open_checkpoint(source)
     supernet = load_trainable(found, LoraOptions(), precision="bf16-mixed")
     out_dir.mkdir()
-    tensors = TrainedTensors(supernet.model, found.state_dict())
+    tensors = TrainedTensors(supernet, found.state_dict())
     write_checkpoint(out_dir, tensors, config=found.config, source=source)
 
 

@@ -18,9 +18,11 @@ from whittle_nas.__main__ import main
 from whittle_nas.cli.finetune import finetune
 from whittle_nas.cli.parser import make_parser
 from whittle_nas.data import Part, TextData
+from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
 from whittle_nas.train.batches import collate
 from whittle_nas.train.forward import labels_of
+from whittle_nas.train.sharded import read_shares
 from whittle_nas.train.sources import load_samples
 from whittle_nas.train.step import loss_sums
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
@@ -339,7 +341,11 @@ def edit(path: Path, **changes) -> None:
         (["--lora.r", 0], ["lora.r=0"]),
         (["--lora", "false"], ["--lora false must be null or", "--lora.r"]),
         (["--optimizer.lr", "fast"], ["--optimizer.lr fast must be null or a number"]),
-        (["--trainer.strategy", "fsdp"], ["fsdp", "ddp"]),
+        (["--trainer.strategy", "deepspeed"], ["deepspeed", "ddp", "fsdp"]),
+        (
+            ["--trainer.strategy", "fsdp", "--sampler.kind", "calibrate_ppl"],
+            ["calibrate_ppl", "grid_params"],
+        ),
         (["--trainer.precision", "16-mixed"], ["16-mixed", "bf16-mixed"]),
         (["--trainer.accelerator", "abacus"], ["abacus"]),
         (["--optimizer.lr", "1e30"], ["step", "not finite"]),
@@ -467,16 +473,51 @@ def test_two_processes_are_one_with_the_doubled_batch(
         "one": ["--batch_size", 4],
         "two": ["--trainer.devices", 2, "--trainer.strategy", "ddp"],
     }
+    if kind == "instructions":
+        runs["shared"] = ["--trainer.devices", 2, "--trainer.strategy", "fsdp"]
     for name, options in runs.items():
         subprocess.run(
             command(checkpoint_dir, tmp_path / name, text, *common, *options),
             env=environment(), check=True, cwd=tmp_path,
         )  # fmt: skip
-    one, two = (torch.load(tmp_path / name / "lit_model.pth") for name in runs)
+    one, *others = (torch.load(tmp_path / name / "lit_model.pth") for name in runs)
     start = torch.load(checkpoint_dir / "lit_model.pth")
     assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=0)
+        for other in others:
+            torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
     texts = [(tmp_path / name / "losses.yaml").read_text() for name in runs]
     means = [yaml.safe_load(text)["nats_per_token"][5]["mean"] for text in texts]
     assert means[0] == pytest.approx(means[1], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_shared_out_run_goes_on_with_another_number_of_processes(tmp_path, checkpoint_dir, text):
+    """Two processes up to step 3, one from there on; the same as one that was never interrupted."""
+    common = [
+        "--trainer.max_steps", 5, "--lora", "null", "--trainer.checkpoint_every_n_steps", 3,
+    ]  # fmt: skip
+    shared = ["--trainer.strategy", "fsdp", "--trainer.devices"]
+    runs = {
+        "one": [["--batch_size", 4]],
+        "parts": [[*shared, 2], [*shared, 1, "--batch_size", 4, "--resume", "true"]],
+    }
+    for name, calls in runs.items():
+        for options in calls:
+            (tmp_path / name / "lit_model.pth").unlink(missing_ok=True)
+            subprocess.run(
+                command(checkpoint_dir, tmp_path / name, text, *common, *options),
+                env=environment(), check=True, cwd=tmp_path,
+            )  # fmt: skip
+    one, parts = (torch.load(tmp_path / name / "lit_model.pth") for name in runs)
+    start = torch.load(checkpoint_dir / "lit_model.pth")
+    assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
+    for name, tensor in one.items():
+        torch.testing.assert_close(parts[name], tensor, atol=2e-6, rtol=0)
+    (left,) = (tmp_path / "parts" / "checkpoints").iterdir()
+    assert sorted(path.name for path in left.iterdir()) == [
+        "rest.pt",
+        *(f"share-0000{rank}-of-00002.pt" for rank in range(2)),
+    ]
+    with pytest.raises(ConfigError, match="not a checkpoint of trainer.strategy=fsdp"):
+        read_shares(next((tmp_path / "one" / "checkpoints").iterdir()))

@@ -72,5 +72,5 @@ def test_workers_that_can_not_start_say_why(spec, tokens, checkpoint_dir):
 def test_a_cluster_that_is_not_there(spec, tokens):
     from whittle_nas.search.ray_pool import RayPool
 
-    with pytest.raises(ConfigError, match="--cluster 127.0.0.1:1"):
+    with pytest.raises(ConfigError, match="--ray_address 127.0.0.1:1"):
         RayPool(spec, tokens, workers=1, address="127.0.0.1:1")

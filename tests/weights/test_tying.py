@@ -111,9 +111,10 @@ def test_a_subnetworks_gradients_of_both_ends_add_up(tied_dir, options):
 @pytest.mark.parametrize("end", ["head", "embedding"])
 def test_one_adapter_serves_both_ends_whichever_is_asked_for(tied_dir, end):
     options = LoraOptions(r=4, **{"head": False, "embedding": False, end: True})
-    model = load_trainable(open_checkpoint(tied_dir), options).model
+    supernet = load_trainable(open_checkpoint(tied_dir), options)
+    model = supernet.model
     torch.nn.init.normal_(model.lm_head.lora_B)
-    merged = TrainedTensors(model, open_checkpoint(tied_dir).state_dict())
+    merged = TrainedTensors(supernet, open_checkpoint(tied_dir).state_dict())
     assert torch.equal(merged[HEAD], merged[TABLE])
     plain = GPT(open_checkpoint(tied_dir).config).eval()
     plain.load_state_dict(dict(merged))

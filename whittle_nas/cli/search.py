@@ -51,7 +51,7 @@ def search(
     repair: bool = False,
     calibration: TextData | None = None,
     devices: int = 1,
-    cluster: str | None = None,
+    ray_address: str | None = None,
     device: str = "auto",
     dtype: DType = DType.stored,
     seed: int = 1337,
@@ -105,8 +105,8 @@ def search(
             most 128 blocks.
         devices: Share the trials between this many processes, each on a GPU of its own, or all on
             the CPU; more than one needs Ray.
-        cluster: Address of a running Ray cluster to take the devices from, `auto` for this
-            machine's.
+        ray_address: Address of a running Ray cluster, over any number of machines, to take the
+            devices from; `auto` for the one that this machine belongs to.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         seed: Seed of the proposals.
@@ -162,7 +162,7 @@ def search(
             repair, calibration or rest_of(data), option="calibration", checkpoint=checkpoint
         ),
         workers=devices,
-        cluster=cluster,
+        cluster=ray_address,
         device=resolve_device(device),
         dtype=resolve_dtype(dtype),
     ).resolved()

@@ -147,6 +147,11 @@ def batch_networks(
 
 def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
     """Train sub-networks one after the other, the largest first."""
+    if task.options.trainer.is_sharded:
+        raise ConfigError(
+            "trainer.strategy=fsdp trains a whole checkpoint: to train a sub-network alone, export "
+            "it and train the export with --sandwich.strategy standard"
+        )
     teacher = whole_teacher(task.options, task.checkpoint)
     task.prepare()
     count = parameter_counter(task.checkpoint.config)
@@ -220,7 +225,7 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
     )
     if is_first_process():
         print_grid(trained.networks.grid)
-    if task.is_dry or not trained.trainer.is_global_zero:
+    if task.is_dry:
         return
     kind = SamplerKind.fixed if chosen else options.sampler.kind
     summary = {
@@ -233,6 +238,8 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
     }
     shared = None if strategy is Strategy.standard else space
     write_outputs(task.out_dir, trained, space=shared, training=summary)
+    if not trained.trainer.is_global_zero:
+        return
     write_slices(task.out_dir, chosen)
     report(trained)
     print_next(task.out_dir, strategy, chosen)

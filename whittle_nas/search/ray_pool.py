@@ -179,7 +179,7 @@ def _connect(ray: Any, address: str | None, workers: int, *, on_gpu: bool) -> bo
     try:
         ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"--cluster {address}: no Ray cluster there ({error})") from None
+        raise ConfigError(f"--ray_address {address}: no Ray cluster there ({error})") from None
     return True
 
 
@@ -191,7 +191,7 @@ def _check_address(address: str | None) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ConfigError(f"--cluster {address}: no Ray cluster there ({error})") from None
+        raise ConfigError(f"--ray_address {address}: no Ray cluster there ({error})") from None
 
 
 def _reason(error: Exception) -> str:

@@ -88,7 +88,9 @@ def backward(
             ce, kd = cross_entropy(logits, labels[chunk]).sum(), summed.new_zeros(())
             _descend(weight * ce)
         summed += torch.stack([ce.detach(), kd.detach()])
-    roots, gradients = ([], []) if leaf.grad is None else ([hidden], [leaf.grad])
+    # Also where no token has a label: with sharding the backward pass is a common one.
+    gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    roots, gradients = ([hidden], [gradient]) if hidden.requires_grad else ([], [])
     if block_loss is not None and block_loss.requires_grad:
         roots.append(block_loss)
         gradients.append(torch.full_like(block_loss, weight))

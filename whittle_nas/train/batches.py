@@ -111,6 +111,11 @@ def collate(samples: Sequence[Sample]) -> Sample:
     )
 
 
+def unlabelled(sample: Sample) -> Sample:
+    """The same input with nothing to predict."""
+    return sample._replace(labels=torch.full_like(sample.labels, IGNORE))
+
+
 def positions(segments: Tensor) -> Tensor:
     """Position of every token inside its own sample, (B, T) -> (B, T)."""
     starts = torch.ones_like(segments, dtype=torch.bool)

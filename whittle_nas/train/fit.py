@@ -25,6 +25,7 @@ from whittle_nas.errors import ConfigError, Terminated
 from whittle_nas.train.batches import batches_per_epoch
 from whittle_nas.train.module import SupernetTraining
 from whittle_nas.train.options import TrainerOptions
+from whittle_nas.train.sharded import ShardedStrategy, read_shares
 from whittle_nas.weights.checkpoint import load_torch
 from whittle_nas.weights.files import atomic_file
 
@@ -40,8 +41,6 @@ def make_trainer(options: TrainerOptions, out_dir: Path | None) -> L.Trainer:
     Raises:
         ConfigError: if a device, strategy, logger or callback is not there.
     """
-    if options.is_sharded:
-        raise ConfigError("trainer.strategy=fsdp: only its plan is there yet, with --dry_run true")
     by_default = [] if out_dir is None else _default_loggers(out_dir)
     loggers = by_default if options.logger is None else _build(options.logger)
     callbacks = _build(options.callbacks or [])
@@ -59,7 +58,7 @@ def _trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=options.strategy,
+        strategy=ShardedStrategy() if options.is_sharded else options.strategy,
         precision=options.precision,  # type: ignore[arg-type]
         # All epochs are one stream of batches (see `batches.Stream`): it can be resumed at any
         # step, while Lightning's epochs resume exactly only at their ends.
@@ -128,7 +127,7 @@ def fit(
     """
     recipe = module.recipe
     if resume_from is not None:
-        load_torch(resume_from)  # for its sentences; Lightning's are tracebacks
+        _check(resume_from, sharded=isinstance(trainer.strategy, ShardedStrategy))
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.val_check_interval = recipe.validate_every * recipe.accumulate
     if out_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -150,6 +149,16 @@ def fit(
             raise ConfigError(
                 f"{resume_from} is not a checkpoint of this training: {str(error).splitlines()[0]}"
             ) from error
+
+
+def _check(resume_from: Path, *, sharded: bool) -> None:
+    """For the sentences of our own readers; Lightning's are tracebacks."""
+    if sharded:
+        read_shares(resume_from)
+    elif resume_from.is_dir():
+        raise ConfigError(f"{resume_from} was written with trainer.strategy=fsdp: go on with that")
+    else:
+        load_torch(resume_from)
 
 
 class _WholeFiles(TorchCheckpointIO):
@@ -236,6 +245,7 @@ def _quiet() -> Iterator[None]:
                 ".*does not have many workers.*",
                 ".*treespec, LeafSpec.*",
                 ".*Checkpoint directory .* exists and is not empty.*",
+                "It is recommended to use .*sync_dist=True.*",  # they are sums over processes
                 "Using ModelCheckpoint with manual optimization.*",  # after the step is right
             ):
                 warnings.filterwarnings("ignore", message=message)

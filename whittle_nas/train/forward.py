@@ -22,7 +22,8 @@ def labelled_hidden(
 ) -> Tensor:
     """Final hidden states at the positions that have a label, (N, D)."""
     model: Any = supernet.subnet(sub, hidden=True, checkpoint_blocks=checkpoint_blocks)
-    hidden = model(batch.input_ids) if batch.segments is None else _packed(model, batch)
+    whole = batch.segments is None
+    hidden = supernet.run(model, batch.input_ids) if whole else supernet.run(_packed, model, batch)
     hidden = hidden.flatten(0, 1)  # (B * T, D)
     keep = (batch.labels.flatten() != IGNORE).nonzero().squeeze(1)
     return hidden if len(keep) == len(hidden) else hidden.index_select(0, keep)

@@ -6,7 +6,7 @@ V vocabulary, D n_embd, r rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from whittle_nas.space.subnetwork import Block
 from whittle_nas.train.options import LoraOptions
 from whittle_nas.weights.axes import is_tied
+from whittle_nas.weights.sharding import nothing
 
 _ROWS = 4096  # of a weight that are merged at a time: their update is a second and third copy
 
@@ -115,6 +116,38 @@ def freeze_base(model: nn.Module) -> None:
         parameter.requires_grad = is_adapter(name)
 
 
+def plain_name(name: str) -> str:
+    """The name of a frozen weight in a model without adapters."""
+    return name.replace(".linear.", ".")
+
+
+class Parameters(Mapping[str, Tensor]):
+    """All parameters of a model by name, as they are when they are asked for."""
+
+    def __init__(self, model: nn.Module, gather: Callable[[str], None] = nothing) -> None:
+        """Wrap a model; `gather` is called with a name before its tensor is looked at."""
+        self._gather = gather
+        self._homes = {
+            f"{path}.{key}" if path else key: (module, key)
+            for path, module in model.named_modules(remove_duplicate=False)
+            for key, parameter in module._parameters.items()
+            if parameter is not None
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        module, key = self._homes[name]
+        self._gather(name)
+        found = module._parameters[key]
+        assert found is not None
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+
 class MergedTensors(Mapping[str, Tensor]):
     """State dict of the plain `litgpt.GPT` that computes the same as the adapted model.
 
@@ -123,18 +156,16 @@ class MergedTensors(Mapping[str, Tensor]):
     is; one without adapters passes through.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a model, plain or adapted."""
+    def __init__(self, model: nn.Module, gather: Callable[[str], None] = nothing) -> None:
+        """Wrap a model, plain or adapted; see `Parameters`."""
         self._modules = dict(model.named_modules())
-        self._tensors = {
-            name.replace(".linear.", "."): tensor
-            for name, tensor in model.state_dict().items()
-            if not is_adapter(name)
-        }
+        self._parameters = Parameters(model, gather)
+        self._names = {plain_name(name): name for name in self._parameters if not is_adapter(name)}
 
     @torch.no_grad()
     def __getitem__(self, name: str) -> Tensor:
-        weight, (owner, _, kind) = self._tensors[name], name.rpartition(".")
+        weight = self._parameters[self._names[name]].detach()
+        owner, _, kind = name.rpartition(".")
         module: Any = self._modules[owner]
         if kind != "weight" or not hasattr(module, "lora_A"):
             return weight
@@ -147,10 +178,10 @@ class MergedTensors(Mapping[str, Tensor]):
         return merged
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._names)
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import Sampler
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate
+from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate, unlabelled
 from whittle_nas.train.forward import labels_of
 from whittle_nas.train.options import Distillation
 from whittle_nas.train.recipe import SCORED, Recipe, learning_rate
@@ -24,12 +24,14 @@ from whittle_nas.train.step import (
     Network,
     Role,
     accumulate,
+    clip,
     finish_gradients,
     loss_sums,
     networks_of_step,
     total_over_processes,
 )
-from whittle_nas.train.teacher import Teacher
+from whittle_nas.train.teacher import Teacher, shard_teacher
+from whittle_nas.weights.sharding import Prepare, Sharding, nothing
 from whittle_nas.weights.supernet import SuperNetwork
 
 
@@ -64,6 +66,7 @@ class SupernetTraining(L.LightningModule):
         valid_networks: Mapping[str, SubNetwork],
         teacher: Teacher | None = None,
         on_step: Callable[[], object] = lambda: None,
+        prepare: Prepare = nothing,
     ) -> None:
         """Set up a training.
 
@@ -77,6 +80,7 @@ class SupernetTraining(L.LightningModule):
             valid_networks: the fixed set of networks that is validated, by name.
             teacher: the frozen one; None where the full network or nobody teaches.
             on_step: called after every optimiser step.
+            prepare: loads a part of the model before it is shared out; see `Sharding`.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -89,7 +93,7 @@ class SupernetTraining(L.LightningModule):
         self.valid_networks = dict(valid_networks)
         # In a tuple, so that its weights are neither saved nor reduced with those of the network.
         self._teacher = (teacher,)
-        self._on_step = on_step
+        self._on_step, self._prepare = on_step, prepare
         self._masks: list[tuple[torch.nn.Parameter, Tensor]] = []
         self.history: dict[int, dict[str, float]] = {}
         self.stopped: str | None = None
@@ -100,6 +104,15 @@ class SupernetTraining(L.LightningModule):
     def trained(self) -> list[torch.nn.Parameter]:
         """The parameters that are trained."""
         return [p for p in self.network.parameters() if p.requires_grad]
+
+    def configure_model(self) -> None:
+        """Share the model out where the strategy says between whom; called by Lightning."""
+        if self._device_mesh is None or self.supernet.sharding is not None:
+            return
+        mesh = self._device_mesh["data_parallel"]
+        self.supernet.sharding = Sharding(self.network, mesh, prepare=self._prepare)
+        if (teacher := self._teacher[0]) is not None:
+            shard_teacher(teacher.model, self.supernet, mesh, str(self.trainer.precision))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the schedule is a function of the step and is applied in `training_step`."""
@@ -126,8 +139,19 @@ class SupernetTraining(L.LightningModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """This process's share of the validation samples."""
-        share = self.valid_samples[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(share, batch_size=self.recipe.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        share: Any = self._share(self.valid_samples)
+        return DataLoader(share, batch_size=self.recipe.batch_size, collate_fn=collate)
+
+    def _share(self, samples: Sequence[Sample]) -> list[Sample]:
+        """What this process looks at; with sharding the same number everywhere.
+
+        Passes are common ones then, so who has a sample less looks at one without labels.
+        """
+        count = self.trainer.world_size
+        share = list(samples[self.trainer.global_rank :: count])
+        if self.supernet.sharding is not None and len(share) < -(-len(samples) // count):
+            share.append(unlabelled(samples[0]))
+        return share
 
     def networks(self, step: int) -> list[Network]:
         """The networks of an optimiser step."""
@@ -197,7 +221,7 @@ class SupernetTraining(L.LightningModule):
             return
         subs = sampler.candidates(random.Random(f"{self.recipe.seed}/scores/{step}"), SCORED)
         samples = self.valid_samples[: self.recipe.score_samples]
-        share = samples[self.trainer.global_rank :: self.trainer.world_size]
+        share = self._share(samples)
         training = self.network.training
         self.network.eval()
         sums = torch.zeros(len(subs) + 1, device=self.device)
@@ -219,7 +243,7 @@ class SupernetTraining(L.LightningModule):
         means = (totals[:-1] / max(num_labels, 1.0)).view(-1, 2)  # (networks, ce and kd)
         self._check_finite(step, networks, means, norm)
         if self.recipe.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.trained, self.recipe.clip, norm)
+            clip(self.trained, self.recipe.clip, norm)
         optimizer: Any = self.optimizers()
         rate = learning_rate(step, self.recipe.optimizer, self.recipe.total_steps)
         for group in optimizer.param_groups:

@@ -351,8 +351,9 @@ class TrainerOptions:
         accelerator: `auto`, `cpu`, `cuda`, ...
         devices: Number of devices per machine, a list such as `0,1`, or `auto`.
         num_nodes: Machines.
-        strategy: `auto` or `ddp`; every process holds the whole model, and gradients are summed
-            once per step.
+        strategy: `auto` or `ddp`: every process holds the whole model, and gradients are summed
+            once per step. `fsdp`: each holds its share of all weights, gradients and moments, and a
+            block is whole only while it runs.
         precision: `32-true`; `bf16-mixed`: trained weights in float32, frozen ones as stored,
             arithmetic in bfloat16; or `bf16-true`.
         accumulate_grad_batches: Micro-batches per optimiser step.

@@ -16,10 +16,10 @@ import yaml
 
 from whittle_nas.plots import plot_training
 from whittle_nas.space import SearchSpace, SubNetwork
-from whittle_nas.train import lora
 from whittle_nas.train.fit import LOGS
-from whittle_nas.train.prepare import ADAPTERS, TrainedTensors, save_adapters
+from whittle_nas.train.prepare import ADAPTERS, TrainedTensors, follow, save_adapters
 from whittle_nas.train.run import Trained
+from whittle_nas.train.teacher import has_adapters
 from whittle_nas.weights.checkpoint import WEIGHTS, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.files import PARTIAL, atomic_write_text
@@ -33,6 +33,8 @@ def write_outputs(
 ) -> None:
     """Write the merged checkpoint; `lit_model.pth` comes last and so marks it as complete.
 
+    All processes call it: the first one writes, and with sharding the others give their shares.
+
     Args:
         out_dir: the run's directory.
         trained: the trained super-network.
@@ -40,17 +42,21 @@ def write_outputs(
         training: summary for `supernet.yaml`, to which the last losses are added.
     """
     source, history, networks = trained.checkpoint, trained.history, trained.networks
+    if not trained.trainer.is_global_zero:
+        if trained.supernet.sharding is not None:
+            follow(trained.supernet, source.state_dict())
+        return
     write_losses(out_dir, source.config, history=history, networks=networks.validated)
     summary = {**training, "valid_nats_per_token": history[max(history)]}
     info = replace(source.info, training=summary)
     if space is not None:
         info = replace(info, search_space=space.to_dict())
-    model = trained.supernet.model
     with completing(out_dir) as folder:
-        tensors = TrainedTensors(model, source.state_dict())
+        tensors = TrainedTensors(trained.supernet, source.state_dict())
         write_checkpoint(folder, tensors, config=source.config, source=source.path, info=info)
-        if lora.adapter_state_dict(model):
-            save_adapters(model, folder / ADAPTERS)
+        if has_adapters(trained.supernet.model):
+            save_adapters(trained.supernet, folder / ADAPTERS)
+        trained.supernet.rest()
         if networks.grid is not None:
             text = yaml.safe_dump(networks.grid.to_dict(), sort_keys=False)
             atomic_write_text(folder / GRID, text)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 
+from whittle_nas.errors import ConfigError
 from whittle_nas.space.samplers import Grid, GridSampler, Sampler
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample
@@ -18,13 +19,14 @@ from whittle_nas.train.options import (
     LoraOptions,
     LossOptions,
     OptimizerOptions,
+    SamplerKind,
     SamplerOptions,
     SandwichOptions,
     Strategy,
     TrainerOptions,
     ValidationOptions,
 )
-from whittle_nas.train.prepare import load_trainable
+from whittle_nas.train.prepare import load_trainable, part_loader
 from whittle_nas.train.recipe import SCORED, Recipe, scoring_interval, validation_interval
 from whittle_nas.train.teacher import Teacher, make_teacher
 from whittle_nas.weights.axes import num_params
@@ -126,14 +128,20 @@ def train(
     Raises:
         ConfigError: for everything that can be wrong with options, weights or devices.
     """
-    supernet = load_trainable(checkpoint, options.lora, precision=options.trainer.precision)
+    precision, sharded = options.trainer.precision, options.trainer.is_sharded
+    if sharded and options.sampler.kind is SamplerKind.calibrate_ppl:
+        raise ConfigError(
+            "sampler.kind=calibrate_ppl runs networks before the model is shared out: with "
+            "trainer.strategy=fsdp take grid_params or pareto"
+        )
+    supernet = load_trainable(checkpoint, options.lora, precision=precision, sharded=sharded)
     trainer = make_trainer(options.trainer, out_dir)
     networks = choose(supernet, trainer)
     recipe = _recipe(options, checkpoint, trainer, networks, len(samples), len(valid))
     alone = options.sandwich.strategy is Strategy.standard
     if teacher is None and not (alone and options.loss.teacher == ORIGINAL):  # its own teacher
         teacher = make_teacher(
-            options.loss, supernet, checkpoint, precision=options.trainer.precision
+            options.loss, supernet, checkpoint, precision=precision, sharded=sharded
         )
     module = SupernetTraining(
         supernet,
@@ -145,6 +153,7 @@ def train(
         valid_networks=networks.validated,
         teacher=teacher,
         on_step=on_step,
+        prepare=part_loader(checkpoint, precision=precision, adapted=options.lora is not None),
     )
     prepare()
     tenth = max(1, recipe.total_steps // 10)

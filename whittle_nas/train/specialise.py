@@ -186,7 +186,7 @@ def specialise(
         networks = trained.networks.validated
         write_losses(out_dir, start.config, history=trained.history, networks=networks)
         with completing(out_dir) as folder:
-            tensors = TrainedTensors(trained.supernet.model, start.state_dict())
+            tensors = TrainedTensors(trained.supernet, start.state_dict())
             write_checkpoint(folder, tensors, config=start.config, source=start.path)
     return trained
 

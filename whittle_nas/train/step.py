@@ -30,6 +30,7 @@ from whittle_nas.train.options import (
 )
 from whittle_nas.train.targets import Targets
 from whittle_nas.train.teacher import Lesson, Teacher, lesson_of
+from whittle_nas.weights.sharding import is_shared_out, local
 from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
 
 
@@ -179,14 +180,14 @@ def loss_sums(
     """Sums over tokens of the cross entropy in nats of several sub-networks, (subs,)."""
     labels = labels_of(batch)
     size = positions_per_chunk(supernet.config.padded_vocab_size, chunk_elements)
-    return torch.stack(
-        [
-            cross_entropy_sum(
-                labelled_hidden(supernet, sub, batch), supernet.head(sub), labels, size=size
-            )
-            for sub in subs
-        ]
-    )
+    sums = [
+        cross_entropy_sum(
+            labelled_hidden(supernet, sub, batch), supernet.head(sub), labels, size=size
+        )
+        for sub in subs
+    ]
+    supernet.rest()
+    return torch.stack(sums)
 
 
 def world_size() -> int:
@@ -216,15 +217,30 @@ def finish_gradients(parameters: list[torch.nn.Parameter], num_labels: float) ->
     Returns:
         The total L2 norm of the gradients, a scalar.
     """
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if world_size() > 1:
+    sharded = any(is_shared_out(parameter) for parameter in parameters)
+    gradients = gradients_of(parameters)
+    if world_size() > 1 and not sharded:  # with sharding every backward pass has reduced its own
         _all_reduce(gradients)
     for gradient in gradients:
         gradient.div_(max(num_labels, 1.0))
-    return torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return total_over_processes(norm.square()).sqrt() if sharded else norm
+
+
+def gradients_of(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
+    """Gradients of what this process holds; zero where no network of the step used it."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+
+@torch.no_grad()
+def clip(parameters: list[torch.nn.Parameter], most: float, norm: Tensor) -> None:
+    """Scale gradients whose total norm is above `most` down to it."""
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients_of(parameters):
+        gradient.mul_(factor)
 
 
 def _all_reduce(gradients: list[Tensor], bucket_elements: int = 2**24) -> None:

@@ -26,6 +26,7 @@ from whittle_nas.train.options import (
 from whittle_nas.train.targets import Targets
 from whittle_nas.weights.assembly import build, renew_tables
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint
+from whittle_nas.weights.sharding import Sharding
 from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
 from whittle_nas.weights.tying import tie_head
 
@@ -57,6 +58,7 @@ def lesson_of(teacher: Teacher, batch: Sample, options: LossOptions) -> Lesson:
     for start in range(0, len(hidden), size):
         at = slice(start, start + size)
         targets.put(at, head(hidden[at]))
+    model.rest()
     return Lesson(targets, tuple(blocks[layer] for layer in teacher.layers if wanted))
 
 
@@ -66,6 +68,7 @@ def make_teacher(
     original: Checkpoint,
     *,
     precision: str = "32-true",
+    sharded: bool = False,
 ) -> Teacher | None:
     """The frozen teacher that the options ask for; None if there is none.
 
@@ -74,6 +77,7 @@ def make_teacher(
         student: what is trained; with adapters it holds the original's weights, too.
         original: the checkpoint that came in.
         precision: of the training.
+        sharded: leave the weights of a copy as they are stored; see `shard_teacher`.
 
     Raises:
         ConfigError: if the teacher's vocabulary or context does not fit.
@@ -89,7 +93,7 @@ def make_teacher(
             f"and the student {student.config.n_layer}, so there are no pairs; set loss.hidden none"
         )
     if other or not has_adapters(student.model):
-        model = frozen(checkpoint, like=student.config, precision=precision)
+        model = frozen(checkpoint, like=student.config, precision=None if sharded else precision)
     else:
         model = without_adapters(student, checkpoint.config)
     return Teacher(model, tuple(range(student.config.n_layer)))
@@ -108,17 +112,44 @@ def without_adapters(student: SuperNetwork, config: Config) -> SuperNetwork:
     with torch.device("meta"):
         model: Any = build(config)
     for path, module in model.named_modules():
-        for key in list(module._parameters):
+        if module._parameters:
             adapted = student.model.get_submodule(path)
             source = getattr(adapted, "linear", adapted)  # LoRALinear keeps its weight there
-            module._parameters[key] = source._parameters[key]
+            module._parameters = source._parameters  # also where they are exchanged, by sharding
     model.cos, model.sin = student.model.cos, student.model.sin
     model._max_seq_length = student.model.max_seq_length
     return SuperNetwork(model.eval(), student.info)
 
 
-def frozen(original: Checkpoint, *, like: Config, precision: str = "32-true") -> SuperNetwork:
+def shard_teacher(teacher: SuperNetwork, student: SuperNetwork, mesh: Any, precision: str) -> None:
+    """Share a teacher out between processes, unless its weights are the student's."""
+    shared = (
+        teacher.model.lm_head._parameters
+        is getattr(student.model.lm_head, "linear", student.model.lm_head)._parameters
+    )
+    if shared:
+        teacher.sharding = student.sharding
+        return
+    dtype = compute_format(precision)
+
+    def convert(part: nn.Module, _prefix: str) -> None:
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    teacher.sharding = Sharding(teacher.model, mesh, prepare=convert)
+
+
+def compute_format(precision: str) -> torch.dtype:
+    """Number format of a training's arithmetic, and of a frozen copy's weights."""
+    return torch.float32 if precision == "32-true" else torch.bfloat16
+
+
+def frozen(
+    original: Checkpoint, *, like: Config, precision: str | None = "32-true"
+) -> SuperNetwork:
     """A frozen copy; weights that need no conversion stay mapped from the checkpoint's file.
+
+    With precision None all do.
 
     Raises:
         ConfigError: if it could not teach a model such as `like`.
@@ -136,8 +167,10 @@ def frozen(original: Checkpoint, *, like: Config, precision: str = "32-true") ->
             )
     with torch.device("meta"):
         model: Any = build(config)
-    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    tensors = {name: tensor.to(dtype) for name, tensor in original.state_dict().items()}
+    tensors = original.state_dict()
+    if precision is not None:
+        dtype = compute_format(precision)
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     tie_head(model)
     renew_tables(model)

@@ -25,6 +25,7 @@ from whittle_nas.weights.assembly import (
 )
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.patch import Patch, patched
+from whittle_nas.weights.sharding import Sharding
 from whittle_nas.weights.slicing import (
     BlockPlan,
     Cut,
@@ -61,6 +62,7 @@ class SuperNetwork:
         model: `litgpt.GPT` or `litgpt.lora.GPT`, never modified.
         info: layer order and the rest of `supernet.yaml`.
         full: sizes of the model.
+        sharding: the units of a model that is shared out between processes, else None.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class SuperNetwork:
         self._skeletons: dict[Any, Any] = {}
         self._blocks: dict[Any, Any] = {}
         self._rope: dict[Any, Tables] = {}
+        self.sharding: Sharding | None = None
 
     @property
     def config(self) -> Any:
@@ -129,6 +132,18 @@ class SuperNetwork:
                 found = self._make_skeleton(sub, checkpoint_blocks)
         return _keep(self._skeletons, key, found, MAX_SKELETONS)
 
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that runs sub-networks, and `head` after it.
+
+        With sharding all processes call it; see `Sharding.root`.
+        """
+        return function(*args) if self.sharding is None else self.sharding.root(function, *args)
+
+    def rest(self) -> None:
+        """Free what passes without gradients have left whole."""
+        if self.sharding is not None:
+            self.sharding.rest()
+
     def head(self, sub: SubNetwork) -> Callable[[torch.Tensor], torch.Tensor]:
         """The sub-network's last layer, hidden states `(..., n_embd)` to logits `(..., V)`."""
         model = self.subnet(sub)
@@ -167,6 +182,9 @@ class SuperNetwork:
         """What makes a skeleton stale: the model moved or changed its sequence length."""
         cos = self.model.cos
         return cos.device, cos.dtype, self.model.max_seq_length
+
+    def _unit(self, layer: int) -> Any:
+        return None if self.sharding is None else self.sharding.blocks[layer]
 
     def _shell(self, plan: SlicePlan) -> Any:
         """A litgpt model without its blocks on the meta device, with real rotary tables."""
@@ -220,7 +238,8 @@ class SuperNetwork:
         found = self._blocks.pop(key, None)
         if found is None:
             skeleton, full = self._block(plan, block, shell), self.model.transformer.h[block.layer]
-            found = _Sliced(skeleton, full, prefix, cuts, recompute=recompute)
+            unit = partial(self._unit, block.layer)
+            found = _Sliced(skeleton, full, prefix, cuts, recompute=recompute, unit=unit)
         return _keep(self._blocks, key, found, MAX_BLOCKS)
 
 
@@ -251,10 +270,12 @@ class _Sliced(nn.Module):
         cuts: Callable[[str], Cut],
         *,
         recompute: bool = False,
+        unit: Callable[[], Any] = lambda: None,
     ) -> None:
         super().__init__()
         self.skeleton = skeleton
         self.recompute = recompute
+        self._unit = unit
         # In a tuple, so that the full part is not registered as a child of the skeleton.
         self._source = (source,)
         # A block may lack parts that the full one has.
@@ -278,6 +299,10 @@ class _Sliced(nn.Module):
             return getattr(skeleton, name)
 
     def forward(self, *args: Any) -> torch.Tensor:
+        unit = self._unit()
+        return self._run(*args) if unit is None else unit(self._run, *args)
+
+    def _run(self, *args: Any) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._call, *args, use_reentrant=False)
         return self._call(*args)
