@@ -4,6 +4,7 @@ import lightning as L
 import litgpt
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
 from whittle_nas.errors import ConfigError
@@ -296,3 +297,45 @@ def test_unknown_logger_and_device(tmp_path):
 def test_trainer_options_out_of_range(wrong):
     with pytest.raises(ConfigError, match=f"trainer.{next(iter(wrong))}"):
         TrainerOptions(**wrong)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait for its GPU: values and sizes that the host asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket._qualified_op_name
+        masks = name == "aten::index" and any(
+            index is not None and index.dtype is torch.bool for index in args[1]
+        )
+        if masks or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::unique"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_step_waits_for_its_device_once(tmp_path, monkeypatch, frozen):
+    """And then for the losses and the norm together, where shapes were seen before."""
+    loss = LossOptions() if frozen else LossOptions(Distillation.none)
+    module = make_module(total_steps=4, frozen=frozen, loss=loss)
+    step, update, tolist = module.training_step, torch.optim.AdamW.step, torch.Tensor.tolist
+    counts, lists = [], []
+
+    def counted(batch, batch_idx):
+        lists.clear()
+        with Waits() as waits:
+            step(batch, batch_idx)
+        counts.append((waits.found, len(lists)))
+
+    def uncounted(*arguments, **more):
+        with _disable_current_modes():  # on a CPU torch's own loop reads the step
+            return update(*arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", uncounted)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(1) or tolist(self))
+    monkeypatch.setattr(module, "training_step", counted)
+    train(module, tmp_path)
+    assert counts[1:] == [([], 1)] * 3

@@ -24,11 +24,13 @@ class Sample(NamedTuple):
         labels: the next token at every position, or IGNORE, (T,).
         segments: which packed sample a position belongs to, (T,), -1 for padding; None where a row
             is one sample.
+        labelled: of a batch, the flat positions that have a label; None where nobody has looked.
     """
 
     input_ids: Tensor
     labels: Tensor
     segments: Tensor | None = None
+    labelled: Tensor | None = None
 
     @property
     def num_labels(self) -> int:
@@ -104,11 +106,21 @@ def collate(samples: Sequence[Sample]) -> Sample:
         return pad_sequence(list(tensors), batch_first=True, padding_value=padding)
 
     segments = [s.segments for s in samples if s.segments is not None]
+    labels = rows([s.labels for s in samples], IGNORE)
     return Sample(
         rows([s.input_ids for s in samples], 0),
-        rows([s.labels for s in samples], IGNORE),
+        labels,
         rows(segments, -1) if segments else None,
+        # here and not in the step: on a GPU the program would wait for the number of positions
+        (labels.flatten() != IGNORE).nonzero().squeeze(1),
     )
+
+
+def labelled(batch: Sample) -> Tensor:
+    """The flat positions of a batch that have a label, (N,)."""
+    if batch.labelled is not None:
+        return batch.labelled
+    return (batch.labels.flatten() != IGNORE).nonzero().squeeze(1)
 
 
 def unlabelled(sample: Sample) -> Sample:

@@ -56,11 +56,11 @@ def block_loss(
 
 @contextmanager
 def outputs_of(model: Any, keep: Tensor) -> Iterator[list[Tensor]]:
-    """Collect what the blocks put out at the tokens `keep` (B, T), (N, d) each."""
+    """Collect what the blocks put out at the flat positions `keep` (N,), (N, d) each."""
     found: list[Tensor] = []
 
     def note(_module: Any, _inputs: Any, output: Tensor) -> None:
-        found.append(output[keep])
+        found.append(output.flatten(0, 1).index_select(0, keep))
 
     handles = [block.register_forward_hook(note) for block in model.transformer.h]
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.train.batches import IGNORE, Sample, attention_mask, positions
+from whittle_nas.train.batches import Sample, attention_mask, labelled, positions
 from whittle_nas.train.blocks import outputs_of
 from whittle_nas.weights.supernet import SuperNetwork
 
@@ -25,14 +25,13 @@ def labelled_hidden(
     whole = batch.segments is None
     hidden = supernet.run(model, batch.input_ids) if whole else supernet.run(_packed, model, batch)
     hidden = hidden.flatten(0, 1)  # (B * T, D)
-    keep = (batch.labels.flatten() != IGNORE).nonzero().squeeze(1)
+    keep = labelled(batch)
     return hidden if len(keep) == len(hidden) else hidden.index_select(0, keep)
 
 
 def labels_of(batch: Sample) -> Tensor:
     """The labels alone, (N,)."""
-    labels = batch.labels.flatten()
-    return labels[labels != IGNORE]
+    return batch.labels.flatten().index_select(0, labelled(batch))
 
 
 def _packed(model: Any, batch: Sample) -> Tensor:
@@ -68,5 +67,5 @@ def hidden_and_blocks(
     if not blocks:
         return run(), []
     model = supernet.subnet(sub, hidden=True, checkpoint_blocks=checkpoint_blocks)
-    with outputs_of(model, batch.labels != IGNORE) as found:
+    with outputs_of(model, labelled(batch)) as found:
         return run(), found

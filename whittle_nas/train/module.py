@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean as mean
 from typing import Any
 
 import lightning as L
@@ -16,8 +17,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import Sampler
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate, unlabelled
-from whittle_nas.train.forward import labels_of
+from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate, labelled, unlabelled
 from whittle_nas.train.options import Distillation
 from whittle_nas.train.recipe import SCORED, Recipe, learning_rate
 from whittle_nas.train.step import (
@@ -33,6 +33,8 @@ from whittle_nas.train.step import (
 from whittle_nas.train.teacher import Teacher, shard_teacher
 from whittle_nas.weights.sharding import Prepare, Sharding, nothing
 from whittle_nas.weights.supernet import SuperNetwork
+
+Means = Sequence[tuple[float, float]]  # cross entropy and distillation loss per network
 
 
 class Diverged(ConfigError):
@@ -207,8 +209,7 @@ class SupernetTraining(L.LightningModule):
             checkpoint_blocks=self.recipe.checkpoint_blocks,
             total=total_over_processes,
         )
-        count = sums.new_tensor([len(labels_of(batch))])
-        step_sums = torch.cat([sums.flatten(), count])
+        step_sums = torch.cat([sums.flatten(), _count(batch, sums)])
         first = batch_idx % self.recipe.accumulate == 0
         self._step_sums = step_sums if first else self._step_sums + step_sums
         if (batch_idx + 1) % self.recipe.accumulate == 0:
@@ -235,13 +236,15 @@ class SupernetTraining(L.LightningModule):
 
     def _update(self, step: int, networks: list[Network]) -> None:
         totals = total_over_processes(self._step_sums)
-        num_labels = float(totals[-1])
         for parameter, mask in self._masks:
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
-        norm = finish_gradients(self.trained, num_labels)
-        means = (totals[:-1] / max(num_labels, 1.0)).view(-1, 2)  # (networks, ce and kd)
-        self._check_finite(step, networks, means, norm)
+        norm = finish_gradients(self.trained, totals[-1])
+        # Here alone the program waits for the device.
+        *sums, num_labels, length = torch.cat([totals, norm.to(totals)[None]]).tolist()
+        each = [value / max(num_labels, 1.0) for value in sums]
+        means = list(zip(each[::2], each[1::2], strict=True))  # ce and kd of every network
+        self._check_finite(step, networks, means, length)
         if self.recipe.clip is not None:
             clip(self.trained, self.recipe.clip, norm)
         optimizer: Any = self.optimizers()
@@ -250,20 +253,15 @@ class SupernetTraining(L.LightningModule):
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
-        self._log_step(networks, means, {"lr": rate, "grad_norm": float(norm)})
+        self._log_step(networks, means, {"lr": rate, "grad_norm": length})
         self._on_step()
 
-    def _check_finite(
-        self, step: int, networks: list[Network], means: Tensor, norm: Tensor
-    ) -> None:
+    def _check_finite(self, step: int, networks: list[Network], means: Means, norm: float) -> None:
         """Stop before a broken gradient reaches the weights."""
-        if math.isfinite(float(means.sum() + norm)):
+        if math.isfinite(sum(map(sum, means)) + norm):
             return
-        broken = [
-            network
-            for network, pair in zip(networks, means.tolist(), strict=True)
-            if not math.isfinite(sum(pair))
-        ]
+        pairs = zip(networks, means, strict=True)
+        broken = [network for network, pair in pairs if not math.isfinite(sum(pair))]
         culprit = "the gradient"
         if broken:
             culprit = f"the loss of the {broken[0].role.value} network ({broken[0].sub})"
@@ -273,17 +271,18 @@ class SupernetTraining(L.LightningModule):
             "gradient_clip_val"
         )
 
-    def _log_step(self, networks: list[Network], means: Tensor, others: dict[str, float]) -> None:
+    def _log_step(self, networks: list[Network], means: Means, others: dict[str, float]) -> None:
         found = {f"train/{name}": value for name, value in others.items()}
         for role in Role:
-            chosen = [i for i, network in enumerate(networks) if network.role is role]
-            if chosen:
-                found[f"train/ce_{role.value}"] = float(means[chosen, 0].mean())
+            pairs = zip(networks, means, strict=True)
+            if chosen := [ce for network, (ce, _) in pairs if network.role is role]:
+                found[f"train/ce_{role.value}"] = mean(chosen)
         frozen = self._teacher[0] is not None
-        taught = [i for i, n in enumerate(networks) if frozen or n.role is not Role.full]
+        pairs = zip(networks, means, strict=True)
+        taught = [kd for network, (_, kd) in pairs if frozen or network.role is not Role.full]
         if taught and self.recipe.loss.distillation is not Distillation.none:
-            found["train/kd"] = float(means[taught, 1].mean())
-        self.log("loss", float(means[:, 0].mean()), prog_bar=True, logger=False)
+            found["train/kd"] = mean(taught)
+        self.log("loss", mean(ce for ce, _ in means), prog_bar=True, logger=False)
         if self.global_step % self.recipe.log_every_n_steps == 0:
             self._send(found)
 
@@ -331,7 +330,7 @@ class SupernetTraining(L.LightningModule):
     def _sums_of(self, subs: Iterable[SubNetwork], batch: Sample) -> Tensor:
         chunk = self.recipe.loss.chunk_elements
         sums = loss_sums(self.supernet, batch, subs, chunk_elements=chunk)
-        return torch.cat([sums, sums.new_tensor([len(labels_of(batch))])])
+        return torch.cat([sums, _count(batch, sums)])
 
     def _record(self, sums: Tensor) -> dict[str, float]:
         if not len(sums):
@@ -377,3 +376,8 @@ class SupernetTraining(L.LightningModule):
         self.history = dict(checkpoint["history"])
         if isinstance(self.sampler, ParetoSampler):
             self.sampler = self.sampler.restored(checkpoint["front"])
+
+
+def _count(batch: Sample, like: Tensor) -> Tensor:
+    """Number of labels of a batch, (1,): filled on its device, where a copy would be waited for."""
+    return like.new_full((1,), len(labelled(batch)))

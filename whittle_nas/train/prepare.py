@@ -129,9 +129,11 @@ class TrainedTensors(Mapping[str, Tensor]):
     def __init__(self, supernet: SuperNetwork, like: Mapping[str, Tensor]) -> None:
         """Wrap a model; `like` holds tensors in the number formats that are wanted."""
         self._merged, self._like = lora.MergedTensors(supernet.model, gathering(supernet)), like
+        self._copied = supernet.sharding is not None  # a gathered part is freed for the next one
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._merged[name].to(device="cpu", dtype=self._like[name].dtype)
+        like = self._like[name]
+        return self._merged[name].to(device="cpu", dtype=like.dtype, copy=self._copied)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._like)

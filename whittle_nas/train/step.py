@@ -204,7 +204,7 @@ def total_over_processes(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def finish_gradients(parameters: list[torch.nn.Parameter], num_labels: float) -> Tensor:
+def finish_gradients(parameters: list[torch.nn.Parameter], num_labels: float | Tensor) -> Tensor:
     """Turn sums of token gradients of this process into the mean over all tokens of all processes.
 
     Called once per optimiser step, after the last backward pass. Parameters that no network of
@@ -221,8 +221,9 @@ def finish_gradients(parameters: list[torch.nn.Parameter], num_labels: float) ->
     gradients = gradients_of(parameters)
     if world_size() > 1 and not sharded:  # with sharding every backward pass has reduced its own
         _all_reduce(gradients)
+    divisor = torch.as_tensor(num_labels).clamp(min=1.0)
     for gradient in gradients:
-        gradient.div_(max(num_labels, 1.0))
+        gradient.div_(divisor)
     norm = torch.nn.utils.get_total_norm(gradients)
     return total_over_processes(norm.square()).sqrt() if sharded else norm
 

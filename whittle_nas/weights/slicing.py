@@ -123,13 +123,17 @@ class SlicePlan:
 
     def indices(self, name: str, device: torch.device | None = None) -> tuple[Index, ...]:
         """For each dimension of a parameter: which entries it keeps."""
+        return tuple(_index(entries, device) for entries in self._entries(name))
+
+    def _entries(self, name: str) -> list[Sequence[int] | None]:
+        """For each dimension of a parameter the entries that it keeps, None for all."""
         layer, _ = axes.split_layer(name)
         selection = self.selection if layer is None else self.blocks[layer].selection
         full = self._full(name)
-        return tuple(
-            _index(axes.kept_entries(dim, selection, full), device)
+        return [
+            axes.kept_entries(dim, selection, full)
             for dim in axes.dims(name, self.full_config)
-        )
+        ]
 
     def _full(self, name: str) -> Any:
         """The super-network's config, with the sizes of the layer that a parameter came from."""
@@ -137,18 +141,17 @@ class SlicePlan:
 
     def cut(self, name: str, device: torch.device | None = None) -> Cut:
         """How to slice the full parameter; dimensions that stay whole need no step."""
-        narrows, gathers = [], []
+        narrows, gathers, strips = [], [], []
         full = self._full(name)
         sizes = [axes.dim_size(dim, full) for dim in axes.dims(name, self.full_config)]
-        for dim, index in enumerate(self.indices(name, device)):
+        for dim, entries in enumerate(self._entries(name)):
+            index = _index(entries, device)
             if isinstance(index, torch.Tensor):
                 gathers.append((dim, index))
+                strips.append(_strip(entries or (), sizes[dim]))  # no device is waited for
             elif index is not None and index != sizes[dim]:
                 narrows.append((dim, index))
-        strip = None
-        if len(gathers) == 1:
-            dim, ids = gathers[0]
-            strip = _strip(ids.tolist(), sizes[dim])
+        strip = strips[0] if len(strips) == 1 else None
         factor = self.factor(name)
         # A norm that multiplies by 1 + w has (1 + w) c = 1 + (w c + c - 1).
         shift = factor - 1 if factor and axes.has_unit_offset(self.full_config) else 0.0
