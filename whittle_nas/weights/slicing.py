@@ -131,8 +131,7 @@ class SlicePlan:
         selection = self.selection if layer is None else self.blocks[layer].selection
         full = self._full(name)
         return [
-            axes.kept_entries(dim, selection, full)
-            for dim in axes.dims(name, self.full_config)
+            axes.kept_entries(dim, selection, full) for dim in axes.dims(name, self.full_config)
         ]
 
     def _full(self, name: str) -> Any:
