@@ -13,6 +13,7 @@ Methods:
     alone      the picks of a search, each from its repaired slice
     cascade    the same, largest first, each from the smallest trained one that it is a part of
     depth      networks that only lack layers, each from its repaired slice; no search
+    ...+kd     the same, with the frozen original as teacher instead of cross entropy
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ WANTED = {1: (60,), 3: (50, 70, 90), 6: (40, 50, 60, 70, 80, 90)}
 BLOCK, BATCH, TRIALS, SEARCH_BLOCKS, REPAIR_BLOCKS = 128, 8, 48, 16, 64
 FORWARD = 1 / 3
 TIED = ("stories260K",)  # whose head a rotation unties: an eighth more parameters for nothing
-RATES = {"stories260K": 2e-3, "babyllama-char361": 1e-3}
-METHODS = ("alone", "cascade", "depth")
+RATES = {"stories260K": 2e-3, "babyllama-char361": 2e-4}
+METHODS = ("alone", "cascade", "depth", "alone+kd", "cascade+kd", "depth+kd")
 RESULTS = "cascade.jsonl"
 
 
@@ -154,9 +155,8 @@ class Model:
         ]  # fmt: skip
         return fitting(subs, self.share)
 
-    def slice(self, sub: SubNetwork, trained: list[Slice]) -> Slice:
+    def slice(self, sub: SubNetwork, larger: Slice | None) -> Slice:
         """A repaired start; those from the sorted model are the same in all trainings."""
-        larger = smallest_around(sub, trained)
         if larger is not None:
             inside = sub.within(larger.sub)
             assert inside is not None
@@ -193,7 +193,8 @@ def train(
     trained: list[Slice] = []
     found = {}
     for number, sub in enumerate(subs):
-        start = model.slice(sub, trained if cascade else [])
+        larger = smallest_around(sub, trained) if cascade else None
+        start = model.slice(sub, larger)
         forward = REPAIR_BLOCKS / BATCH * FORWARD * (1 + 2 * model.share(sub))  # of the repair
         per_step = model.share(sub) + FORWARD * taught
         steps = max(1, int((cost / len(subs) - forward) / per_step))
@@ -208,7 +209,7 @@ def train(
             ),
             validation=ValidationOptions(every_n_steps=10**6),
             batch_size=BATCH,
-            seed=1000 * seed + number * cascade,
+            seed=1000 * seed + (number if larger else 0),
         )  # fmt: skip
         done = specialise(
             options, start, samples=samples, valid=valid, teacher=model.teacher if taught else None
@@ -238,13 +239,17 @@ def run(given: argparse.Namespace) -> None:
                 for method in given.methods:
                     if (name, seed, wanted, method, given.cost) in done:
                         continue
-                    subs = model.depths if method == "depth" else model.picks
+                    kind, _, taught = method.partition("+")
+                    subs = model.depths if kind == "depth" else model.picks
                     chosen = {budget: subs[budget] for budget in WANTED[wanted] if budget in subs}
                     left = given.cost
-                    if method != "depth":
+                    if kind != "depth":
                         mean = statistics.mean(map(model.share, model.picks.values()))
                         left -= TRIALS * SEARCH_BLOCKS / BATCH * FORWARD * mean
-                    found = train(model, chosen, left, seed=seed, cascade=method == "cascade")
+                    found = train(
+                        model, chosen, left,
+                        seed=seed, cascade=kind == "cascade", taught=bool(taught),
+                    )  # fmt: skip
                     row = dict(zip(keys, (name, seed, wanted, method, given.cost), strict=True))
                     with log.open("a") as file:
                         file.write(json.dumps({**row, "networks": found}) + "\n")
@@ -285,7 +290,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(RATES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--wanted", nargs="+", type=int, default=[6, 3, 1])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS[:3]))
     parser.add_argument("--cost", type=float, default=240)
     given = parser.parse_args()
     (run if given.step == "run" else report)(given)

@@ -71,23 +71,16 @@ class Task:
         """Whether nothing is written."""
         return self.options.trainer.fast_dev_run
 
-    def start_of(self, sub: SubNetwork, trained: Sequence[Slice]) -> Slice:
-        """The weights that a network starts from, some networks being trained already."""
-        larger = smallest_around(sub, trained) if self.cascade else None
-        if larger is None:
-            start, inside = slice_of(self.checkpoint, sub), sub
-            if self.library is not None and not self.repair:
-                start = repaired(start, self.library.patch(sub))
-        else:
-            start, inside = part_of(larger, sub), sub.within(larger.sub)
-        if not self.repair or inside is None:
+    def start_of(self, sub: SubNetwork, larger: Slice | None, *, repair_it: bool) -> Slice:
+        """The weights that a network starts from: its part of a trained one, or a slice."""
+        whole: Checkpoint = larger or self.checkpoint
+        inside = sub.within(larger.sub) if larger else sub
+        start = part_of(larger, sub) if larger else slice_of(self.checkpoint, sub)
+        if larger is None and self.library is not None and not self.repair:
+            start = repaired(start, self.library.patch(sub))
+        if not repair_it or inside is None:
             return start
-        whole = supernet_of(larger or self.checkpoint)
-        return repaired(start, repair(whole, inside, text_of(self.samples)).patch)
-
-    def options_of(self, number: int) -> TrainingOptions:
-        """How the next network is trained: on other text than the one that it starts from."""
-        return replace(self.options, seed=self.options.seed + number * self.cascade)
+        return repaired(start, repair(supernet_of(whole), inside, text_of(self.samples)).patch)
 
     def prepare(self) -> None:
         """Make the directory, without what an earlier run left unless it goes on."""
@@ -159,11 +152,15 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
     done: list[Slice] = []
     for number, name in enumerate(sorted(chosen, key=lambda name: -count(chosen[name]))):
         target = task.out_dir / name
-        start = task.start_of(chosen[name], done)
-        if task.resume and (target / WEIGHTS).is_file():
+        finished = task.resume and (target / WEIGHTS).is_file()
+        larger = smallest_around(chosen[name], done) if task.cascade else None
+        start = task.start_of(chosen[name], larger, repair_it=task.repair and not finished)
+        if finished:
             print(f"{name} is trained already: {target}")
         else:
-            rows += _train_one(task, target, start, task.options_of(number), teacher)
+            # Other text than that from which the larger one has learnt.
+            seed = task.options.seed + (number if larger else 0)
+            rows += _train_one(task, target, start, replace(task.options, seed=seed), teacher)
         if not task.is_dry:
             done.append(start.trained(target))
     if not rows:
