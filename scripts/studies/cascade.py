@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.data import TextData
@@ -63,6 +64,20 @@ BLOCK, BATCH, TRIALS, SEARCH_BLOCKS, REPAIR_BLOCKS = 128, 8, 48, 16, 64
 FORWARD = 1 / 3
 TIED = ("stories260K",)  # whose head a rotation unties: an eighth more parameters for nothing
 RATES = {"stories260K": 2e-3, "babyllama-char361": 2e-4}
+SPACES = {  # down to shapes that are useless before they are repaired
+    "stories260K": {
+        "n_embd": [48, 52, 56, 60, 64],
+        "n_head": [4, 8],
+        "n_layer": [2, 3, 4, 5],
+        "intermediate_size": [96, 104, 112, 120, 128, 136, 144, 152, 160, 172],
+    },
+    "babyllama-char361": {
+        "n_embd": [56, 64, 72, 80, 88, 96, 104, 112, 120, 128],
+        "n_head": [4, 8],
+        "n_layer": [2, 3, 4, 5],
+        "intermediate_size": [224, 256, 288, 320, 352],
+    },
+}
 METHODS = ("alone", "cascade", "depth", "alone+kd", "cascade+kd", "depth+kd")
 RESULTS = "cascade.jsonl"
 
@@ -126,13 +141,20 @@ class Model:
     @functools.cached_property
     def picks(self) -> dict[int, SubNetwork]:
         """The best of a search under each budget, nested where that costs little."""
+        repaired = [
+            "--repair", "true", "--calibration.files", DATA / "tinystories" / "train.jsonl",
+            "--calibration.block_size", BLOCK, "--calibration.num_blocks", SEARCH_BLOCKS,
+        ]  # fmt: skip
         whole = parameter_counter(self.original.config)(
             SubNetwork.from_config(self.original.config)
         )
+        space = self.out / self.name / "space.yaml"
+        space.write_text(yaml.safe_dump(SPACES[self.name]))
         limits = {budget: int(whole * budget / 100) for budget in WANTED[6]}
         found = nas(
             self.out / self.name / "search", "search", "--checkpoint_dir", self.sorted.path,
-            "--num_trials", TRIALS, "--seed", 1, "--nested", "true",
+            "--num_trials", TRIALS, "--seed", 1, "--nested", "true", *repaired,
+            "--search_space", space,
             "--data.files", DATA / "tinystories" / "valid.jsonl", "--data.block_size", BLOCK,
             "--data.num_blocks", SEARCH_BLOCKS, "--search_blocks", SEARCH_BLOCKS,
             "--budgets", ",".join(f"num_params <= {limit}" for limit in limits.values()),
@@ -245,7 +267,8 @@ def run(given: argparse.Namespace) -> None:
                     left = given.cost
                     if kind != "depth":
                         mean = statistics.mean(map(model.share, model.picks.values()))
-                        left -= TRIALS * SEARCH_BLOCKS / BATCH * FORWARD * mean
+                        # of every trial the evaluation and the repair
+                        left -= TRIALS * SEARCH_BLOCKS / BATCH * FORWARD * (1 + 3 * mean)
                     found = train(
                         model, chosen, left,
                         seed=seed, cascade=kind == "cascade", taught=bool(taught),
@@ -291,7 +314,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--wanted", nargs="+", type=int, default=[6, 3, 1])
     parser.add_argument("--methods", nargs="+", default=list(METHODS[:3]))
-    parser.add_argument("--cost", type=float, default=240)
+    parser.add_argument("--cost", type=float, default=600)
     given = parser.parse_args()
     (run if given.step == "run" else report)(given)
 

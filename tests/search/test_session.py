@@ -272,8 +272,13 @@ def test_the_grid_of_the_training_comes_first(request_):
     (request_.checkpoint.path / "grid.yaml").write_text(json.dumps(members))
     first = request_.first()
     assert first[:2] == [request_.space.largest, request_.space.smallest]
-    assert [sub.n_embd for sub in first[2:]] == [32]  # the other one is not in the space
-    assert len(replace(request_, start_from_grid=False).first()) == 2
+    assert [sub.n_embd for sub in first[-1:]] == [32]  # the other one is not in the space
+    without = replace(request_, start_from_grid=False).first()
+    assert without == first[:-1]
+    # Between them: what only lacks layers.
+    whole = request_.space.largest
+    assert [sub.n_layer for sub in without[2:]] == list(range(whole.n_layer - 1, 0, -1))
+    assert all(set(sub.shapes) == set(whole.shapes) for sub in without[2:])
 
 
 def test_halving_saves_blocks_and_keeps_the_front(request_):

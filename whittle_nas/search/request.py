@@ -144,17 +144,34 @@ class Request:
         return Costs(config, info, self.load, measured=measured, table=table)
 
     def first(self) -> list[SubNetwork]:
-        """What is tried first: the ends of the space, then the grid that was trained.
+        """What is tried first: the ends of the space, fewer layers, and the grid that was trained.
+
+        Fewer layers alone lose much at once and recover fast: a random member that happens to be
+        whole in all other dimensions is rare, so without these the front would never offer any.
 
         Raises:
             ConfigError: if `grid.yaml` is malformed.
         """
         path = self.checkpoint.path / GRID
         first = [sub for sub in self.start if self.space.contains(sub)]
-        first += [self.space.largest, self.space.smallest]
+        first += [self.space.largest, self.space.smallest, *self._shallow()]
         if self.start_from_grid and path.is_file():
             first += [sub for sub in _read_grid(path, self.checkpoint) if self.space.contains(sub)]
         return first
+
+    def _shallow(self) -> list[SubNetwork]:
+        """Networks that only lack layers: four, evenly over their number."""
+        largest, order = self.space.largest, self.checkpoint.info.layer_order
+        kept = [layer for layer in order if largest.blocks[layer] is not None]
+        members = []
+        for count in range(len(kept) - 1, 0, -1):
+            blocks = tuple(
+                block if at in kept[:count] else None for at, block in enumerate(largest.blocks)
+            )
+            sub = SubNetwork(largest.n_embd, blocks)
+            members += [sub] if self.space.contains(sub) else []
+        most = min(len(members), 4)
+        return [members[at * len(members) // most] for at in range(most)]
 
     def how_measured(self, num_trials: int, accuracies: Mapping[str, Accuracy]) -> dict[str, Any]:
         """What `front.json` says about its numbers.
