@@ -145,3 +145,39 @@ def test_local_search_starts_from_solutions_and_keeps_to_the_library(library, bu
     assert tried[: len(inside)] == inside
     for shape in tried:
         known.solution(SubNetwork.from_dict(shape, range(3)))
+
+
+@pytest.mark.slow
+def test_training_starts_from_candidates(library, bundled, tmp_path):
+    """The best of a budget are ranked again, and the picked one is finished."""
+    out, data = tmp_path / "out", ("--data.files", bundled / "train.jsonl", *BLOCKS)
+    again = [word.replace("--data", "--recovery.data") for word in map(str, data)]
+    short = ("--recovery.candidates", 2, "--recovery.steps", 1, "--recovery.budget")
+    limit = "num_params <= 80%"
+    options = ("--num_solutions", 3, "--ilp_rounds", 0, "--budgets", "80%")
+    assert search(library, out, bundled, *options, *again, *short, limit) == 0
+    trials = {row["shape"]: float(row["val_loss"]) for row in rows(out)}
+    checkpoint = open_checkpoint(library.parent / "checkpoint")
+    net, known = load_supernet(checkpoint.path), open_library(library, checkpoint)
+    data_ = TextData(files=bundled / "valid.jsonl", block_size=32, num_blocks=8)
+    tokens = load_blocks(data_, checkpoint.path, config=checkpoint.config).tokens
+    recovered = read_front(out / "recovery.json", range(3))
+    assert len(recovered.entries) == 2
+    for entry in recovered.entries:
+        sub = entry.subnetwork
+        assert json.dumps(sub.to_dict()) in trials
+        before = nats_per_token(net.standalone(sub, known.patch(sub)), tokens)
+        assert entry.metrics["val_loss"] == pytest.approx(before, rel=1e-4)
+    trained = tmp_path / "trained"
+    words = ("--subnetworks", out / "picks.yaml", "--out_dir", trained, "--trainer.max_steps", 1)
+    valid = ("--valid.files", bundled / "valid.jsonl", "--valid.num_blocks", 8)
+    where = ("--checkpoint_dir", checkpoint.path, "--valid.block_size", 32, "--batch_size", 2)
+    assert nas("finetune", *where, *data, *words, *valid) == 0
+    history = yaml.safe_load((trained / "num_params-80" / "losses.yaml").read_text())
+    first = history["nats_per_token"][0]["full"]
+    best = yaml.safe_load((out / "picks.yaml").read_text())[0]
+    sub = SubNetwork.from_dict(
+        {k: best[k] for k in best if k not in ("name", "candidates")}, range(3)
+    )
+    expected = nats_per_token(net.standalone(sub, known.patch(sub)), tokens)
+    assert first == pytest.approx(expected, rel=1e-4)
