@@ -23,5 +23,6 @@ bench importance scripts/bench/bench_importance.py
 bench training scripts/bench/bench_training.py
 bench training_distilled scripts/bench/bench_training.py --distillation forward_kl
 bench search scripts/bench/bench_search.py
+bench ilp scripts/bench/bench_ilp.py
 bench evaluate scripts/bench/bench_evaluate.py
 bench export scripts/bench/bench_export.py

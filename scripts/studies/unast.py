@@ -209,6 +209,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
         parser.add_argument(f"--{name}_column", default="text")
         parser.add_argument(f"--{name}_blocks", type=int, default=16)
+        parser.add_argument(f"--{name}_skip", type=int, default=0)
     parser.add_argument("--block_size", type=int, default=256)
     parser.add_argument("--budgets", type=float, nargs="+", default=[90, 80, 70, 60])
     parser.add_argument("--routes", nargs="+", default=ROUTES, choices=ROUTES)
@@ -218,13 +219,14 @@ def main() -> None:
     checkpoint = open_checkpoint(given.checkpoint)
 
     def text(name: str) -> Any:
+        skip = getattr(given, f"{name}_skip")
         data = TextData(
             files=[getattr(given, name)],
             column=getattr(given, f"{name}_column"),
-            num_blocks=getattr(given, f"{name}_blocks"),
+            num_blocks=skip + getattr(given, f"{name}_blocks"),
             block_size=given.block_size,
         )
-        return load_blocks(data, checkpoint.path, config=checkpoint.config).tokens
+        return load_blocks(data, checkpoint.path, config=checkpoint.config).tokens[skip:]
 
     study = Study(
         open_library(given.library, checkpoint),
