@@ -1,6 +1,6 @@
 """Seconds that the integer programs of `nas search --method ilp` take.
 
-    python scripts/bench/bench_ilp.py [--layers 32] [--candidates 15] [--solutions 100] [--out x.json]
+    python scripts/bench/bench_ilp.py [--layers 32] [--candidates 15] [--solutions 9] [--out x]
 
 Random libraries: every candidate of a part costs less the worse it scores, about as measured ones
 do. One budget of 70 % of the parameters, every two solutions agree in at most 70 % of the parts.
