@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from whittle_nas.page import Column, Report, Row, export_line, render, size_columns, size_options
+from whittle_nas.space import Block, SubNetwork
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;<!--"
 
@@ -75,13 +77,17 @@ def run(report: Report, actions: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+SHAPES = "byId.table.querySelectorAll('rect').map(r => r.attributes.class).join(' | ')"
+
+
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node for the script")
 ROWS = "console.log(byId.table.querySelectorAll('tr').slice(2).map(r => r.textContent).join('|'));"
 
 
 def test_page_needs_nothing_from_elsewhere():
     page = render(sample())
-    assert not re.search(r"(src|href)\s*=|@import|url\(|https?://(?!www\.w3\.org/2000/svg)", page)
+    elsewhere = r"(src|href)\s*=|@import|url\((?!#)|https?://(?!www\.w3\.org/2000/svg)"
+    assert not re.search(elsewhere, page)
     assert "default-src 'none'" in page
 
 
@@ -188,3 +194,15 @@ def test_ticks_are_round():
         "0,0.2,0.4,0.6,0.8,1", "3,4,5,6", "400K,600K,800K,1M", "-2,0,2,4",
         "1K,10K,100K,1M", "0,4,3,9",
     ]  # fmt: skip
+
+
+@needs_node
+def test_a_row_shows_what_it_keeps_of_every_layer():
+    whole = SubNetwork(8, (Block(4, 2, 8, 30),) * 3)
+    sub = SubNetwork(8, (Block(4, 2, 8, 15), None, Block(0, 0, 0, 30)))
+    assert sub.shares(whole) == [(1, 0.5), (0, 0), (0, 1)]
+    report = sample()
+    rows = [replace(row, shape=sub.shares(whole)) for row in report.rows[:1]]
+    (shown,) = run(replace(report, rows=rows), f"console.log({SHAPES});")
+    assert shown == "heads original | neurons | neurons original"
+    assert run(report, f"console.log({SHAPES});") == [""]

@@ -17,7 +17,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-_SCRIPTS = ("chart.js", "table.js", "page.js")
+_SCRIPTS = ("chart.js", "shape.js", "table.js", "page.js")
 SIZES = "sizes"
 
 
@@ -51,12 +51,15 @@ class Row:
         values: numbers by the name of the column, where they are known.
         stderrs: standard errors by the name of the column, where they are known.
         command: line that exports it.
+        shape: for each layer of the whole model, which shares of its heads and neurons are kept;
+            empty where no shapes are shown.
     """
 
     label: str
     values: Mapping[str, float | None]
     stderrs: Mapping[str, float | None] = field(default_factory=dict)
     command: str = ""
+    shape: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def _plain(report: Report) -> dict[str, Any]:
             "values": [_finite(row.values.get(name)) for name in names],
             "stderrs": [_finite(row.stderrs.get(name)) for name in names] if row.stderrs else [],
             "command": row.command,
+            "shape": [[round(share, 3) for share in layer] for layer in row.shape],
         }
 
     return {

@@ -294,6 +294,39 @@ def plot_scores(
     _save(figure, path)
 
 
+def plot_shapes(
+    path: Path, shapes: Mapping[str, Sequence[tuple[float, float]]], *, whole: Sequence[Any]
+) -> None:
+    """What networks keep of every layer: heads upwards, neurons downwards, hatched where all.
+
+    Args:
+        path: picture to write.
+        shapes: shares of head channels and neurons of every layer, by the network's name.
+        whole: blocks of the whole model, whose sizes the ends of the scale are.
+    """
+    from matplotlib.figure import Figure
+
+    width = min(4 + 0.25 * len(whole), 14)
+    figure = Figure(figsize=(width, 0.6 + 1.7 * len(shapes)), layout="constrained")
+    heads = max((block.n_head for block in whole), default=0)
+    neurons = max((block.intermediate_size for block in whole), default=0)
+    panels = figure.subplots(len(shapes), 1, squeeze=False, sharex=True)[:, 0]
+    for panel, (name, layers) in zip(panels, shapes.items(), strict=True):
+        for part, (colour, sign) in enumerate(((BLUE, 1), (ORANGE, -1))):
+            at = range(len(layers))
+            bars = panel.bar(at, [sign * layer[part] for layer in layers], color=colour)
+            for bar, layer in zip(bars, layers, strict=True):
+                if layer[part] == 1:
+                    bar.set(hatch="////", facecolor="white", edgecolor=colour)
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set(ylim=(-1.1, 1.1), yticks=(-1, 0, 1), title=name)
+        panel.set_yticklabels((f"{neurons} neurons", "0", f"{heads} heads"))
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.3, axis="y")
+    panels[-1].set_xlabel("layer (hatched: as in the whole model)")
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     """Write a picture whole or not at all: an earlier one may have the name."""
     with atomic_file(path) as partial:

@@ -9,6 +9,7 @@ from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.errors import ConfigError
 
 _SMALLEST = "smallest"  # the sub-network that is shown where none is named
+_SHAPES = 12  # in shapes.png
 # For people; profile.json has the names and units of `nas search`.
 _SHOWN = {
     "flops": ("GFLOPs per sequence", 1e9),
@@ -69,7 +70,7 @@ def profile(
         dtype: Number format of the weights; `stored` is that of the checkpoint, and float32 without
             one.
         seed: Seed of the random tokens and weights.
-        out_dir: Where to write `profile.json`; nothing is written without it.
+        out_dir: Where to write `profile.json` and `shapes.png`; nothing is written without it.
         overwrite: Replace what is in `out_dir`.
     """
     from whittle_nas.cli.common import (
@@ -105,7 +106,8 @@ def profile(
         rows.append({"name": name, "subnetwork": sub.to_dict(), **costs})
     _print(rows, dict(subs), f"batch {batch} x {tokens} tokens on {place}")
     if out_dir is not None:
-        _write(out_dir, rows, {"batch": batch, "tokens": tokens, "device": str(place)}, overwrite)
+        load = {"batch": batch, "tokens": tokens, "device": str(place)}
+        _write(out_dir, rows, load, dict(subs), overwrite)
     if checkpoint_dir is not None:
         _print_next(checkpoint_dir, None if subs[-1][0] == _SMALLEST else subs[-1][1])
 
@@ -280,14 +282,26 @@ def _print(rows: list[dict[str, Any]], subs: dict[str, Any], title: str) -> None
             print(f"{name}: {sub}")
 
 
-def _write(out_dir: Path, rows: list[Any], settings: dict[str, Any], overwrite: bool) -> None:
+def _write(
+    out_dir: Path,
+    rows: list[Any],
+    settings: dict[str, Any],
+    subs: dict[str, Any],
+    overwrite: bool,
+) -> None:
     import json
 
+    from whittle_nas.plots import plot_shapes
     from whittle_nas.weights.files import atomic_directory
+
+    (_, whole), *smaller = subs.items()
 
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         text = json.dumps({"format": 1, **settings, "subnetworks": rows}, indent=2)
         (partial / "profile.json").write_text(text + "\n", encoding="utf-8")
+        if smaller:
+            shapes = {name: sub.shares(whole) for name, sub in smaller[:_SHAPES]}
+            plot_shapes(partial / "shapes.png", shapes, whole=whole.blocks)
     print(f"wrote {out_dir / 'profile.json'}")
 
 

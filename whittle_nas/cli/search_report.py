@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
-from whittle_nas.plots import plot_front
+from whittle_nas.plots import plot_front, plot_shapes
 from whittle_nas.search import budgets, html, programs
 from whittle_nas.search.objectives import REPAIR
 from whittle_nas.search.options import Method
@@ -23,7 +23,10 @@ from whittle_nas.search.results import (
 from whittle_nas.search.session import Listener, Outcome
 from whittle_nas.search.trials import Status, Trial
 from whittle_nas.space.front import Front
+from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.files import atomic_write_text
+
+_SHAPES = 6  # of a front, in shapes.png
 
 
 @contextmanager
@@ -50,12 +53,16 @@ def listening(request: Request, warn: Callable[[str], None]) -> Iterator[Listene
 
 
 def report(request: Request, outcome: Outcome) -> None:
-    """Write `front.png` and `front.html` and print the front."""
+    """Write pictures and `front.html` and print the front."""
     growth = hypervolume_over_time(outcome.trials, request.objectives, request.constraints)
     path = request.out_dir / "front.json"
-    page = html.render(outcome.front, outcome.trials, growth, str(path))
+    whole = SubNetwork.from_config(request.checkpoint.config)
+    page = html.render(outcome.front, outcome.trials, growth, str(path), whole=whole)
     atomic_write_text(request.out_dir / "front.html", page)
     _draw(request, outcome, growth)
+    entries = outcome.front.entries
+    some = entries[:: math.ceil(len(entries) / _SHAPES)]
+    draw_shapes(request, {f"front-{entry.index}": entry.subnetwork for entry in some})
     _print_front(request, outcome)
     failed = [trial for trial in outcome.trials if trial.status is Status.failed]
     if failed:
@@ -99,6 +106,13 @@ def _draw(request: Request, outcome: Outcome, growth: Sequence[float]) -> None:
         hypervolume=growth,
         original=outcome.front.whole.get("metrics"),
     )
+
+
+def draw_shapes(request: Request, subs: Mapping[str, SubNetwork]) -> None:
+    """Write `shapes.png`: what networks keep of every layer."""
+    whole = SubNetwork.from_config(request.checkpoint.config)
+    shapes = {name: sub.shares(whole) for name, sub in subs.items()}
+    plot_shapes(request.out_dir / "shapes.png", shapes, whole=whole.blocks)
 
 
 def _print_front(request: Request, outcome: Outcome) -> None:
@@ -173,6 +187,7 @@ def write_picks(
     path = request.out_dir / budgets.FILE_NAME
     picks = budgets.pick_budgets(outcome.front, wanted, warn, nested=nested)
     atomic_write_text(path, budgets.dump_picks(picks, outcome.front.candidates))
+    draw_shapes(request, {name: entry.subnetwork for name, entry in picks.items()})
     columns = [*dict.fromkeys([*request.objectives, budgets.METRIC])]
     rows = [[n, e.index, *(e.metrics[c] for c in columns)] for n, e in picks.items()]
     print_table(["pick", "index", *columns], rows, f"best under each budget, in {path}")

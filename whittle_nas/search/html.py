@@ -10,10 +10,18 @@ from whittle_nas.page import Column, Row
 from whittle_nas.search.objectives import is_cost
 from whittle_nas.search.trials import Trial
 from whittle_nas.space.front import Front, FrontEntry
+from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.space.words import words
 
 
-def render(front: Front, trials: Sequence[Trial], hypervolume: Sequence[float], path: str) -> str:
+def render(
+    front: Front,
+    trials: Sequence[Trial],
+    hypervolume: Sequence[float],
+    path: str,
+    *,
+    whole: SubNetwork,
+) -> str:
     """The page.
 
     Args:
@@ -21,6 +29,7 @@ def render(front: Front, trials: Sequence[Trial], hypervolume: Sequence[float], 
         trials: all trials.
         hypervolume: dominated share of the objectives' range after each trial.
         path: of `front.json`, for the export commands.
+        whole: the whole model, to which shapes are compared.
     """
     first = front.entries[0]
     names = [*front.objectives, *(m for m in first.metrics if m not in front.objectives)]
@@ -40,7 +49,7 @@ def render(front: Front, trials: Sequence[Trial], hypervolume: Sequence[float], 
         summary=f"{len(front.entries)} of {len(trials)} sub-networks are on the front of "
         f"{', '.join(front.objectives)}.",
         columns=[*metrics, *page.size_columns(first.subnetwork.summary())],
-        rows=[_row(front, entry, path) for entry in front.entries],
+        rows=[_row(front, entry, path, whole) for entry in front.entries],
         x=front.objectives[-1],
         y=front.objectives[0],
         named="on the front",
@@ -59,12 +68,13 @@ def _original(front: Front) -> Row | None:
     return Row("whole model", metrics) if metrics else None
 
 
-def _row(front: Front, entry: FrontEntry, path: str) -> Row:
+def _row(front: Front, entry: FrontEntry, path: str, whole: SubNetwork) -> Row:
     choice = ["--front", path, "--index", str(entry.index)]
     command = page.export_line(front.checkpoint_dir, choice, f"exported-front-{entry.index}")
     # `nas evaluate` gives the same names.
     values = {**entry.metrics, **entry.subnetwork.summary()}
-    return Row(f"front-{entry.index}", values, command=command)
+    shape = entry.subnetwork.shares(whole)
+    return Row(f"front-{entry.index}", values, command=command, shape=shape)
 
 
 def _trial(front: Front, trial: Trial) -> Row:

@@ -33,8 +33,8 @@ from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.files import atomic_write_text, remove_run
 
 FILES = (
-    FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "front.html", "recovery.json",
-    budgets.FILE_NAME, programs.FILE_NAME,
+    FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "shapes.png", "front.html",
+    "recovery.json", budgets.FILE_NAME, programs.FILE_NAME,
 )  # fmt: skip
 
 

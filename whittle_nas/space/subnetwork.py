@@ -115,6 +115,11 @@ class SubNetwork:
         sizes = {"n_embd": self.n_embd, **block.to_dict(), "n_layer": self.n_layer}
         return sizes if all(sizes.values()) else None
 
+    def shares(self, whole: SubNetwork) -> list[tuple[float, float]]:
+        """For each layer of the whole model, which share of head channels and neurons is kept."""
+        pairs = zip(self.blocks, whole.blocks, strict=True)
+        return [(0.0, 0.0) if b is None or of is None else _shares(b, of) for b, of in pairs]
+
     def summary(self) -> dict[str, float]:
         """The six sizes as numbers for tables and pages: means where the blocks differ."""
         found: dict[str, float] = {"n_embd": self.n_embd}
@@ -259,6 +264,11 @@ def _is_part(block: Block | None, larger: Block | None) -> bool:
         block.n_head // block.n_query_groups <= larger.n_head // larger.n_query_groups
         and larger.head_size % block.head_size == 0
     )
+
+
+def _shares(block: Block, whole: Block) -> tuple[float, float]:
+    heads = block.n_head * block.head_size / max(1, whole.n_head * whole.head_size)
+    return heads, block.intermediate_size / max(1, whole.intermediate_size)
 
 
 def _check_layers(layers: Any, n_layer: int, depth: int) -> None:

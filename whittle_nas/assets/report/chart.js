@@ -2,7 +2,7 @@
 // Numbers as text, and the drawing of charts.
 
 const SVG = 'http://www.w3.org/2000/svg';
-const DRAWN = new Set(['circle', 'line', 'path', 'text']);
+const DRAWN = new Set(['circle', 'line', 'path', 'rect', 'svg', 'text', 'title']);
 const TICK = new Intl.NumberFormat('en', {notation: 'compact', maximumSignificantDigits: 5});
 
 const el = id => document.getElementById(id);

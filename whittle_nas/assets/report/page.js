@@ -133,12 +133,13 @@ function choose(item) {
   const words = item.command.split(' ').flatMap(word => [make('span', {}, word), ' ']);
   el('command').replaceChildren(...words.slice(0, -1));
   el('copy').textContent = 'Copy';
+  el('shape').replaceChildren(...(item.shape.length ? [shapeOf(item, 44)] : []));
   mark();
 }
 
 function buildTable() {
   const columns = shownColumns(report, el('all').checked);
-  const head = headerOf(columns, sortBy);
+  const head = headerOf(columns, sortBy, report.rows.some(item => item.shape.length));
   drawn.headings = head.querySelectorAll('[data-column]');
   drawn.rows.clear();
   for (const item of report.rows) {

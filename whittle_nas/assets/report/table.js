@@ -14,7 +14,7 @@ function groupsOf(columns) {
   return groups;
 }
 
-function headerOf(columns, sort) {
+function headerOf(columns, sort, shapes) {
   const first = [make('td', {class: 'group'})];
   for (const {name, size} of groupsOf(columns))
     first.push(make('th', {class: 'group begins', colspan: size, scope: 'colgroup'}, name));
@@ -23,6 +23,10 @@ function headerOf(columns, sort) {
     const begins = at === 0 || columns[at - 1].group !== column.group;
     second.push(heading(column.label, column, sort, begins ? 'begins' : ''));
   });
+  if (shapes) {
+    first.push(make('th', {class: 'group begins', scope: 'colgroup'}, 'shape'));
+    second.push(make('th', {scope: 'col', class: 'begins'}, 'heads up, neurons down'));
+  }
   return make('thead', {}, make('tr', {}, ...first), make('tr', {}, ...second));
 }
 
@@ -46,6 +50,7 @@ function rowOf(item, columns, digits, on) {
       cell.append(make('span', {class: 'stderr'}, ` \u00b1\u00a0${text(stderr, digits[column.at])}`));
     return cell;
   });
+  if (item.shape.length) cells.push(make('td', {class: 'begins'}, shapeOf(item, 22)));
   const moves = {onclick: () => on.choose(item), onmouseenter: () => on.near(item),
     onmouseleave: () => on.near(null), onkeydown: moveFocus};
   return make('tr', moves, make('th', {scope: 'row'}, button), ...cells);
