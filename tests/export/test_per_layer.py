@@ -10,6 +10,7 @@ from tests.conftest import FAMILIES, fill_random, tiny_config
 from tests.weights.test_per_layer import members
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.checkpoint import plan_export, write_export
+from whittle_nas.export.deci import Engine
 from whittle_nas.space import Block, SubNetwork
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
@@ -164,8 +165,37 @@ def test_what_the_format_can_not_hold_is_refused(family, blocks, message, tmp_pa
     sub = SubNetwork(64, tuple(block and Block(*block) for block in blocks))
     with pytest.raises(ConfigError, match=message):
         plan_export(source, sub, to_hf=True)
-    _, planned = exported(source, sub, tmp_path, to_hf=True, pad=True)
-    assert any("nothing is saved" in note for note in planned.notes)
+    out_dir, planned = exported(source, sub, tmp_path, to_hf=True, pad=True)
+    assert any("filled up with zeros" in note for note in planned.notes)
+    with torch.inference_mode():
+        expected = load_supernet(source.path).standalone(sub)(IDS)
+        theirs = AutoModelForCausalLM.from_pretrained(out_dir, trust_remote_code=True)
+        torch.testing.assert_close(theirs(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_engine_needs_is_filled_up(tmp_path):
+    model = fill_random(tiny_gpt_of("Llama-3.1-8B", n_embd=64)).eval()
+    source = checkpoint(model, tmp_path)
+    sub = SubNetwork(64, (Block(0, 0, 0, 72), Block(6, 3, 8, 0), Block(4, 4, 8, 31)))
+    both = {"to_hf": True, "targets": set(Engine)}
+    with pytest.raises(ConfigError, match="one n_head"):
+        plan_export(source, sub, **both)
+    even = SubNetwork(64, (Block(0, 0, 0, 72), *(Block(4, 4, 8, n) for n in (9, 10))))
+    with pytest.raises(ConfigError, match=r"--targets vllm: .*first layer.*--pad true"):
+        plan_export(source, even, **both)
+    out_dir, planned = exported(source, sub, tmp_path, pad=True, **both)
+    # 6 heads would do but for llama.cpp, and 3 groups of 2 heads are 4 groups there.
+    assert planned.padding.outer.blocks == (
+        Block(8, 1, 8, 256), Block(8, 4, 8, 256), Block(8, 4, 8, 256)
+    )  # fmt: skip
+    _, for_vllm = exported(source, sub, tmp_path, pad=True, to_hf=True, targets={Engine.vllm})
+    assert for_vllm.padding.outer.blocks == (
+        Block(6, 1, 8, 72), Block(6, 3, 8, 0), Block(6, 6, 8, 31)
+    )  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(out_dir, trust_remote_code=True)
+    with torch.inference_mode():
+        expected = SuperNetwork(model).standalone(sub)(IDS)
+        torch.testing.assert_close(theirs(IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def data():
     trials.append(Trial(3, uniform(9, 1, 1, 8, 8, 1, of=2), Status.failed, {"num_params": 5}))
     entries = tuple(FrontEntry(n, t.sub, t.metrics) for n, t in enumerate(trials[:3]))
     front = Front(("val_loss", "num_params"), entries, "a</script>b", {"seed": 1})
-    page = render(front, trials, [0.0, 0.5, 0.6, 0.6], "out/front.json")
+    whole = uniform(16, 1, 1, 8, 8, 2, of=2)
+    page = render(front, trials, [0.0, 0.5, 0.6, 0.6], "out/front.json", whole=whole)
     found = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.S)
     assert found
     return json.loads(found[1])

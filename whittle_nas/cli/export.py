@@ -53,6 +53,7 @@ def export(
     format: Format = Format.litgpt,
     quantize: Quantize | None = None,
     pad: bool = False,
+    targets: str | None = None,
     repair: bool = False,
     data: TextData = TextData(num_blocks=128),
     device: str = "auto",
@@ -86,8 +87,10 @@ def export(
         quantize: With `--format hf`, from a directory of `nas prune --method gptq` or `rtn`: write
             its integers, packed as vLLM loads them (compressed-tensors). `w4a16` after
             `--bits 4`, `w8a16` after `--bits 8`.
-        pad: Fill layers of different sizes up with zeros to an ordinary model, which every program
-            reads and which computes the same, but is as large as if all were like the largest.
+        pad: Fill layers of different sizes up with zeros, which changes nothing but the size: to an
+            ordinary model as large as if all layers were like the largest, or with `hf` and a Llama
+            only until all have equally many query heads, and to what `targets` need.
+        targets: `vllm`, `llama.cpp` or both: refuse layers of different sizes that they can't run.
         repair: Fit the projections again by least squares on calibration text, without training,
             so that they make up for what was cut; never worse than the plain slices on text that is
             held back from the fit.
@@ -131,7 +134,14 @@ def export(
         whole=quantize is not None or (checkpoint_dir / PRUNE_REPORT).is_file(),
     )
     scheme = None if quantize is None else quantize.value
-    planned = plan_export(checkpoint, sub, to_hf=format is Format.hf, quantize=scheme, pad=pad)
+    planned = plan_export(
+        checkpoint,
+        sub,
+        to_hf=format is Format.hf,
+        quantize=scheme,
+        pad=pad,
+        targets=_engines(targets),
+    )
     text = repair_text(repair, data, option="data", checkpoint=checkpoint)
     lines: Sequence[str] = ()
     library = library_of(checkpoint, front=front, subnetworks=subnetworks)
@@ -145,6 +155,16 @@ def export(
     _report(planned, lines, out_dir)
     if push_to_hub is not None:
         print(f"uploaded to {push(out_dir, push_to_hub)}")
+
+
+def _engines(targets: str | None) -> set[Any]:
+    from whittle_nas.export.deci import Engine
+
+    names = [name.strip() for name in (targets or "").split(",") if name.strip()]
+    known = {engine.value: engine for engine in Engine}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--targets {unknown[0]}: choose from {', '.join(known)}")
+    return {known[name] for name in names}
 
 
 def _repaired(checkpoint: Any, sub: Any, text: Any, device: Any) -> tuple[Any, str, Sequence[str]]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.export.deci import Engine, check_engines, is_llama, with_equal_heads
 from whittle_nas.export.engines import engine_notes
 from whittle_nas.export.hf import HFTarget, hf_target, write_hf, write_hf_config
 from whittle_nas.export.model_card import Use, model_card
 from whittle_nas.export.packed import Packing, packing_notes, pruned_sentences, read_packing
-from whittle_nas.export.padding import Padded, Padding, plan_padding
+from whittle_nas.export.padding import Padded, Padding, alike, plan_padding
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.axes import num_params
@@ -60,8 +62,8 @@ class ExportPlan:
         """What reads it."""
         if self.to_hf:
             return Use.remote if self.target and self.target.code else Use.transformers
-        alike = self.padding is not None or self.slices.sub.sizes() is not None
-        return Use.litgpt if alike else Use.nas
+        equal = self.padding is not None or self.slices.sub.sizes() is not None
+        return Use.litgpt if equal else Use.nas
 
 
 def plan_export(
@@ -71,6 +73,7 @@ def plan_export(
     to_hf: bool = False,
     quantize: str | None = None,
     pad: bool = False,
+    targets: Collection[Engine] = (),
 ) -> ExportPlan:
     """Resolve an export.
 
@@ -79,7 +82,8 @@ def plan_export(
         sub: what is taken of it.
         to_hf: write it for transformers.
         quantize: write packed integers, by a scheme of `packed.SCHEMES`; for transformers only.
-        pad: fill layers of different sizes up with zeros.
+        pad: fill layers of different sizes up with zeros, as far as the format needs it.
+        targets: what must run it, where layers differ in size and it is for transformers.
 
     Raises:
         ConfigError: if the sizes do not fit the model, no Hugging Face architecture has them, or
@@ -87,12 +91,19 @@ def plan_export(
     """
     info = source.info
     slices = plan_slices(sub, source.config, head_channels=info.head_channels, norms=info.norms)
-    padding = plan_padding(slices) if pad and sub.sizes() is None else None
+    padding = None
+    if pad and sub.sizes() is None:
+        by_layer = to_hf and is_llama(slices.config)
+        enlarge = (
+            partial(with_equal_heads, n_embd=sub.n_embd, engines=targets) if by_layer else alike
+        )
+        padding = plan_padding(slices, enlarge)
     after, pruned = pruned_sentences(source.path)
     plan = ExportPlan(source, slices, to_hf, None, after=after, padding=padding)
     shape = _shape_notes(slices, padding)
     if to_hf:
         target = hf_target(plan.config)
+        check_engines(plan.config, targets, padded=padding is not None)
         notes = engine_notes(target.model_type, plan.config, tied=source.tied)
         packing = None if quantize is None else _packing(source, slices, target, quantize)
         if packing is not None:
@@ -112,9 +123,11 @@ def _shape_notes(slices: SlicePlan, padding: Padding | None) -> tuple[str, ...]:
     if padding is None:
         return ("its layers differ in size",)
     own, whole = parameter_counter(slices.full_config)(slices.sub), num_params(padding.config)
+    equal = padding.outer.sizes() is not None
     return (
-        f"its layers are filled up with zeros to {padding.block} (heads/groups/head size/neurons): "
-        f"{whole:,} parameters are stored and computed with for {own:,}, so nothing is saved",
+        f"its layers are filled up with zeros to {padding.outer} (heads/groups/head size/neurons): "
+        f"{whole:,} parameters are stored and computed with for {own:,}"
+        f"{', so nothing is saved' if equal else ''}",
     )
 
 

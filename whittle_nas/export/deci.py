@@ -6,7 +6,8 @@ attention, or no MLP. The number of query heads and their size are the same in a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from enum import Enum
 from typing import Any
 
 from whittle_nas.errors import ConfigError
@@ -15,6 +16,60 @@ from whittle_nas.space.subnetwork import Block
 
 CLASS, MODEL_TYPE, CODE = "DeciLMForCausalLM", "nemotron-nas", "modeling_deci.py"
 _STEP = 256  # llama.cpp's converter rounds numbers of neurons up to multiples of it
+
+
+class Engine(str, Enum):
+    """A program that has the architecture built in."""
+
+    vllm = "vllm"
+    llama_cpp = "llama.cpp"
+
+
+def is_llama(config: Any) -> bool:
+    """Whether a model computes what the architecture does, whatever its sizes."""
+    return not differences(ARCHITECTURES["llama"], config)
+
+
+def with_equal_heads(
+    blocks: Sequence[Block], head_size: int, *, n_embd: int, engines: Collection[Engine] = ()
+) -> list[Block]:
+    """The smallest layers of the architecture that hold some layers.
+
+    All have the least number of query heads that every layer's key-value heads divide, if need be
+    with some more of these.
+
+    Args:
+        blocks: layers to hold.
+        head_size: channels of every head.
+        n_embd: channels of the residual stream.
+        engines: what must run it.
+    """
+    cpp, first = Engine.llama_cpp in engines, Engine.vllm in engines
+    with_heads = [block for block in blocks if block.n_head]
+    # At the latest the product of the most groups and the most heads of one holds all.
+    least = max((block.n_head for block in with_heads), default=1)
+    numbers = range(least, max(least**2, n_embd) + 1)
+    holding = [n for n in numbers if all(_groups(block, n) for block in with_heads)]
+    wanted = (n for n in holding if cpp and n_embd // n == head_size)
+    heads = next(wanted, holding[0])
+    made = []
+    for at, block in enumerate(blocks):
+        needed = block.n_head or (first and at == 0)
+        groups = _groups(block, heads) if block.n_head else 1
+        neurons = block.intermediate_size
+        if cpp:
+            neurons = -(-max(neurons, 1 if needed else 0) // _STEP) * _STEP
+        made.append(Block(heads if needed else 0, groups, head_size, neurons))
+    if not with_heads and not first:
+        made[0] = made[0]._replace(n_head=1, n_query_groups=1, head_size=head_size)
+    return made
+
+
+def _groups(block: Block, heads: int) -> int:
+    """The fewest key-value heads that divide `heads` and hold a block's; 0 if none do."""
+    ratio = block.n_head // block.n_query_groups
+    fitting = (g for g in range(block.n_query_groups, heads + 1) if heads % g == 0)
+    return next((groups for groups in fitting if heads // groups >= ratio), 0)
 
 
 def check_deci(config: Any) -> None:
@@ -89,11 +144,11 @@ def _entry(block: Block, n_embd: int) -> dict[str, Any]:
     }
 
 
-def deci_notes(blocks: Sequence[Block], n_embd: int) -> list[str]:
-    """What vLLM and llama.cpp do not take of it, one sentence each."""
-    notes = []
+def deci_notes(blocks: Sequence[Block], n_embd: int) -> dict[Engine, str]:
+    """Why vLLM or llama.cpp can't run it, one sentence each."""
+    notes = {}
     if not blocks[0].n_head:
-        notes.append("vLLM can't run it: its first layer must have attention")
+        notes[Engine.vllm] = "vLLM can't run it: its first layer must have attention"
     reasons = []
     block = next(block for block in blocks if block.n_head)
     if n_embd // block.n_head != block.head_size:
@@ -103,7 +158,7 @@ def deci_notes(blocks: Sequence[Block], n_embd: int) -> list[str]:
     if any(b.n_head and not b.intermediate_size for b in blocks):
         reasons.append("an MLP in every layer with attention")
     if reasons:
-        notes.append(
+        notes[Engine.llama_cpp] = (
             f"llama.cpp can't load it: there layers of different sizes need {_and(reasons)}"
         )
     return notes
@@ -111,3 +166,22 @@ def deci_notes(blocks: Sequence[Block], n_embd: int) -> list[str]:
 
 def _and(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def check_engines(config: Any, targets: Collection[Engine], *, padded: bool) -> None:
+    """Refuse layers of different sizes that an engine can't run.
+
+    Args:
+        config: of the model.
+        targets: engines that must run it.
+        padded: whether it is filled up with zeros already.
+
+    Raises:
+        ConfigError: naming the engine and what it needs.
+    """
+    if getattr(config, "blocks", None) is None:
+        return
+    for engine, why in deci_notes(config.blocks, config.n_embd).items():
+        if engine in targets:
+            nearest = "--format hf without it" if padded else "--pad true"
+            raise ConfigError(f"--targets {engine.value}: {why}; nearest: {nearest}")

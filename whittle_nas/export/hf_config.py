@@ -128,7 +128,7 @@ def _deci_target(config: Any) -> HFTarget:
         model_type=deci.MODEL_TYPE,
         config_json=settings,
         query_scale=sqrt(divisor / scalar),
-        notes=(*_scale_note(deci.CLASS, divisor, scalar), *notes),
+        notes=(*_scale_note(deci.CLASS, divisor, scalar), *notes.values()),
         code=deci.CODE,
     )
 
