@@ -92,12 +92,16 @@ LLAMA = [
 @torch.inference_mode()
 def test_transformers_runs_them_with_their_own_cache(sub, tmp_path):
     model = fill_random(tiny_gpt_of("Llama-3.1-8B")).eval()
+    if tied := sub is LLAMA[1]:
+        model.lm_head.weight = model.transformer.wte.weight
     expected = SuperNetwork(model).standalone(sub)(IDS)
     out_dir, _ = exported(checkpoint(model, tmp_path), sub, tmp_path, to_hf=True)
     load = AutoModelForCausalLM.from_pretrained
     theirs, info = load(out_dir, trust_remote_code=True, output_loading_info=True)
     assert not any(info.values()), info
     torch.testing.assert_close(theirs(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+    table, head = theirs.get_input_embeddings(), theirs.get_output_embeddings()
+    assert (table.weight is head.weight) == tied
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": 95}
     cached = theirs.generate(IDS[:1, :5], **options)
     assert torch.equal(cached, theirs.generate(IDS[:1, :5], use_cache=False, **options))

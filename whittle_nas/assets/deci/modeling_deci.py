@@ -111,3 +111,10 @@ class DeciLMForCausalLM(MistralForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def tie_weights(self, *args, **how):
+        """As the parent; for remote code transformers 5.3 forgets that no file holds the head."""
+        missing = how.get("missing_keys")
+        if missing is not None and self.config.tie_word_embeddings:
+            missing.add("lm_head.weight")
+        return super().tie_weights(*args, **how)
