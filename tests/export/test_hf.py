@@ -13,10 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import SHARED_DATA
 from tests.export.families import FAMILIES, part, tiny
+from tests.weights.test_bases import ROTATING, moved, random_bases
+from tests.weights.test_norms import scaled
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf import write_hf
 from whittle_nas.export.hf_config import hf_target
 from whittle_nas.export.hf_names import from_hf, to_hf
+from whittle_nas.importance.narrowing import narrowed_stream
 from whittle_nas.weights.checkpoint import load_supernet
 
 
@@ -70,6 +73,17 @@ def test_logits_of_a_sub_network(name, sizes, model_type, tmp_path):
     assert target.model_type == model_type
     keeps_scale = small.config.attention_scores_scalar in (None, small.config.head_size)
     assert (target.query_scale == 1.0) == keeps_scale
+
+
+@pytest.mark.parametrize("name", sorted(ROTATING & FAMILIES.keys()))
+def test_a_rotated_model_is_an_ordinary_one(name, tmp_path):
+    """Its sub-networks with norm factors too: nothing in the files says that it was rotated."""
+    plain = tiny(name)
+    turned = moved(plain, random_bases(plain.config))
+    target, _ = exported(turned, tmp_path)
+    assert target.model_type == FAMILIES[name][1]
+    narrow = scaled(turned).standalone(narrowed_stream(plain.config, 0.75))
+    exported(narrow, tmp_path)
 
 
 @pytest.mark.parametrize(
