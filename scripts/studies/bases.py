@@ -1,10 +1,11 @@
 """Table of scripts/studies/bases.sh: losses of sub-networks in one basis and another.
 
     python scripts/studies/bases.py <text> <label>=<sorted checkpoint> ... [--blocks 16]
-        [--block_size 256] [--sizes quick]
+        [--block_size 256] [--sizes quick] [--repair <text> --repair_blocks 112]
 
 Each checkpoint was sorted with `--norm_factors on`; its sub-networks are measured with and without
-the factors. Rows are the share of the residual stream alone, of all widths, and of the head size.
+the factors, and with `--repair` also after closed-form repair on another text. Rows are the share
+of the residual stream alone, of all widths, and of the head size.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.narrowing import narrowed_sizes, narrowed_stream
+from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet
 from whittle_nas.weights.supernet import SuperNetwork
@@ -45,6 +48,29 @@ def networks(config: Any, *, quick: bool) -> dict[str, Any]:
     return found
 
 
+def blocks(supernet: SuperNetwork, path: str, given: argparse.Namespace, file: Path) -> Tensor:
+    """Text of one file, (N, T + 1)."""
+    repairs = file == given.repair
+    text = TextData(
+        files=file,
+        column=given.repair_column if repairs else "text",
+        num_blocks=given.repair_blocks if repairs else given.blocks,
+        block_size=given.block_size,
+    )
+    return load_blocks(text, Path(path), config=supernet.config).tokens
+
+
+def losses(
+    supernet: SuperNetwork, subs: dict[str, SubNetwork], held_out: Tensor, text: Tensor | None
+) -> dict[str, float]:
+    """Held-out nats per token of every sub-network, repaired on `text` where that is given."""
+    found = {}
+    for name, sub in subs.items():
+        patch = None if text is None else repair(supernet, sub, text).patch
+        found[name] = nats_per_token(supernet.standalone(sub, patch), held_out)
+    return found
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,19 +79,22 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--block_size", type=int, default=256)
     parser.add_argument("--sizes", choices=("quick", "all"), default="all")
+    parser.add_argument("--repair", type=Path)
+    parser.add_argument("--repair_column", default="text")
+    parser.add_argument("--repair_blocks", type=int, default=112)
     given = parser.parse_args()
     columns: dict[str, dict[str, float]] = {}
     for label, path in (entry.split("=", 1) for entry in given.sorted):
         scaled = load_supernet(path, dtype=torch.float32)
         plain = SuperNetwork(scaled.model, replace(scaled.info, norms=None))
-        text = TextData(files=given.text, num_blocks=given.blocks, block_size=given.block_size)
-        tokens = load_blocks(text, Path(path), config=scaled.config).tokens
+        held_out = blocks(scaled, path, given, given.text)
         subs = networks(scaled.config, quick=given.sizes == "quick")
         for name, supernet in ((label, plain), (f"{label}, factors", scaled)):
-            columns[name] = {
-                key: nats_per_token(supernet.standalone(sub), tokens) for key, sub in subs.items()
-            }
+            columns[name] = losses(supernet, subs, held_out, None)
             print(name, columns[name], flush=True)
+            if given.repair:
+                text = blocks(scaled, path, given, given.repair)
+                columns[f"{name}, repaired"] = losses(supernet, subs, held_out, text)
     rows = list(next(iter(columns.values())))
     print("| nats per token | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     for row in rows:

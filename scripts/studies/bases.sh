@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a sub-network loses before any training, in one basis and another: channels permuted or
-# rotated, norms as they are or with factors.
+# rotated, norms as they are or with factors, as plain slices or repaired.
 #
 #   scripts/studies/bases.sh [out_dir]
 #
@@ -28,9 +28,10 @@ study() { # name, checkpoint, calibration text, held-out text, calibration block
 
 for name in ${MODELS:-stories260K babyllama-char361 pydoc-1m}; do
   case "$name" in
-    pydoc-1m) study "$name" $bundled $bundled/calibration.jsonl $bundled/valid.jsonl 128 ;;
+    pydoc-1m) study "$name" $bundled $bundled/calibration.jsonl $bundled/valid.jsonl 128 \
+      --repair $bundled/calibration.jsonl ;;
     *) study "$name" "$shared/checkpoints/$name" "$shared/tinystories/train.jsonl" \
-      "$shared/tinystories/valid.jsonl" 128 ;;
+      "$shared/tinystories/valid.jsonl" 128 --repair "$shared/tinystories/train.jsonl" ;;
   esac
 done
 [ -z "${SMOLLM2:-}" ] || column=prefix study SmolLM2-135M "$SMOLLM2" "$shared/calib/c4_pf.jsonl" \

@@ -11,6 +11,7 @@ from tests.conftest import fill_random, tiny_config
 from whittle_nas.cli.options import Sizes
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.engine import repair
+from whittle_nas.repair.lockstep import Lockstep
 from whittle_nas.repair.options import RepairOptions
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.supernet import SuperNetwork
@@ -69,6 +70,24 @@ def test_blocks_may_differ_and_lack_parts(family):
     if found.patch:
         after = loss_of(net.standalone(sub, found.patch), HELD_BACK)
         assert found.after == pytest.approx(after, rel=1e-4)
+
+
+@torch.no_grad()
+def test_where_text_is_short_the_better_of_two_passes_is_kept():
+    """One follows the whole model's stream, one mends every layer's own error."""
+    for seed, sizes in enumerate([{"n_head": 4, "n_query_groups": 2}, {"intermediate_size": 24}]):
+        torch.manual_seed(seed)
+        net = network("Llama-3.1-8B")
+        sub, losses = sub_of(net, **sizes), {}
+        for follow in (True, False):
+            streams = Lockstep(net, sub, TOKENS, OPTIONS, follow=follow)
+            for pair in streams.pairs():
+                streams.repair(pair)
+            losses[follow] = streams.repair_head()
+        found = repair(net, sub, TOKENS, options=OPTIONS)
+        assert found.after == pytest.approx(min(*losses.values(), found.before))
+        sources = {choice.source for choice in found.choices.values()}
+        assert sources <= {"", "local"} if losses[False] < losses[True] else "sequential" in sources
 
 
 @pytest.mark.parametrize("family", ["Llama-3.1-8B", "pythia-160m", "Gemma-2-2b"])

@@ -23,6 +23,7 @@ from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.patch import Patch
 from whittle_nas.weights.slicing import SlicePlan
 
+Equations = tuple[NormalEquations, NormalEquations]  # of text that is fitted, and held back
 SEQUENTIAL, LOCAL, READER = "sequential", "local", "reader"
 
 
@@ -50,11 +51,19 @@ class Lockstep:
 
     Attributes:
         choices: what was chosen, by the name of a writer, or of the norm that readers read.
+        most_inputs: columns of the largest least squares so far.
     """
 
     def __init__(
-        self, supernet: Any, sub: SubNetwork, tokens: Tensor, options: RepairOptions
+        self,
+        supernet: Any,
+        sub: SubNetwork,
+        tokens: Tensor,
+        options: RepairOptions,
+        *,
+        follow: bool = True,
     ) -> None:
+        self._follow = follow
         self._full, self._model = supernet.model, supernet.standalone(sub)
         self._plan: SlicePlan = supernet.plan(sub)
         self._ridges = options.ridges
@@ -68,7 +77,7 @@ class Lockstep:
         self._x = Stream(self._full, ids, **at_home)
         self._z = Stream(self._model, ids, **at_home)
         self._changed: set[str] = set()
-        self._most_inputs = 0
+        self.most_inputs = 0
         self.choices: dict[str, Choice] = {}
 
     def tokens(self, *, held_back: bool) -> int:
@@ -81,9 +90,9 @@ class Lockstep:
         found = []
         if self._tied and self._k < self._width:
             found.append("the head is the token table and stays as it is")
-        if (fitted := self.tokens(held_back=False)) < self._most_inputs:
+        if (fitted := self.tokens(held_back=False)) < self.most_inputs:
             found.append(
-                f"repair fitted {fitted} calibration tokens to layers of {self._most_inputs} "
+                f"repair fitted {fitted} calibration tokens to layers of {self.most_inputs} "
                 "inputs, where only the ridge decides: more text would repair more"
             )
         return tuple(found)
@@ -133,10 +142,10 @@ class Lockstep:
         if self._k < self._width:
             for norm in dict.fromkeys(part.norm for part in pair.narrow.parts):
                 self._repair_readers(pair, norm)
-        local, outputs = self._whole_step(pair)
+        own, outputs = self._whole_step(pair)
         for layer, step in pair.dropped:
             self._x.run(step.module, layer)
-        self._repair_writers(pair, local, outputs)
+        self._repair_writers(pair, own, outputs)
         self._z.run(pair.narrow.module, pair.at)
 
     def _repair_readers(self, pair: Pair, norm: str) -> None:
@@ -166,18 +175,19 @@ class Lockstep:
             _add((fit, held)[batch >= self._fitted], [inputs], lost, bias)
         return self._choose({READER: fit}, held, bias=bias, name=name)
 
-    def _whole_step(self, pair: Pair) -> tuple[NormalEquations, list[Tensor]]:
+    def _whole_step(self, pair: Pair) -> tuple[Equations, list[Tensor]]:
         """Take x through a step.
 
         Returns:
-            The normal equations of the writers on the whole model's own activations; and what the
-            writers give in the whole model, one tensor per batch, if a norm stands behind them.
+            The normal equations of the writers on the whole model's own activations, of fitted and
+            of held-back text; and what the writers give in the whole model, one tensor per batch,
+            if a norm stands behind them.
         """
         parts = pair.narrow.parts
         writers = [pair.narrow.get(part.writer) for part in parts]
         names = [f"transformer.h.{pair.at}.{part.writer}.weight" for part in parts]
         columns = [self._plan.indices(name, self._device)[1] for name in names]
-        local, _ = self._equations(_inputs(writers), self._k)
+        own = self._equations(_inputs(writers), self._k)
         outputs: list[Tensor] = []
         with watch_writers(pair.whole) as seen:
             for batch, x in enumerate(self._x.states):
@@ -185,15 +195,14 @@ class Lockstep:
                 wanted = _sum([seen.outputs[part.name][..., : self._k] for part in parts])
                 if parts[0].post_norm:
                     outputs.append(wanted)
-                if batch < self._fitted:
-                    kept = [
-                        _select(seen.inputs[p.name], c) for p, c in zip(parts, columns, strict=True)
-                    ]
-                    given = _sum([writer(a) for writer, a in zip(writers, kept, strict=True)])
-                    _add(local, kept, wanted - given, _biased(writers))
-        return local, outputs
+                kept = [
+                    _select(seen.inputs[p.name], c) for p, c in zip(parts, columns, strict=True)
+                ]
+                given = _sum([writer(a) for writer, a in zip(writers, kept, strict=True)])
+                _add(own[batch >= self._fitted], kept, wanted - given, _biased(writers))
+        return own, outputs
 
-    def _repair_writers(self, pair: Pair, local: NormalEquations, outputs: list[Tensor]) -> None:
+    def _repair_writers(self, pair: Pair, own: Equations, outputs: list[Tensor]) -> None:
         """The layers that write into the stream, with one least squares where they do so at once.
 
         With a norm between writer and stream only the step's own output can be aimed at.
@@ -201,7 +210,23 @@ class Lockstep:
         parts = pair.narrow.parts
         names = [f"transformer.h.{pair.at}.{part.writer}" for part in parts]
         writers = [pair.narrow.get(part.writer) for part in parts]
-        fit, held = self._equations(_inputs(writers), self._k)
+        name, biased = " + ".join(names), _biased(writers)
+        fits, held = {LOCAL: own[0]}, own[1]
+        if self._follow:
+            fit, held = self._followed(pair, writers, outputs)
+            fits = {SEQUENTIAL: fit, **fits}
+        choice = self._choose(fits, held, bias=biased, name=name)
+        if choice.step is None:
+            return
+        widths = [writer.in_features for writer in writers] + [1] * biased
+        pieces = choice.step.split(widths, dim=1)
+        for at, (full, writer) in enumerate(zip(names, writers, strict=True)):
+            last = biased and at == len(writers) - 1  # one constant for all: it takes one bias
+            self._change(full, writer, pieces[at], pieces[-1][:, 0] if last else None)
+
+    def _followed(self, pair: Pair, writers: list[Any], outputs: list[Tensor]) -> Equations:
+        """What z lacks of x behind a step, on inputs that the repaired blocks before it give."""
+        parts, equations = pair.narrow.parts, self._equations(_inputs(writers), self._k)
         with watch_writers(pair.narrow) as seen:
             for batch, (x, z) in enumerate(zip(self._x.states, self._z.states, strict=True)):
                 after = run_block(self._model, z, pair.at, pair.narrow.module)
@@ -210,16 +235,8 @@ class Lockstep:
                 else:
                     wanted = x[..., : self._k] - after
                 inputs = [seen.inputs[part.name] for part in parts]
-                _add((fit, held)[batch >= self._fitted], inputs, wanted, _biased(writers))
-        name, biased = " + ".join(names), _biased(writers)
-        choice = self._choose({SEQUENTIAL: fit, LOCAL: local}, held, bias=biased, name=name)
-        if choice.step is None:
-            return
-        widths = [writer.in_features for writer in writers] + [1] * biased
-        pieces = choice.step.split(widths, dim=1)
-        for at, (full, writer) in enumerate(zip(names, writers, strict=True)):
-            last = biased and at == len(writers) - 1  # one constant for all: it takes one bias
-            self._change(full, writer, pieces[at], pieces[-1][:, 0] if last else None)
+                _add(equations[batch >= self._fitted], inputs, wanted, _biased(writers))
+        return equations
 
     def repair_head(self) -> float:
         """The head, unless it is the token table.
@@ -247,9 +264,9 @@ class Lockstep:
             self._changed.discard(f"lm_head.{name}")
         return loss
 
-    def _equations(self, inputs: int, outputs: int) -> tuple[NormalEquations, NormalEquations]:
+    def _equations(self, inputs: int, outputs: int) -> Equations:
         """Empty ones, for tokens to fit and tokens that are held back."""
-        self._most_inputs = max(self._most_inputs, inputs)
+        self.most_inputs = max(self.most_inputs, inputs)
         size = {"tokens": self.tokens(held_back=False), "device": self._device}
         fit, held = (NormalEquations.zeros(inputs, outputs, **size) for _ in range(2))
         return fit, held
