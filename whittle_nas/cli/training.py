@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from whittle_nas.cli.common import is_first_process, seed_everything
+from whittle_nas.cli.common import is_first_process, progress_bar, seed_everything
 from whittle_nas.cli.selection import default_space, space_for
 from whittle_nas.cli.training_report import (
     Row,
@@ -80,7 +80,9 @@ class Task:
             start = repaired(start, self.library.patch(sub))
         if not repair_it or inside is None:
             return start
-        return repaired(start, repair(supernet_of(whole), inside, text_of(self.samples)).patch)
+        text = text_of(self.samples)
+        found = repair(supernet_of(whole), inside, text, progress=progress_bar)
+        return repaired(start, found.patch)
 
     def prepare(self) -> None:
         """Make the directory, without what an earlier run left unless it goes on."""

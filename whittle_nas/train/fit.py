@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from whittle_nas.train.batches import batches_per_epoch
 from whittle_nas.train.module import SupernetTraining
 from whittle_nas.train.options import TrainerOptions
 from whittle_nas.train.sharded import ShardedStrategy, read_shares
+from whittle_nas.train.shown import LoggedProgress
 from whittle_nas.weights.checkpoint import load_torch
 from whittle_nas.weights.files import atomic_file
 
@@ -44,6 +46,8 @@ def make_trainer(options: TrainerOptions, out_dir: Path | None) -> L.Trainer:
     by_default = [] if out_dir is None else _default_loggers(out_dir)
     loggers = by_default if options.logger is None else _build(options.logger)
     callbacks = _build(options.callbacks or [])
+    if options.enable_progress_bar and not sys.stderr.isatty():
+        callbacks.append(LoggedProgress())
     try:
         with _quiet():
             return _trainer(options, out_dir, loggers, callbacks)
