@@ -21,11 +21,14 @@ calibration="--data.files $shared/calib/c4_demo.jsonl"
 mkdir -p "$out"
 # shellcheck disable=SC2086  # words are split on purpose
 {
-stage "$sorted" ${WRAP:-} nas importance --checkpoint_dir "$checkpoint" $calibration --data.num_blocks 64 --data.block_size 256
-stage "$out/search" ${WRAP:-} nas search --checkpoint_dir "$sorted" $calibration --data.block_size 256 \
-  --data.num_blocks 8 --search_blocks 8 --objectives val_loss,num_params --num_trials "${TRIALS:-60}" \
-  --budgets "num_params <= 80%, num_params <= 90%, num_params <= 70%"
-for row in ${ROWS:-$(python scripts/studies/table1.py rows)}; do
+rows=${ROWS:-$(python scripts/studies/table1.py rows)}
+if [[ "$rows" == *ours* ]]; then
+  stage "$sorted" ${WRAP:-} nas importance --checkpoint_dir "$checkpoint" $calibration --data.num_blocks 64 --data.block_size 256
+  stage "$out/search" ${WRAP:-} nas search --checkpoint_dir "$sorted" $calibration --data.block_size 256 \
+    --data.num_blocks 8 --search_blocks 8 --objectives val_loss,num_params --num_trials "${TRIALS:-60}" \
+    --budgets "num_params <= 80%, num_params <= 90%, num_params <= 70%"
+fi
+for row in $rows; do
   ${WRAP:-} python scripts/studies/table1.py row "$row" "$out" --checkpoint "$checkpoint" --sorted "$sorted" \
     --picks "$out/search/picks.yaml" --data "$shared" --calibration "${CALIBRATION:-64}" --blocks "${BLOCKS:-16}" \
     --limit "${LIMIT:-500}" --repeats "${REPEATS:-10}" --steps "${STEPS:-100}" \
