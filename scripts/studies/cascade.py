@@ -284,10 +284,12 @@ def run(given: argparse.Namespace) -> None:
 def report(given: argparse.Namespace) -> None:
     """Tables as Markdown: mean and half the range over seeds."""
     rows = [json.loads(line) for line in (given.out_dir / RESULTS).read_text().splitlines()]
-    for model, wanted in sorted({(row["model"], row["wanted"]) for row in rows}):
-        mine = [row for row in rows if (row["model"], row["wanted"]) == (model, wanted)]
+    keys = ("model", "wanted", "cost")
+    for key in sorted({tuple(row[name] for name in keys) for row in rows}):
+        model, wanted, cost = key
+        mine = [row for row in rows if tuple(row[name] for name in keys) == key]
         methods = [method for method in METHODS if any(row["method"] == method for row in mine)]
-        print(f"\n{model}, {wanted} networks, nats per token\n")
+        print(f"\n{model}, {wanted} networks, {cost:g} passes in all, nats per token\n")
         print(f"| budget | {' | '.join(methods)} |\n|---|{'---|' * len(methods)}")
         for budget in map(str, WANTED[wanted]):
             cells = []
