@@ -22,7 +22,10 @@ COMMANDS = {
 }
 
 # Commands with `--dry_run`; `init` and `profile` are plans themselves.
-PLANNED = ("importance", "finetune-supernet", "finetune", "search", "evaluate", "export", "prune")
+PLANNED = (
+    "importance", "finetune-supernet", "finetune", "candidates", "search", "evaluate", "export",
+    "prune",
+)  # fmt: skip
 PLAN = (
     "Only say what would be read and written, and the memory, arithmetic and time that it takes on "
     "this machine. A checkpoint_dir with a model_config.yaml is enough, or a name of litgpt's list."

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from whittle_nas.candidates.parts import grid, is_nothing
 from whittle_nas.cli.common import resolve_dtype
 from whittle_nas.cli.selection import choose_subnetwork, default_space, space_for, space_of
 from whittle_nas.cli.training_report import Memory
@@ -185,6 +186,43 @@ def _finetune(source: Source, options: Any) -> Plan:
     )
 
 
+def _candidates(source: Source, options: Any) -> Plan:
+    config, dtype = source.config, resolve_dtype(options.dtype) or source.stored
+    blocks, length, notes = _blocks(options.data, source)
+    sizes = grid(config, options.grid, source.checkpoint.info.head_channels)
+    tokens, scored = blocks * length, min(max(1, blocks // 8), options.score_blocks) * length
+    made = sum(len(choices) - 1 for choices in sizes.values())  # per layer
+    smaller = [s for choices in sizes.values() for s in choices[1:] if not is_nothing(s)]
+    heads, neurons = config.n_head * config.head_size, config.intermediate_size
+    whole = forward_flops(config, 1, length)
+    # on average half of the layers stand behind a part; the head always does
+    tables = 2 * config.n_embd * config.padded_vocab_size
+    work = {
+        "calibration": forward_flops(config, tokens, length),
+        "sums of products": 2.0 * tokens * config.n_layer * (heads**2 + neurons**2),
+        "losses": scored * config.n_layer * made * ((whole - tables) / 2 + tables),
+    }
+    if options.train.steps:
+        of_step = 3 * options.batch_size * forward_flops(config, length, length) / 2
+        work["training"] = options.train.steps * len(smaller) * of_step
+    memory = forward_memory(config, dtype=dtype, batch=options.batch_size, tokens=length)
+    memory["sums of products"] = 8 * 4 * max(heads, neurons) ** 2
+    memory["states and outputs"] = 3 * tokens * config.n_embd * dtype.itemsize
+    rank = options.rank or config.n_embd
+    changed = [(config.n_embd, s[0] * s[2] if len(s) == 3 else s[0]) for s in smaller]
+    size = sum(min(rank * (rows + columns), rows * columns) for rows, columns in changed)
+    return Plan(
+        config,
+        {"checkpoint": source.weight_bytes(), "calibration text": tokens * _BYTES_PER_TOKEN},
+        {"library": config.n_layer * size * dtype.itemsize},
+        memory,
+        work,
+        dtype=dtype,
+        rows=options.batch_size * length,
+        notes=(*notes, "the solutions of least squares are not counted"),
+    )
+
+
 def _search(source: Source, options: Any) -> Plan:
     config, dtype = source.config, resolve_dtype(options.dtype) or source.stored
     blocks, length, notes = _blocks(options.data, source)
@@ -335,6 +373,7 @@ PLANNERS: dict[str, Callable[[Source, Any], Plan]] = {
     "importance": _importance,
     "finetune": _finetune,
     "finetune-supernet": _finetune,
+    "candidates": _candidates,
     "search": _search,
     "evaluate": _evaluate,
     "export": _export,
