@@ -95,8 +95,11 @@ def test_search_ranks_repaired_subnetworks_and_remembers_it(
     out_dir = tmp_path / "out"
     arguments = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, "--num_trials", 3]
     data, more = flags("data", options), flags("calibration", options)
-    assert nas("search", *arguments, *data, "--repair", "true", *more) == 0
-    assert "losses are those after repair" in capsys.readouterr().out
+    assert nas("search", *arguments, *data, "--repair", "true", *more, "--budgets", "90%") == 0
+    shown = capsys.readouterr().out
+    assert "losses are those after repair" in shown
+    (command,) = [line for line in shown.splitlines() if line.startswith("train them with:")]
+    assert "--repair true" in command
     assert json.loads((out_dir / "search.json").read_text())["repair"] == tokens_id(tokens)
     front = json.loads((out_dir / "front.json").read_text())
     assert front["how_measured"]["repair"] == {"blocks": 24, "block_size": 32}

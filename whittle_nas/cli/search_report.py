@@ -191,5 +191,7 @@ def write_picks(
     columns = [*dict.fromkeys([*request.objectives, budgets.METRIC])]
     rows = [[n, e.index, *(e.metrics[c] for c in columns)] for n, e in picks.items()]
     print_table(["pick", "index", *columns], rows, f"best under each budget, in {path}")
-    source = ("--checkpoint_dir", request.checkpoint.path, "--subnetworks", path)
+    source = ["--checkpoint_dir", request.checkpoint.path, "--subnetworks", path]
+    if request.calibration is not None:  # what was searched is what should be trained
+        source += ["--repair", "true"]
     print(f"train them with: {command_line('nas', 'finetune', *source, '--out_dir', '<dir>')}")
