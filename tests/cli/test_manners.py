@@ -1,8 +1,11 @@
 """What users type, and what they are told."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.cli.test_main import nas
+from whittle_nas.cli.evaluate import evaluate
 from whittle_nas.cli.finetune import finetune
 from whittle_nas.cli.parser import make_parser, parse
 from whittle_nas.cli.spelling import spelled_out
@@ -47,6 +50,20 @@ def test_what_ships_is_found_from_any_folder(bundled, tmp_path, monkeypatch):
     assert str(found.data.files).startswith(str(bundled))
     with pytest.raises(ConfigError, match=r"data\.files: pydoc-1m/none\.jsonl does not exist"):
         options_of("--data.files", "pydoc-1m/none.jsonl")
+
+
+def test_paths_of_a_config_may_begin_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine" / "tasks").mkdir(parents=True)
+    (tmp_path / "mine" / "text.txt").write_text("words")
+    config = tmp_path / "mine" / "evaluate.yaml"
+    config.write_text("include_path: tasks\ndata: {files: text.txt}\n")
+    monkeypatch.chdir(tmp_path)
+    for given in (["--config", "mine/evaluate.yaml"], ["--config=mine/evaluate.yaml"]):
+        found = parse(make_parser("evaluate", evaluate), [*NEEDED, *given])
+        assert Path(found.include_path).resolve() == tmp_path / "mine" / "tasks"
+        assert Path(str(found.data.files)).resolve() == tmp_path / "mine" / "text.txt"
+    with pytest.raises(ConfigError, match="--include_path tasks is not a folder"):
+        parse(make_parser("evaluate", evaluate), [*NEEDED, "--include_path", "tasks"])
 
 
 def test_loggers_have_short_names(bundled):

@@ -2,12 +2,14 @@
 
 import lightning as L
 import litgpt
+import matplotlib.image
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
 from whittle_nas.errors import ConfigError
+from whittle_nas.plots import plot_training
 from whittle_nas.space import load_space
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler
@@ -20,12 +22,15 @@ from whittle_nas.train.options import (
     LoraOptions,
     LossOptions,
     OptimizerOptions,
+    SamplerKind,
+    SamplerOptions,
     SandwichOptions,
     Strategy,
     TrainerOptions,
 )
 from whittle_nas.train.output import read_curves
-from whittle_nas.train.recipe import Recipe, learning_rate
+from whittle_nas.train.recipe import Recipe, learning_rate, validation_interval
+from whittle_nas.train.sampling import choose_networks
 from whittle_nas.train.teacher import Teacher, without_adapters
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.info import SupernetInfo
@@ -236,6 +241,44 @@ def test_clipping_bounds_the_gradient(tmp_path):
     train(module, tmp_path, callbacks=[Watch()])
     assert len(norms) == 3
     assert max(norms) <= 0.01 * 1.001
+
+
+def test_sub_networks_are_scored_on_the_device_of_the_training():
+    """The meta device shows it on a machine without another one: nothing can be read from it."""
+    module = make_module()
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        choose_networks(
+            SamplerOptions(SamplerKind.calibrate_ppl, num_bins=2, calibration_samples=2),
+            load_space("aligned", module.supernet.config),
+            module.supernet,
+            strategy=Strategy.sandwich,
+            num_validated=2,
+            chosen={},
+            samples=module.train_samples,
+            seed=0,
+            device=torch.device("meta"),
+        )
+
+
+def test_validation_takes_a_small_part_of_the_training():
+    """Not after each of six steps, as 100 of its samples are many beside two of a step."""
+    assert validation_interval(6, step_passes=4, validation_passes=7 * 50) >= 6
+    for total in (6, 100, 5000):
+        for step, validation in ((4, 7), (4, 70), (16, 8)):
+            every = validation_interval(total, step_passes=step, validation_passes=validation)
+            assert total / every <= 10
+            assert validation <= 0.11 * every * 3 * step
+
+
+def test_the_untouched_model_is_a_dashed_line_in_the_curves(tmp_path):
+    curves = {"val/full": [(0, 3.0), (4, 2.5)], "train/ce_full": [(1, 3.0)]}
+    drawn = []
+    for untouched in (None, 3.0):
+        plot_training(tmp_path / "curves.png", curves, untouched=untouched)
+        pixels = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]  # (H, W, 3)
+        drawn.append((pixels.max(axis=2) < 0.3).sum(axis=1))  # black pixels of each row
+    new = drawn[1] - drawn[0]
+    assert new.max() > 100  # a long row of them
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from whittle_nas import __version__
 from whittle_nas.cli.commands import PLAN, PLANNED
 from whittle_nas.cli.common import is_first_process
-from whittle_nas.cli.shipped import read_path, with_shipped_configs
+from whittle_nas.cli.shipped import config_folders, read_path, with_shipped_configs
 from whittle_nas.cli.spelling import data_of_the_line, did_you_mean, spelled_out
 from whittle_nas.errors import AGAIN, ConfigError, Terminated, disk_errors
 from whittle_nas.reading import read_yaml
@@ -77,8 +78,12 @@ def _held(out_dir: Path | None, record: str) -> AbstractContextManager[None]:
     return hold_directory(out_dir, note=record)
 
 
+@cache
 def make_parser(name: str, command: Callable[..., None]) -> ArgumentParser:
-    """The parser of one command; every option is named."""
+    """The parser of one command; every option is named.
+
+    Made once: reading signatures and docstrings takes longer than small commands of the library.
+    """
     parser = ArgumentParser(
         prog=f"nas {name}",
         description=(command.__doc__ or "").split("\nArgs:")[0].split("\n    Args:")[0].strip(),
@@ -105,6 +110,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         options = parser.parse_args(data_of_the_line(words, list(parser._option_string_actions)))
     except ArgumentError as error:
+        vars(parser).pop("print_config", None)  # asked for by the line that was wrong
         reason = " ".join(str(error).replace("error:", "").split())
         if missing := _REQUIRED.search(reason):
             reason = f"--{missing[1]} is required"
@@ -115,7 +121,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise ConfigError(f"{reason} (see {parser.prog} --help)") from None
     for name, value in vars(options.as_flat()).items():
         _check_value(name, value)
-        if (found := read_path(name, value)) != value:
+        if (found := read_path(name, value, beside=config_folders(words))) != value:
             options[name] = found
         _check_files(name, found)
     _check_directories(options)
@@ -158,11 +164,14 @@ def _check_value(name: str, value: object) -> None:
 
 
 def _check_files(name: str, value: object) -> None:
-    """Missing text is said before the libraries are loaded, which takes seconds."""
-    if name.rpartition(".")[2] == "files":
+    """Missing files are said before the libraries are loaded, which takes seconds."""
+    last = name.rpartition(".")[2]
+    if last == "files":
         for path in value if isinstance(value, list) else [value]:
             if path is not None and not Path(str(path)).exists():
                 raise ConfigError(f"{name}: {path} does not exist")
+    if last == "include_path" and value is not None and not Path(str(value)).is_dir():
+        raise ConfigError(f"--{name} {value} is not a folder")
 
 
 def _check_directories(options: Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -27,21 +28,39 @@ def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
     for at, word in enumerate(words):
         if word == "--config" and at + 1 < len(words):
             words[at + 1] = config_path(words[at + 1])
-        elif word.startswith("--config="):
+        elif _is_config(word):
             words[at] = f"--config={config_path(word.partition('=')[2])}"
     return words
 
 
-def read_path(name: str, value: Any) -> Any:
-    """The value of an option that reads: a name such as `pydoc-1m/train.jsonl` that is not here is
-    what ships with `nas`, if it does.
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """Where the files of `--config` lie."""
+    after = itertools.pairwise([*arguments, ""])
+    given = [word.partition("=")[2] or value for word, value in after if _is_config(word)]
+    return [Path(path).parent for path in given]
+
+
+def _is_config(word: str) -> bool:
+    return word.partition("=")[0] == "--config"
+
+
+def read_path(name: str, value: Any, *, beside: Sequence[Path] = ()) -> Any:
+    """The value of an option that reads: what is not here is looked for elsewhere.
+
+    Args:
+        name: of the option.
+        value: what was given, for instance `pydoc-1m/train.jsonl`, which ships with `nas`.
+        beside: folders in which a relative path may begin as well, those of config files.
     """
     if name.rpartition(".")[2] not in _READ:
         return value
     if isinstance(value, list):
-        return [read_path(name, item) for item in value]
+        return [read_path(name, item, beside=beside) for item in value]
     if not isinstance(value, (str, Path)) or Path(value).exists() or Path(value).is_absolute():
         return value
+    for path in (folder / value for folder in beside):
+        if path.exists():
+            return type(value)(str(path)) if isinstance(value, str) else path
     for folder in ("assets", "configs"):
         path = _ROOT / folder / value
         if path.exists() and ".." not in Path(value).parts and str(value) not in ("", "."):

@@ -206,7 +206,7 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
     trained = train(
         options,
         task.checkpoint,
-        lambda supernet, _: choose_networks(
+        lambda supernet, trainer: choose_networks(
             options.sampler,
             space,
             supernet,
@@ -215,6 +215,8 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
             chosen=chosen,
             samples=task.samples,
             seed=options.seed,
+            # a model that is shared out between the devices has no place on one
+            device=None if options.trainer.is_sharded else trainer.strategy.root_device,
         ),
         samples=task.samples,
         valid=task.valid,

@@ -110,22 +110,26 @@ def choose_networks(
     chosen: Mapping[str, SubNetwork],
     samples: Sequence[Sample],
     seed: int,
+    device: torch.device | None = None,
 ) -> Networks:
     """Which networks of a super-network a training is about.
 
     Args:
         sampler: which are drawn, unless they are chosen.
         space: where they come from.
-        supernet: gives costs and scores, where it is now.
+        supernet: gives costs and scores.
         strategy: of the training.
         num_validated: bins of the grid that is validated.
         chosen: sub-networks by name that alone are trained; none: those of `sampler`.
         samples: training samples, for samplers that score.
         seed: of the grid.
+        device: where sub-networks are run to be scored, and the model stays; None: where it is.
     """
     if chosen:
         drawn = GridSampler(tuple(chosen.values()))
         return Networks(space.smallest, drawn, {**chosen, "full": supernet.full})
+    if sampler.kind is SamplerKind.calibrate_ppl and device is not None:
+        supernet.model.to(device)  # Lightning moves it there anyway
     drawn, grid = make_sampler(sampler, space, supernet, seed=seed, samples=samples)
     fixed = grid if sampler.kind is SamplerKind.fixed else None
     validated = validation_networks(space, supernet, num_validated, strategy=strategy, fixed=fixed)
