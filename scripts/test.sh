@@ -14,8 +14,8 @@ run $bin/ruff check .
 run $bin/pyright
 run $bin/lint-imports
 run env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --quiet --site-dir .site
-run $bin/python -m pytest -n 2
+run $bin/python -m pytest -n 2 --dist worksteal
 if [ "${1:-}" = "--all" ]; then
-  run $bin/python -m pytest -n 2 -m "slow and not gpu"
+  run $bin/python -m pytest -n 2 --dist worksteal -m "slow and not gpu"
   run $bin/python -m pytest --nbmake docs/notebooks # the notebook runs from top to bottom
 fi

@@ -44,6 +44,7 @@ def rows(out_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys):
     out_dir = tmp_path / "out"
     arguments = [

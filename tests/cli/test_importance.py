@@ -48,6 +48,7 @@ def ids_of(config: Config) -> torch.Tensor:
     return torch.arange(40).unsqueeze(0) * 7 % config.padded_vocab_size
 
 
+@pytest.mark.usefixtures("pictures")
 def test_three_options_are_enough(checkpoint_dir, text, tmp_path, capsys):
     out = tmp_path / "sorted"
     arguments = ["--checkpoint_dir", str(checkpoint_dir), "--data.files", str(text)]
@@ -72,6 +73,7 @@ def test_three_options_are_enough(checkpoint_dir, text, tmp_path, capsys):
     )
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_report_compares_before_and_after(checkpoint_dir, text, tmp_path, capsys):
     out = tmp_path / "sorted"
     assert run(checkpoint_dir, out, text, "--report.num_subnetworks", "5") == 0
@@ -87,6 +89,7 @@ def test_the_report_compares_before_and_after(checkpoint_dir, text, tmp_path, ca
     assert {"with norm factors", "without norm factors"} & set(report["steps"])
 
 
+@pytest.mark.usefixtures("pictures")
 def test_same_seed_same_files_byte_for_byte(checkpoint_dir, text, tmp_path):
     outs = [tmp_path / "a", tmp_path / "b"]
     for out in outs:

@@ -19,24 +19,27 @@ def test_help_lists_every_command(capsys):
     assert all(name in shown for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_is_explained_and_nothing_heavy_is_imported(command):
+def test_every_option_is_explained_and_nothing_heavy_is_imported():
     script = (
         "import sys; from whittle_nas.__main__ import main\n"
-        f"try: main([{command!r}, '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'litgpt', 'lightning', 'transformers', 'lm_eval', 'syne_tune', "
+        f"for command in {list(COMMANDS)!r}:\n"
+        "    print('== ' + command)\n"
+        "    try: main([command, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    heavy = {'torch', 'litgpt', 'lightning', 'transformers', 'lm_eval', 'syne_tune', "
         "'datasets', 'matplotlib', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "    if heavy: sys.exit(f'{command} imported {heavy}')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    options = [line for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert options
-    blocks = done.stdout.split("\n  --")[1:]
-    for block in blocks:
-        words = block.split("(type:")[0].split("(required")[0].split()
-        assert len(words) > 2 or "CONFIG" in block, f"no help for --{block}"
+    shown = done.stdout.split("\n== ")
+    assert len(shown) == len(COMMANDS)
+    for text in shown:
+        _, *blocks = text.split("\n  --")
+        assert blocks, text
+        for block in blocks:
+            words = block.split("(type:")[0].split("(required")[0].split()
+            assert len(words) > 2 or "CONFIG" in block, f"no help for --{block}"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])

@@ -42,6 +42,7 @@ def common(checkpoint_dir, bundled, tmp_path) -> list[object]:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("pictures")
 def test_files_table_and_the_next_command(common, tmp_path, capsys):
     assert nas(*common) == 0
     shown = capsys.readouterr()
