@@ -215,6 +215,7 @@ def _record(name: str, parser: ArgumentParser, options: Namespace) -> str:
     return "".join(f"# {line}\n" for line in header) + resolved
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -222,6 +223,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _commit() -> str:
     """The commit of a development checkout; nothing for an installed package."""
     root = Path(__file__).parents[2]
