@@ -215,8 +215,7 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
             chosen=chosen,
             samples=task.samples,
             seed=options.seed,
-            # a model that is shared out between the devices has no place on one
-            device=None if options.trainer.is_sharded else trainer.strategy.root_device,
+            device=trainer.strategy.root_device,
         ),
         samples=task.samples,
         valid=task.valid,
