@@ -163,8 +163,15 @@ def test_the_same_seed_is_the_same_curve(tmp_path):
     assert first.history == again.history != other.history
 
 
-@pytest.mark.parametrize("killed_at", [5, 8])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("killed_at", "accumulate"),
+    [
+        (5, 2),
+        (8, 1),
+        pytest.param(5, 1, marks=pytest.mark.slow),
+        pytest.param(8, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, killed_at, accumulate):
     recipe = {"accumulate": accumulate, "total_steps": 12 // accumulate, "validate_every": 2}
     recipe |= {"frozen": True, "loss": LossOptions(), "pareto": killed_at == 5, "score_every": 4}
