@@ -12,6 +12,8 @@ from whittle_nas.evaluate.forward import hidden_states
 from whittle_nas.evaluate.generation import Decoding, choose, generate
 from whittle_nas.evaluate.packing import Query
 from whittle_nas.evaluate.scoring import score
+from whittle_nas.space import Block, SubNetwork
+from whittle_nas.weights.supernet import SuperNetwork
 
 
 def questions(vocab_size: int, max_length: int) -> list[Query]:
@@ -159,3 +161,20 @@ def test_sampling_follows_the_distribution():
     cold = torch.tensor([0.5, 0.3, 0.15, 0.05]) ** 2
     assert shares(temperature=0.5) == pytest.approx((cold / cold.sum()).tolist(), abs=0.02)
     assert shares(temperature=0.0) == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("family", ["Llama-3.1-8B", "Gemma-3-1b-it"])
+def test_blocks_without_attention_generate_too(family):
+    """They keep no cache, and have no window."""
+    model = SuperNetwork(fill_random(GPT(tiny_config(family))).eval())
+    whole = model.full.blocks[0]
+    sub = SubNetwork(48, (Block(0, 0, 0, 30), whole, whole._replace(intermediate_size=0)))
+    small = model.standalone(sub)
+    prompts = [[5, 6, 7, 8, 9], [11], [3, 4]]
+    found = generate(small, prompts, Decoding(6, eos_ids=(7, 20)))
+    for prompt, new in zip(prompts, found, strict=True):
+        ids = list(prompt)
+        with torch.inference_mode():
+            for token in new:
+                assert small(torch.tensor([ids]))[0, -1].argmax() == token
+                ids.append(token)

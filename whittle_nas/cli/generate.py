@@ -52,6 +52,7 @@ def generate(
     import torch
     from litgpt.prompts import PromptStyle, has_prompt_style, load_prompt_style
 
+    from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import (
         check_least,
         resolve_device,
@@ -82,6 +83,8 @@ def generate(
             index=index,
             pick=pick,
         )
+    library = library_of(checkpoint, front=front, subnetworks=subnetworks)
+    patch = None if library is None else library.patch(sub)
     supernet = load_supernet(checkpoint_dir, device=place, dtype=resolve_dtype(dtype))
     style = PromptStyle.from_config(checkpoint.config)
     if has_prompt_style(checkpoint_dir):
@@ -96,7 +99,7 @@ def generate(
         )
     with torch.inference_mode():
         made = _continued(
-            supernet.standalone(sub),
+            supernet.standalone(sub, patch),
             ids,
             max_returned_tokens=len(ids) + max_new_tokens,
             temperature=temperature,

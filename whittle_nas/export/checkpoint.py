@@ -98,6 +98,8 @@ def plan_export(
             partial(with_equal_heads, n_embd=sub.n_embd, engines=targets) if by_layer else alike
         )
         padding = plan_padding(slices, enlarge)
+        if padding.outer.blocks == tuple(block.shape for block in slices.blocks):
+            padding = None  # they are what the format wants
     after, pruned = pruned_sentences(source.path)
     plan = ExportPlan(source, slices, to_hf, None, after=after, padding=padding)
     shape = _shape_notes(slices, padding)
@@ -125,8 +127,8 @@ def _shape_notes(slices: SlicePlan, padding: Padding | None) -> tuple[str, ...]:
     own, whole = parameter_counter(slices.full_config)(slices.sub), num_params(padding.config)
     equal = padding.outer.sizes() is not None
     return (
-        f"its layers are filled up with zeros to {padding.outer} (heads/groups/head size/neurons): "
-        f"{whole:,} parameters are stored and computed with for {own:,}"
+        f"its layers are filled up with zeros to {padding.outer}: {whole:,} parameters are stored "
+        f"and computed with for {own:,}"
         f"{', so nothing is saved' if equal else ''}",
     )
 

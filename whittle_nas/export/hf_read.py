@@ -82,7 +82,11 @@ def _read_config(directory: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
+        return AutoConfig.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,  # or it asks on the terminal
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{directory / 'config.json'} can't be read: {reason}") from None
