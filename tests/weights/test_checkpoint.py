@@ -3,6 +3,7 @@
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from whittle_nas.errors import ConfigError, disk_errors
 from whittle_nas.space import HeadChannels
 from whittle_nas.weights.checkpoint import (
     load_supernet,
+    load_torch,
     open_checkpoint,
     save_tensors,
     write_checkpoint,
 )
 from whittle_nas.weights.files import atomic_directory, atomic_write_text
 from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.pages import release
 
 
 def test_a_written_checkpoint_reads_back_the_same(checkpoint_dir, tmp_path):
@@ -293,3 +296,21 @@ def test_views_kept_between_calls_follow_the_weights():
     with torch.no_grad():
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
         agree()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_a_mapped_file_are_given_back_and_read_again(tmp_path):
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    torch.save({"w": torch.arange(2**22)}, tmp_path / "w.pth")  # 32 MB
+    mapped, own = load_torch(tmp_path / "w.pth")["w"], torch.arange(2**22)
+    before = resident()
+    total = mapped.sum()
+    assert resident() > before + 25e6
+    release(mapped[5:])  # a view is of the same storage
+    release(own)
+    assert resident() < before + 5e6
+    assert torch.equal(mapped.sum(), total)
+    assert torch.equal(own, mapped)

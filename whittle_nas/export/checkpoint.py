@@ -22,6 +22,7 @@ from whittle_nas.space import SubNetwork
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.pages import release
 from whittle_nas.weights.patch import Patch, patched
 from whittle_nas.weights.slicing import SlicePlan, plan_slices, take
 
@@ -204,9 +205,13 @@ class LazySlices(Mapping[str, torch.Tensor]):
     ) -> None:
         self._plan, self._tensors, self._dtype = plan, tensors, dtype
         self._names = plan.parameter_names()
+        self._read: torch.Tensor | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = take(self._tensors[self._plan.source_name(name)], self._plan.cut(name))
+        if self._read is not None:
+            release(self._read)  # who writes the tensors one by one is done with it
+        self._read = self._tensors[self._plan.source_name(name)]
+        tensor = take(self._read, self._plan.cut(name))
         return tensor if self._dtype is None else tensor.to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:

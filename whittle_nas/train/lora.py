@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from whittle_nas.space.subnetwork import Block
 from whittle_nas.train.options import LoraOptions
 from whittle_nas.weights.axes import is_tied
+from whittle_nas.weights.pages import release
 from whittle_nas.weights.sharding import nothing
 
 _ROWS = 4096  # of a weight that are merged at a time: their update is a second and third copy
@@ -160,11 +161,14 @@ class MergedTensors(Mapping[str, Tensor]):
         """Wrap a model, plain or adapted; see `Parameters`."""
         self._modules = dict(model.named_modules())
         self._parameters = Parameters(model, gather)
+        self._read: Tensor | None = None
         self._names = {plain_name(name): name for name in self._parameters if not is_adapter(name)}
 
     @torch.no_grad()
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._parameters[self._names[name]].detach()
+        if self._read is not None:
+            release(self._read)  # who writes the tensors one by one is done with it
+        weight = self._read = self._parameters[self._names[name]].detach()
         owner, _, kind = name.rpartition(".")
         module: Any = self._modules[owner]
         if kind != "weight" or not hasattr(module, "lora_A"):

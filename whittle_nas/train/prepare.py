@@ -14,6 +14,7 @@ from whittle_nas.train import lora
 from whittle_nas.train.options import LoraOptions
 from whittle_nas.weights.assembly import build, renew_tables
 from whittle_nas.weights.checkpoint import Checkpoint, check_finite
+from whittle_nas.weights.pages import release
 from whittle_nas.weights.sharding import Prepare, nothing
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import tie_head
@@ -65,6 +66,7 @@ def load_trainable(
         _convert(model, precision, adapted=options is not None)
         for name, parameter in model.named_parameters():
             check_finite(name, parameter)
+            release(parameter.detach())  # read, and not used yet
     model.requires_grad_(True)
     if options is not None:
         lora.freeze_base(model)

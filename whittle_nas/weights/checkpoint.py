@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 import warnings
@@ -26,9 +27,10 @@ from whittle_nas.weights.info import FILE_NAME, SupernetInfo
 from whittle_nas.weights.norms import IMPORTANCE
 from whittle_nas.weights.shortcuts import check_no_shortcuts, model_class
 from whittle_nas.weights.supernet import SuperNetwork
-from whittle_nas.weights.tying import HEAD, TABLE, found_in, same_table, tie_head
+from whittle_nas.weights.tying import HEAD, TABLE, found_in, tie_head
 
 MODEL_CONFIG = "model_config.yaml"
+_CHECKED = 4096  # rows that are looked at at a time
 # Everything that litgpt and Hugging Face read beside the weights, copied as it is.
 COMPANIONS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -159,8 +161,9 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     Raises:
         ConfigError: naming the parameter and its number format.
     """
-    # A sum is not finite if one value isn't, and needs no second tensor of that size.
-    if not tensor.sum(dtype=torch.float32).isfinite():
+    # A sum is not finite if one value isn't; of parts, since torch sums a float32 copy of bfloat16.
+    sums = [part.sum(dtype=torch.float32) for part in tensor.split(_CHECKED)]
+    if sums and not torch.stack(sums).sum().isfinite():
         number_format = str(tensor.dtype).removeprefix("torch.")
         raise ConfigError(
             f"parameter {name!r} of the checkpoint has values that are not finite "
@@ -230,16 +233,26 @@ def save_tensors(
     from litgpt.utils import incremental_save
 
     with incremental_save(path) as writer:
-        proxies, first = {}, None  # the head or the table, kept until the other one comes
+        proxies: dict[str, Any] = {}
+        tables: dict[bytes, Any] = {}  # head and table; hashed, since two of them are a lot to hold
         for name, tensor in progress(tensors.items(), "writing weights", len(tensors)):
             check_finite(name, tensor)
-            if name in (HEAD, TABLE):
-                if first is not None and same_table(first, tensor):
-                    proxies[name] = proxies[TABLE if name == HEAD else HEAD]
-                    continue
-                first = tensor if first is None else None
+            key = _digest(tensor) if name in (HEAD, TABLE) else None
+            if key in tables:
+                proxies[name] = tables[key]
+                continue
             proxies[name] = writer.store_early(_compact(tensor.detach()))
+            if key is not None:
+                tables[key] = proxies[name]
         writer.save(proxies)
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    """What is the same for equal tables, and for no others."""
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    for rows in tensor.detach().split(_CHECKED):
+        digest.update(rows.contiguous().view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
