@@ -251,7 +251,7 @@ def _digest(tensor: torch.Tensor) -> bytes:
     """What is the same for equal tables, and for no others."""
     digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     for rows in tensor.detach().split(_CHECKED):
-        digest.update(rows.contiguous().view(torch.uint8).numpy())
+        digest.update(rows.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 
