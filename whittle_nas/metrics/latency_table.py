@@ -29,6 +29,7 @@ from whittle_nas.metrics.latency_correction import (
 from whittle_nas.metrics.latency_parts import Load, Phase, time_ends, time_stack, time_whole
 from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SIZES, Block, SubNetwork
+from whittle_nas.weights.config import BLOCKS, SHORTCUTS
 from whittle_nas.weights.files import atomic_write_text
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan, plan_slices
@@ -229,6 +230,9 @@ def _header(config: Any, load: Load) -> dict[str, Any]:
     per_layer = {"sliding_window_indices", "rope_indices"}
     rest: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
     kind = {name: value for name, value in rest.items() if name not in sizes | per_layer}
+    for name in (SHORTCUTS, BLOCKS):  # words of ours that most models do not need
+        if not kind.get(name):
+            kind.pop(name, None)
     digest = hashlib.sha256(repr(sorted(kind.items())).encode()).hexdigest()[:12]
     return {
         "format": FORMAT,
