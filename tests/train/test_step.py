@@ -280,4 +280,4 @@ def test_a_long_random_training_does_not_keep_every_shape(supernet, monkeypatch)
     monkeypatch.setattr("whittle_nas.weights.supernet.MAX_SKELETONS", 5)
     for width in range(1, 8):
         supernet.subnet(uniform(24, 4, 2, 8, width, 1), hidden=True)
-        assert len(supernet._skeletons) == min(width, 5)
+        assert len(supernet._skeletons) == min(2 * width, 5)  # with and without a head
