@@ -462,7 +462,7 @@ OPTIONS = [
         ("--trainer.accelerator abacus", "abacus"),
         ("--trainer.devices 0", "devices"),
         ("--trainer.devices some", "devices"),
-        ("--trainer.strategy fsdp", "fsdp"),
+        ("--trainer.strategy ddp_spawn", "ddp_spawn"),
         ("--trainer.precision 8-bit", "8-bit"),
         ("--trainer.gradient_clip_val 0", "gradient_clip_val"),
         ("--trainer.logger '[{class_path: no.Such}]'", "no.Such"),
