@@ -5,6 +5,7 @@ that: it must say so in one sentence and leave nothing half done, and with more 
 command line must end in the same result.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -56,6 +57,7 @@ class Disk:
         subprocess.run(["mount", "-o", f"remount,{options}", self.path], check=True)
 
     def shrink(self, pages: int, *, inodes: int = 10**5) -> None:
+        gc.collect()  # mapped files of the last run, deleted by now, still take space
         self.set(f"size={max(1, pages) * PAGE},nr_inodes={inodes}")
 
     def grow(self) -> None:
