@@ -35,14 +35,15 @@ class RandomWeights(dict):
             yield name, torch.randn(axes.shape(name, self.config)).to(self.dtype)
 
 
-def make_checkpoint(path: Path, gigabytes: float) -> None:
-    """A Llama-like checkpoint of about the given size in bfloat16."""
-    layer = Config.from_name("Llama-3.2-1B", n_layer=1, padded_vocab_size=32_000)
-    rest = Config.from_name("Llama-3.2-1B", n_layer=2, padded_vocab_size=32_000)
+def make_checkpoint(path: Path, gigabytes: float, **sizes: int) -> None:
+    """A Llama-like checkpoint of about the given size in bfloat16; `sizes` are those of litgpt."""
+    sizes = {"padded_vocab_size": 32_000, **sizes}
+    layer = Config.from_name("Llama-3.2-1B", n_layer=1, **sizes)
+    rest = Config.from_name("Llama-3.2-1B", n_layer=2, **sizes)
     per_layer = axes.num_params(rest) - axes.num_params(layer)
     fixed = axes.num_params(layer) - per_layer
     n_layer = max(1, round((gigabytes * 1e9 / 2 - fixed) / per_layer))
-    config = Config.from_name("Llama-3.2-1B", n_layer=n_layer, padded_vocab_size=32_000)
+    config = Config.from_name("Llama-3.2-1B", n_layer=n_layer, **sizes)
     path.mkdir()
     weights = RandomWeights(config, torch.bfloat16)
     write_checkpoint(path, weights, config=config, source=bundled_checkpoint())

@@ -9,6 +9,7 @@ are given above those of a process with the same imports that does nothing.
 
 import argparse
 import json
+import os
 import socket
 import tempfile
 import threading
@@ -35,6 +36,8 @@ from whittle_nas.train.teacher import make_teacher, shard_teacher
 from whittle_nas.weights.checkpoint import open_checkpoint, write_checkpoint
 from whittle_nas.weights.sharding import Sharding
 
+# Many small blocks and a small vocabulary, as a share of the whole what they are of 70B.
+SIZES = {"n_embd": 1024, "intermediate_size": 3072, "padded_vocab_size": 2048, "vocab_size": 2000}
 KINDS = {"anonymous": "RssAnon", "resident": "VmRSS"}
 
 
@@ -122,10 +125,12 @@ def main() -> None:
     parser.add_argument("--trained", choices=("adapters", "all"), nargs="+", default=["adapters"])
     parser.add_argument("--out", type=Path, default=Path("sharding.json"))
     options = parser.parse_args()
+    # glibc keeps what is freed in small pieces, which on a GPU no one would see
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "100000"
     results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_checkpoint(folder / "source", options.gigabytes)
+        make_checkpoint(folder / "source", options.gigabytes, **SIZES)
         size = (folder / "source" / "lit_model.pth").stat().st_size
         results["checkpoint_bytes"] = size
         for trained in options.trained:
