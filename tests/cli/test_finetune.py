@@ -513,9 +513,10 @@ def test_a_shared_out_run_goes_on_with_another_number_of_processes(tmp_path, che
     one, parts = (torch.load(tmp_path / name / "lit_model.pth") for name in runs)
     start = torch.load(checkpoint_dir / "lit_model.pth")
     assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
-    # where a gradient is all rounding, Adam makes a whole step of it
-    off = torch.cat([(parts[n] - one[n]).float().abs().flatten() for n in one]) > 2e-6
-    assert off.float().mean() < 1e-3
+    # where a gradient is nearly all rounding, Adam makes a part of a step of it
+    off = torch.cat([(parts[n] - one[n]).float().abs().flatten() for n in one])
+    assert (off > 2e-6).float().mean() < 1e-3
+    assert off.max() < 1e-4  # a hundredth of a step: nothing was lost, or done twice
     (left,) = (tmp_path / "parts" / "checkpoints").iterdir()
     assert sorted(path.name for path in left.iterdir()) == [
         "rest.pt",

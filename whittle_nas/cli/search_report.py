@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
 from whittle_nas.plots import plot_front, plot_shapes
-from whittle_nas.search import budgets, html, programs
+from whittle_nas.search import budgets, html, rounds
 from whittle_nas.search.objectives import REPAIR
 from whittle_nas.search.options import Method
 from whittle_nas.search.request import Request
@@ -132,9 +132,9 @@ def _print_front(request: Request, outcome: Outcome) -> None:
 
 def _print_programs(request: Request) -> None:
     """What the first program of each budget found, and what each round bought."""
-    path = request.out_dir / programs.FILE_NAME
+    path = request.out_dir / rounds.FILE_NAME
     rows = []
-    for found in programs.read_report(path):
+    for found in rounds.read_report(path):
         name = found["budget"] or ", ".join(found["limits"])
         first = min(found["solutions"], key=lambda one: one["measured"] or math.inf)
         predicted, measured = first["predicted"], first["measured"]

@@ -9,15 +9,16 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import calibration_networks
-from whittle_nas.search import budgets, programs, settings
+from whittle_nas.search import budgets, rounds, settings
 from whittle_nas.search.constraints import check_attainable, excess_function
 from whittle_nas.search.evaluation import Job
 from whittle_nas.search.loop import Schedule, Search
 from whittle_nas.search.objectives import QUALITY
 from whittle_nas.search.options import Method
-from whittle_nas.search.programs import Programs, ProgramSearch
+from whittle_nas.search.programs import Programs
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import front_of
+from whittle_nas.search.rounds import ProgramSearch
 from whittle_nas.search.searchers import Problem, make_searcher
 from whittle_nas.search.trials import (
     FILE_NAME,
@@ -34,7 +35,7 @@ from whittle_nas.weights.files import atomic_write_text, remove_run
 
 FILES = (
     FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "shapes.png", "front.html",
-    "recovery.json", budgets.FILE_NAME, programs.FILE_NAME,
+    "recovery.json", budgets.FILE_NAME, rounds.FILE_NAME,
 )  # fmt: skip
 
 

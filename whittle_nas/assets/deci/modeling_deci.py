@@ -6,6 +6,7 @@
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ class NoMLP(nn.Module):
 class DeciLMDecoderLayer(MistralDecoderLayer):
     """A layer with the sizes of its entry."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: Any, layer_idx: int) -> None:
         """Caches are numbered by attention: their first one must be there, and knows the length."""
         blocks = config.block_configs
         attention, ffn = blocks[layer_idx].attention, blocks[layer_idx].ffn
@@ -85,7 +86,7 @@ class DeciLMModel(MistralModel):
     config_class = DeciLMConfig
     _no_split_modules = ["DeciLMDecoderLayer"]
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         """As the parent, which would build layers of one size first."""
         MistralPreTrainedModel.__init__(self, config)
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
@@ -104,7 +105,7 @@ class DeciLMForCausalLM(MistralForCausalLM):
     config_class = DeciLMConfig
     _no_split_modules = ["DeciLMDecoderLayer"]
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         """As the parent, with the model above."""
         MistralPreTrainedModel.__init__(self, config)
         self.model = DeciLMModel(config)
