@@ -238,7 +238,10 @@ def gradients_of(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
 
 @torch.no_grad()
 def clip(parameters: list[torch.nn.Parameter], most: float, norm: Tensor) -> None:
-    """Scale gradients whose total norm is above `most` down to it."""
+    """Scale gradients whose total norm is above `most` down to it.
+
+    torch's `clip_grads_with_norm_` refuses a plain tensor as the norm of sharded gradients.
+    """
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients_of(parameters):
         gradient.mul_(factor)
