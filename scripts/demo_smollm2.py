@@ -12,9 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from whittle_nas.reading import read_json, read_yaml
-from whittle_nas.weights.axes import num_params
-from whittle_nas.weights.checkpoint import open_checkpoint
+
+# What imports torch stands in the functions that need it: every stage starts this script.
 
 TIMES = ("stage", "seconds", "peak_gib", "load_before")
 PROMPTS = (
@@ -23,6 +25,9 @@ PROMPTS = (
     "Write a sentence about a cat.",
 )
 DENSE = "untouched"  # the row of the checkpoint as it came
+TIMED = ("prefill ms", "decode ms/token")
+WEIGHTS = "lit_model.pth"
+MARKS = (("o", "#0072B2"), ("s", "#D55E00"), ("^", "#009E73"))  # told apart by the colour-blind
 
 
 def timed(times: Path, stage: str, command: Sequence[str]) -> int:
@@ -40,10 +45,27 @@ def timed(times: Path, stage: str, command: Sequence[str]) -> int:
     return code
 
 
-def generate(out: Path, checkpoint: Path, chosen: Sequence[str]) -> None:
+def collect(out: Path, routes: Sequence[str]) -> None:
+    """Write `picks.yaml`: the choices of all searches, each named `route+pick`."""
+    from whittle_nas.weights.files import atomic_write_text
+
+    picks = []
+    for route in routes:
+        for pick in read_yaml(out / f"searched-{route}" / "picks.yaml"):
+            sizes = {key: value for key, value in pick.items() if key != "candidates"}
+            picks.append({**sizes, "name": f"{route}+{pick['name']}"})
+    atomic_write_text(out / "picks.yaml", yaml.safe_dump(picks, sort_keys=False))
+
+
+def names(out: Path) -> list[str]:
+    """Of the networks that were chosen."""
+    return list(dict.fromkeys(pick["name"] for pick in read_yaml(out / "picks.yaml")))
+
+
+def generate(out: Path, checkpoint: Path) -> None:
     """Write `generation.md`: answers of the untouched model and of both exports of each network."""
     parts = []
-    for name in ("", *chosen):
+    for name in ("", *names(out)):
         folder = out / f"litgpt-{name}" if name else checkpoint
         answers = {"litgpt": [_litgpt(folder, prompt) for prompt in PROMPTS]}
         if name:
@@ -95,31 +117,59 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def table(out: Path, checkpoint: Path, chosen: Sequence[str]) -> str:
+def table(out: Path, checkpoint: Path) -> str:
     """The demo's table, and that of its times, in Markdown."""
-    dense, shared = _scores(out / "evaluated"), _scores(out / "evaluated-shared")
-    weights = "lit_model.pth"
+    from whittle_nas.weights.axes import num_params
+    from whittle_nas.weights.checkpoint import open_checkpoint
+
     profiled = read_json(out / "profiled" / "profile.json", label="profile")["subnetworks"]
-    whole, own = profiled[0], {row["name"]: row for row in profiled}
+    costs = {row["name"]: row for row in profiled}
     untouched = num_params(open_checkpoint(checkpoint).config)  # a rotation unties the head
-    rows = [
-        (DENSE, checkpoint / weights, dense["full"], {**whole, "num_params": untouched}),
-        ("trained, whole", out / "supernet" / weights, shared["full"], whole),
-    ]
-    for name in chosen:
-        file = out / f"litgpt-{name}" / weights
-        alone = _scores(out / f"evaluated-{name}")["full"]
-        rows.append((f"{name}, shared", file, shared[name], own[name]))
-        rows.append((f"{name}, trained alone", file, alone, own[name]))
-    tasks = list(dense["full"])
-    lines = [["network", "parameters", "MB", *tasks, "prefill ms", "decode ms/token"]]
-    for name, file, scores, costs in rows:
-        size = [f"{costs['num_params']:,}", f"{file.stat().st_size / 1e6:.0f}"]
-        times = [f"{costs[k]:.1f}" for k in ("latency_ms", "decode_ms_per_token")]
-        lines.append([name, *size, *(scores.get(task, "") for task in tasks), *times])
+    rows = [(DENSE, checkpoint, {**profiled[0], "num_params": untouched}, [""] * 2, "evaluated")]
+    for name in names(out):
+        folder = out / f"trained-{name.replace('+', '/')}"
+        history = read_yaml(folder / "losses.yaml")["nats_per_token"]
+        ends = [f"{history[step]['full']:.3f}" for step in (min(history), max(history))]
+        rows.append((name, folder, costs[name], ends, f"evaluated-{name}"))
+    tasks = list(_scores(out / "evaluated")["full"])
+    lines = [["network", "parameters", "MB", "loss before training", "after it", *tasks, *TIMED]]
+    for name, folder, cost, losses, scored in rows:
+        scores = _scores(out / scored)["full"]
+        size = [f"{cost['num_params']:,}", f"{(folder / WEIGHTS).stat().st_size / 1e6:.0f}"]
+        times = [f"{cost[key]:.1f}" for key in ("latency_ms", "decode_ms_per_token")]
+        lines.append([name, *size, *losses, *(scores.get(task, "") for task in tasks), *times])
     with (out / "times.csv").open(newline="", encoding="utf-8") as file:
         stages = [list(row) for row in csv.reader(file)]
     return f"{_markdown(lines)}\n\n{_markdown(stages)}\n"
+
+
+def picture(out: Path) -> None:
+    """Write `front.png`: loss on the test text against measured latency, one curve per route."""
+    from matplotlib.figure import Figure
+
+    profiled = read_json(out / "profiled" / "profile.json", label="profile")["subnetworks"]
+    latency = {row["name"]: row["latency_ms"] for row in profiled}
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    ax = figure.subplots()
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name in names(out):
+        loss = _test_loss(out / f"evaluated-{name}")
+        curves.setdefault(name.partition("+")[0], []).append((latency[name], loss))
+    for (route, points), (marker, color) in zip(curves.items(), MARKS, strict=False):
+        ax.plot(*zip(*sorted(points), strict=True), marker=marker, color=color, label=route)
+    star = {"marker": "*", "markersize": 14, "color": "black", "linestyle": "none"}
+    whole = _test_loss(out / "evaluated")
+    ax.plot([profiled[0]["latency_ms"]], [whole], label="the original", **star)
+    ax.set(xlabel="prefill of 256 tokens, ms", ylabel="loss on WikiText-2, nats per token")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    figure.savefig(out / "front.png", dpi=110)
+
+
+def _test_loss(folder: Path) -> float:
+    """Nats per token on the test text."""
+    scores = _scores(folder)["full"]
+    return float(scores["text"].partition(" ")[0])
 
 
 def _scores(folder: Path) -> dict[str, dict[str, str]]:
@@ -156,23 +206,26 @@ def main() -> int:
     one.add_argument("times", type=Path)
     one.add_argument("stage")
     one.add_argument("command", nargs=argparse.REMAINDER)
-    one = what.add_parser("names")
-    one.add_argument("picks", type=Path)
-    for name in ("generate", "table"):
+    for name in ("names", "collect", "generate", "table"):
         one = what.add_parser(name)
         one.add_argument("out", type=Path)
-        one.add_argument("checkpoint", type=Path)
-        one.add_argument("chosen", nargs="+")
+        if name == "collect":
+            one.add_argument("routes", nargs="+")
+        elif name != "names":
+            one.add_argument("checkpoint", type=Path)
     given = parser.parse_args()
     if given.what == "timed":
         return timed(given.times, given.stage, given.command)
     if given.what == "names":
-        print(*dict.fromkeys(pick["name"] for pick in read_yaml(given.picks)))
+        print(*names(given.out))
+    elif given.what == "collect":
+        collect(given.out, given.routes)
     elif given.what == "generate":
-        generate(given.out, given.checkpoint, given.chosen)
+        generate(given.out, given.checkpoint)
     else:
-        text = table(given.out, given.checkpoint, given.chosen)
+        text = table(given.out, given.checkpoint)
         (given.out / "table.md").write_text(text, encoding="utf-8")
+        picture(given.out)
         print(text)
     return 0
 

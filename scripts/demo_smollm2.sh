@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# The whole line on SmolLM2-135M-Instruct, as a user would run it: sort, train all sub-networks, search
-# loss against latency, train three of the front alone, evaluate, export to litgpt and transformers,
-# generate, and one table of it all.
+# The whole line on SmolLM2-135M-Instruct, as a user would run it, three ways to the same latency:
+#   mixed      every layer gets the same smaller number of heads and neurons, and there are fewer
+#   depth      only fewer layers
+#   per-layer  every layer gets its own number of heads and neurons, by an integer program
+# Sort, search loss against latency, repair and train the choices, evaluate, export to litgpt and
+# transformers, generate, and one table of it all.
 # A rerun skips finished stages and goes on with the one that was interrupted.
 #
 #   scripts/demo_smollm2.sh [out_dir]        default: runs/smollm2-$BUDGET
 #
-# BUDGET=full (default) takes about three hours on two cores, BUDGET=small about 35 minutes.
+# BUDGET=full (default) takes about three hours on two cores, BUDGET=small less than one.
 # DEVICE=cuda takes minutes. Other knobs, all optional:
 #   CHECKPOINT   a litgpt checkpoint instead of SmolLM2
+#   ROUTES       which of the three ways, "mixed depth per-layer"
 #   BUDGETS      of the networks that are chosen, as `nas search --budgets` takes them
-#   IMPORTANCE, FINETUNE, SEARCH, ALONE, EVALUATE, EXPORT   more options of these commands, each one
-#                string: FINETUNE trains all sub-networks, ALONE the chosen ones
+#   IMPORTANCE, CANDIDATES, SEARCH, FINETUNE, EVALUATE, EXPORT   more options of these commands, each
+#                one string
 # Text and tasks are those of ../shared/data where that is there, else what comes with this repository.
 set -euo pipefail
 here=$(pwd)
@@ -29,13 +33,16 @@ config=whittle_nas/configs/SmolLM2-135M-Instruct
 tool="python scripts/demo_smollm2.py"
 mkdir -p "$out"
 
-case "$budget" in # blocks of calibration, steps of all and alone, trials, questions, blocks of test text
-  small) calibration=24 order_blocks=2 steps=24 alone=16 trials=20 search_blocks=8 limit=25 test_blocks=8 ;;
-  full) calibration=64 order_blocks=4 steps=160 alone=100 trials=60 search_blocks=16 limit=200 test_blocks=32 ;;
-  tiny) calibration=8 order_blocks=1 steps=4 alone=4 trials=8 search_blocks=2 limit=4 test_blocks=2 ;; # tries the script
+case "$budget" in # blocks of calibration; trials, their text; steps; questions, blocks of test text
+  small) calibration=32 order_blocks=2 score_blocks=4 trials=16 search_blocks=8 steps=30 limit=50 test_blocks=16
+    budgets="latency_ms <= 80%" repaired=false ;; # a repair takes minutes
+  full) calibration=64 order_blocks=4 score_blocks=4 trials=40 search_blocks=16 steps=80 limit=200 test_blocks=32
+    budgets="latency_ms <= 90%, latency_ms <= 80%, latency_ms <= 70%" repaired=true ;;
+  tiny) calibration=8 order_blocks=1 score_blocks=1 trials=8 search_blocks=2 steps=4 limit=4 test_blocks=2
+    budgets="latency_ms <= 80%" repaired=true ;; # tries the script
   *) echo "BUDGET=$budget must be full, small or tiny" >&2; exit 2 ;;
 esac
-budgets=${BUDGETS:-"latency_ms <= 80%, latency_ms <= 65%, latency_ms <= 50%"}
+budgets=${BUDGETS:-$budgets} routes=${ROUTES:-mixed depth per-layer}
 precision=32-true dtype=float32 loader=cpu batch=4
 if [ "$device" != cpu ]; then precision=bf16-mixed dtype=bfloat16 loader=cuda batch=16; fi
 
@@ -65,35 +72,45 @@ stage() { # stage <directory of its result> <command ...>: run it timed, unless 
 stage sorted nas importance --checkpoint_dir "$checkpoint" --device "$device" \
   $text --data.num_blocks "$calibration" \
   --layer_order greedy --layer_blocks "$order_blocks" ${IMPORTANCE:-}
-train="$text --batch_size $batch --trainer.accelerator $loader --trainer.precision $precision
-  --trainer.log_every_n_steps 5 --validation.num_samples 16"
-stage supernet nas finetune --checkpoint_dir "$out/sorted" --resume true $train \
-  --search_space "$config/space.yaml" --trainer.max_steps "$steps" --sandwich.num_random 1 \
-  --optimizer.warmup_steps $((steps / 10)) --validation.num_networks 3 \
-  --validation.every_n_steps $(((steps + 1) / 2)) ${FINETUNE:-}
-stage search nas search --checkpoint_dir "$out/supernet" --resume true --device "$device" \
-  --dtype "$dtype" --objectives val_loss,latency_ms --costs.batch 1 --costs.tokens 256 \
-  $text --data.num_blocks "$search_blocks" --search_blocks "$search_blocks" \
-  --num_trials "$trials" --budgets "$budgets" ${SEARCH:-}
-picks=$out/search/picks.yaml chosen=$($tool names "$out/search/picks.yaml")
-stage alone nas finetune --checkpoint_dir "$out/supernet" --resume true $train \
-  --subnetworks "$picks" --repair true --trainer.max_steps "$alone" \
-  --optimizer.warmup_steps $((alone / 10)) --validation.every_n_steps "$alone" ${ALONE:-}
+sorted="--checkpoint_dir $out/sorted --device $device --dtype $dtype"
+load="--costs.batch 1 --costs.tokens 256"
+for route in $routes; do
+  searched=$out/searched-$route
+  search="$sorted --objectives val_loss,latency_ms $load --resume true
+    $text --data.num_blocks $search_blocks --search_blocks $search_blocks"
+  case "$route" in
+    mixed) ways="--search_space $config/space.yaml --repair $repaired --num_trials $trials" ;;
+    depth) ways="--search_space $config/depth.yaml --num_trials $trials" ;; # the order is given
+    per-layer)
+      stage library nas candidates $sorted $load $text --data.num_blocks "$calibration" \
+        --score_blocks "$score_blocks" --rank null ${CANDIDATES:-}
+      ways="--method ilp --candidates $out/library --num_solutions 1" ;;
+    *) echo "ROUTES: $route must be mixed, depth or per-layer" >&2; exit 2 ;;
+  esac
+  stage "searched-$route" nas search $search $ways --budgets "$budgets" ${SEARCH:-}
+  repair=--repair\ true # the parts of a library are repaired already
+  [ "$route" != per-layer ] || repair=
+  stage "trained-$route" nas finetune --checkpoint_dir "$out/sorted" --resume true $text \
+    --subnetworks "$searched/picks.yaml" $repair --weights all --optimizer.lr 1e-4 --batch_size $batch \
+    --trainer.max_steps "$steps" --optimizer.warmup_steps $((steps / 10)) --trainer.log_every_n_steps 5 \
+    --trainer.accelerator "$loader" --trainer.precision "$precision" \
+    --validation.num_samples 16 --validation.every_n_steps "$steps" ${FINETUNE:-}
+done
 score="--device $device --dtype $dtype --tasks $tasks --include_path $task_path --limit $limit
   --data.files $test --data.block_size 512 --data.num_blocks $test_blocks"
 stage evaluated nas evaluate --checkpoint_dir "$checkpoint" $score ${EVALUATE:-}
-stage evaluated-shared nas evaluate --checkpoint_dir "$out/supernet" --include_full true \
-  --subnetworks "$picks" $score ${EVALUATE:-}
-stage profiled nas profile --checkpoint_dir "$out/supernet" --subnetworks "$picks" \
+$tool collect "$out" $routes # all choices in one file, for one measurement
+stage profiled nas profile --checkpoint_dir "$out/sorted" --subnetworks "$out/picks.yaml" \
   --batch 1 --tokens 256 --device "$device" --dtype "$dtype"
-for name in $chosen; do
-  stage "evaluated-$name" nas evaluate --checkpoint_dir "$out/alone/$name" $score ${EVALUATE:-}
-  stage "litgpt-$name" nas export --checkpoint_dir "$out/alone/$name" --extreme largest ${EXPORT:-}
-  stage "hf-$name" nas export --checkpoint_dir "$out/alone/$name" --extreme largest --format hf \
+for name in $($tool names "$out"); do
+  trained=$out/trained-${name/+//} # route+pick
+  stage "evaluated-$name" nas evaluate --checkpoint_dir "$trained" $score ${EVALUATE:-}
+  stage "hf-$name" nas export --checkpoint_dir "$trained" --extreme largest --format hf \
     --dtype bfloat16 ${EXPORT:-}
+  pad= # litgpt has no layers of different widths
+  case "$name" in per-layer*) pad="--pad true" ;; esac
+  stage "litgpt-$name" nas export --checkpoint_dir "$trained" --extreme largest $pad ${EXPORT:-}
 done
 }
-# shellcheck disable=SC2086
-[ -e "$out/generation.md" ] || $tool generate "$out" "$checkpoint" $chosen
-# shellcheck disable=SC2086
-$tool table "$out" "$checkpoint" $chosen
+[ -e "$out/generation.md" ] || $tool generate "$out" "$checkpoint"
+$tool table "$out" "$checkpoint"

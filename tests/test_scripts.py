@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 import yaml
 
 from tests.cli.test_main import nas
+from whittle_nas.weights.axes import num_params
+from whittle_nas.weights.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.compile(r"\bscripts/[\w/.-]*\w\.(?:sh|py)\b")
@@ -34,44 +35,45 @@ def test_every_script_that_a_text_names_is_there():
 
 @pytest.mark.slow
 def test_the_demos_table_reads_what_the_commands_write(checkpoint_dir, bundled, tmp_path):
-    """The stages of `demo_smollm2.sh` that its table needs, with one network and no training."""
+    """The stages of `demo_smollm2.sh` that its table needs, with one network and no learning."""
     spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo_smollm2.py")
     assert spec is not None
     assert spec.loader is not None
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
-    out, picks = tmp_path / "out", tmp_path / "picks.yaml"
-    picks.write_text(yaml.safe_dump([{"name": "half", "n_layer": 1, "intermediate_size": 36}]))
-    out.mkdir()
+    out, half = tmp_path / "out", {"n_layer": 1, "intermediate_size": 36}
+    picks = out / "searched-mixed" / "picks.yaml"
+    picks.parent.mkdir(parents=True)
+    picks.write_text(yaml.safe_dump([{"name": "half", **half, "candidates": "somewhere"}]))
     assert demo.timed(out / "times.csv", "sorted", ["true"]) == 0
     assert demo.timed(out / "times.csv", "search", ["false"]) == 1
-    shutil.copytree(checkpoint_dir, out / "supernet")
-    shared = ["--checkpoint_dir", out / "supernet", "--subnetworks", picks]
-    text = ["--data.files", bundled / "test.jsonl", "--data.block_size", 32, "--data.num_blocks", 2]
-    assert nas("evaluate", *shared, "--include_full", "true", *text,
-               "--out_dir", out / "evaluated-shared") == 0  # fmt: skip
+    demo.collect(out, ["mixed"])
+    assert demo.names(out) == ["mixed+half"]
+    source = ["--checkpoint_dir", checkpoint_dir]
+    text = ["--data.files", bundled / "test.jsonl", "--data.block_size", 32]
+    assert nas("finetune", *source, "--subnetworks", out / "picks.yaml", *text,
+               "--data.valid_fraction", 0.5, "--trainer.max_steps", 1, "--optimizer.lr", 1e-12,
+               "--weights", "all", "--out_dir", out / "trained") == 0  # fmt: skip
+    (out / "trained" / "mixed+half").rename(out / "trained" / "half")
+    (out / "trained").rename(out / "trained-mixed")
     load = ["--batch", 1, "--tokens", 16, "--repeats", 1]
-    assert nas("profile", *shared, *load, "--out_dir", out / "profiled") == 0
-    sizes = ["--subnetwork.n_layer", 1, "--subnetwork.intermediate_size", 36]
-    alone = out / "litgpt-half"
-    assert nas("export", "--checkpoint_dir", checkpoint_dir, *sizes, "--out_dir", alone) == 0
-    for name, source in (("evaluated", checkpoint_dir), ("evaluated-half", alone)):
-        where = ["--checkpoint_dir", source, "--out_dir", out / name]
-        assert nas("evaluate", *where, *text) == 0
-    head, _, *rows = demo.table(out, checkpoint_dir, ["half"]).splitlines()
+    assert nas("profile", *source, "--subnetworks", out / "picks.yaml", *load,
+               "--out_dir", out / "profiled") == 0  # fmt: skip
+    for name, where in (("", checkpoint_dir), ("-mixed+half", out / "trained-mixed" / "half")):
+        scored = ["--checkpoint_dir", where, *text, "--data.num_blocks", 2]
+        assert nas("evaluate", *scored, "--out_dir", out / f"evaluated{name}") == 0
+    head, _, *rows = demo.table(out, checkpoint_dir).splitlines()
     cells = {
         row[0]: row for row in ([c.strip() for c in line.split("|")[1:-1]] for line in rows) if row
     }
     columns = [cell.strip() for cell in head.split("|")[1:-1]]
-    assert {"parameters", "MB", "prefill ms", "decode ms/token"} < set(columns)
     by_name = {name: dict(zip(columns, row, strict=False)) for name, row in cells.items()}
-    untouched, half = by_name["untouched"], by_name["half, shared"]
-    scores = [name for name in columns if name not in ("network", "parameters", "MB")]
-    assert [untouched[name] for name in scores[:-2]] == [
-        by_name["trained, whole"][name] for name in scores[:-2]
-    ]  # nothing was trained
-    assert [half[name] for name in scores[:-2]] == [
-        by_name["half, trained alone"][name] for name in scores[:-2]
-    ]
-    assert int(half["parameters"].replace(",", "")) < int(untouched["parameters"].replace(",", ""))
+    untouched, chosen = by_name["untouched"], by_name["mixed+half"]
+    assert chosen["loss before training"] == chosen["after it"] != ""
+    assert {"MB", "text", "prefill ms", "decode ms/token"} < set(columns)
+    counts = [int(row["parameters"].replace(",", "")) for row in (chosen, untouched)]
+    config = open_checkpoint(out / "trained-mixed" / "half").config
+    assert counts == [num_params(config), num_params(open_checkpoint(checkpoint_dir).config)]
     assert {"sorted", "search (exit 1)"} < set(cells)
+    demo.picture(out)
+    assert (out / "front.png").stat().st_size > 5_000
