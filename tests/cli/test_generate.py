@@ -21,9 +21,12 @@ def test_a_sub_network_writes_what_its_directory_writes(checkpoint_dir, tmp_path
     assert nas("generate", "--checkpoint_dir", out_dir, *GREEDY) == 0
     assert capsys.readouterr().out == before
     assert "def f(x):" in before
-    # Exported once more, without a choice: it was chosen before.
-    assert nas("export", "--checkpoint_dir", out_dir, "--out_dir", tmp_path / "padded", "--pad",
-               "true") == 0  # fmt: skip
+    # Exported once more: it was chosen before, so no choice means it, and so does the largest.
+    again = ["export", "--checkpoint_dir", out_dir, "--pad", "true"]
+    assert nas(*again, "--out_dir", tmp_path / "padded") == 0
+    assert nas(*again, "--out_dir", tmp_path / "largest", "--extreme", "largest") == 0
+    files = [(tmp_path / name / "lit_model.pth").read_bytes() for name in ("padded", "largest")]
+    assert len(set(files)) == 1
     assert "nothing is saved" in capsys.readouterr().out
     assert nas("generate", "--checkpoint_dir", tmp_path / "padded", *GREEDY) == 0
     assert capsys.readouterr().out == before

@@ -56,7 +56,9 @@ def choose_subnetwork(
         )
         if given
     ]
-    if not chosen and (whole or getattr(config, "blocks", None) is not None):
+    if getattr(config, "blocks", None) is not None:  # one network, and no space around it
+        whole, chosen = True, [c for c in chosen if (c, extreme) != ("--extreme", "largest")]
+    if not chosen and whole:
         return SubNetwork.from_config(config)
     if len(chosen) != 1:
         got = " and ".join(chosen) if chosen else "none"
