@@ -8,6 +8,9 @@ batch of 8 x 128 tokens, for however many networks are wanted; a sub-network cos
 parameters, a forward pass alone a third. The search and the repair of every start are paid from it,
 and a teacher. Sorting costs all methods the same and is left out, and is done once: seeds differ in
 the order of the text. Every finished training is a line of `cascade.jsonl`, which is not run again.
+A line has of every network its loss and the share of next tokens that it ranks first, before and
+after, and its latency as a share of the whole model's: a forward pass of 8 x 128 tokens, all shapes
+of a model in turn in one measurement.
 
 Methods:
     alone      the picks of a search, each from its repaired slice
@@ -23,6 +26,7 @@ import functools
 import json
 import logging
 import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +39,8 @@ from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.data import TextData
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
+from whittle_nas.train.batches import collate
+from whittle_nas.train.forward import labelled_hidden, labels_of
 from whittle_nas.train.options import (
     Distillation,
     LossOptions,
@@ -57,10 +63,12 @@ from whittle_nas.train.specialise import (
 from whittle_nas.train.teacher import frozen
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, supernet_of
 from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.supernet import SuperNetwork
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 WANTED = {1: (60,), 3: (50, 70, 90), 6: (40, 50, 60, 70, 80, 90)}
 BLOCK, BATCH, TRIALS, SEARCH_BLOCKS, REPAIR_BLOCKS = 128, 8, 48, 16, 64
+TIMED = 60  # runs of every shape
 FORWARD = 1 / 3
 TIED = ("stories260K",)  # whose head a rotation unties: an eighth more parameters for nothing
 RATES = {"stories260K": 2e-3, "babyllama-char361": 2e-4}
@@ -80,6 +88,11 @@ SPACES = {  # down to shapes that are useless before they are repaired
 }
 METHODS = ("alone", "cascade", "depth", "alone+kd", "cascade+kd", "depth+kd")
 RESULTS = "cascade.jsonl"
+COLUMNS = {
+    "after": "nats per token",
+    "accuracy": "share of next tokens ranked first",
+    "latency": "latency, of the whole model's",
+}
 
 
 def nas(path: Path, *command: Any) -> Path:
@@ -148,7 +161,7 @@ class Model:
         whole = parameter_counter(self.original.config)(
             SubNetwork.from_config(self.original.config)
         )
-        space = self.out / self.name / "space.yaml"
+        space = self.sorted.path.parent / "space.yaml"
         space.write_text(yaml.safe_dump(SPACES[self.name]))
         limits = {budget: int(whole * budget / 100) for budget in WANTED[6]}
         found = nas(
@@ -177,6 +190,24 @@ class Model:
         ]  # fmt: skip
         return fitting(subs, self.share)
 
+    @functools.cached_property
+    def latency(self) -> dict[str, float]:
+        """Time of every network as a share of the whole model's, by its sizes."""
+        path = self.out / self.name / "latency.json"
+        if not path.exists():
+            whole = SubNetwork.from_config(self.sorted.config)
+            subs = [whole, *dict.fromkeys((*self.picks.values(), *self.depths.values()))]
+            supernet = supernet_of(self.sorted)
+            models = [supernet.standalone(sub) for sub in subs]
+            tokens = collate(self.texts[1][:BATCH]).input_ids
+            rounds = [timed(models, tokens, turn) for turn in range(TIMED)]
+            shares = [
+                statistics.median(times[at] / times[0] for times in rounds)
+                for at in range(len(subs))
+            ]
+            path.write_text(json.dumps(dict(zip(map(str, subs), shares, strict=True)), indent=1))
+        return json.loads(path.read_text())
+
     def slice(self, sub: SubNetwork, larger: Slice | None) -> Slice:
         """A repaired start; those from the sorted model are the same in all trainings."""
         if larger is not None:
@@ -193,6 +224,32 @@ class Model:
 
 
 _STARTS: dict[SubNetwork, Slice] = {}
+
+
+@torch.inference_mode()
+def timed(models: list[Any], tokens: torch.Tensor, turn: int) -> list[float]:
+    """Seconds of one forward pass of each, in another order every turn."""
+    times = [0.0] * len(models)
+    for at in range(len(models)):
+        at = (at * (1 if turn % 2 else -1) + turn) % len(models)
+        start = time.perf_counter()
+        models[at](tokens)
+        times[at] = time.perf_counter() - start
+    return times
+
+
+@torch.inference_mode()
+def accuracy(supernet: SuperNetwork, samples: Any) -> float:
+    """Share of the next tokens that a model ranks first."""
+    right = count = 0
+    supernet.model.eval()
+    for start in range(0, len(samples), BATCH):
+        batch = collate(samples[start : start + BATCH])
+        labels = labels_of(batch)
+        hidden = labelled_hidden(supernet, supernet.full, batch)
+        right += int((supernet.head(supernet.full)(hidden).argmax(-1) == labels).sum())
+        count += len(labels)
+    return round(right / count, 4)
 
 
 def fitting(subs: list[SubNetwork], share: Any) -> dict[int, SubNetwork]:
@@ -236,11 +293,14 @@ def train(
         done = specialise(
             options, start, samples=samples, valid=valid, teacher=model.teacher if taught else None
         )
-        weights = TrainedTensors(done.supernet.model, start.state_dict())
+        weights = TrainedTensors(done.supernet, start.state_dict())
         trained.append(replace(start, tensors={n: t.clone() for n, t in weights.items()}))
         before, after = (done.history[step]["full"] for step in (0, max(done.history)))
         found[sub] = {
-            "share": round(model.share(sub), 3), "steps": steps, "before": before, "after": after
+            "share": round(model.share(sub), 3), "steps": steps, "before": before, "after": after,
+            "accuracy_before": accuracy(supernet_of(start), valid),
+            "accuracy": accuracy(done.supernet, valid),
+            "latency": round(model.latency[str(sub)], 3),
         }  # fmt: skip
     return {budget: found[sub] for budget, sub in chosen.items()}
 
@@ -274,10 +334,11 @@ def run(given: argparse.Namespace) -> None:
                         seed=seed, cascade=kind == "cascade", taught=bool(taught),
                     )  # fmt: skip
                     row = dict(zip(keys, (name, seed, wanted, method, given.cost), strict=True))
+                    row["search"] = "repaired"
                     with log.open("a") as file:
                         file.write(json.dumps({**row, "networks": found}) + "\n")
                     losses = {b: round(one["after"], 3) for b, one in sorted(found.items())}
-                    print(*row.values(), losses, flush=True)
+                    print(*row.values(), losses, f"{time.process_time():.0f} s", flush=True)
     _STARTS.clear()
 
 
@@ -289,20 +350,28 @@ def report(given: argparse.Namespace) -> None:
         model, wanted, cost = key
         mine = [row for row in rows if tuple(row[name] for name in keys) == key]
         methods = [method for method in METHODS if any(row["method"] == method for row in mine)]
-        print(f"\n{model}, {wanted} networks, {cost:g} passes in all, nats per token\n")
-        print(f"| budget | {' | '.join(methods)} |\n|---|{'---|' * len(methods)}")
-        for budget in map(str, WANTED[wanted]):
-            cells = []
-            for method in methods:
-                losses = [
-                    row["networks"][budget]["after"]
-                    for row in mine
-                    if row["method"] == method and budget in row["networks"]
-                ]
-                spread = (max(losses) - min(losses)) / 2 if losses else 0
-                mean = f"{statistics.mean(losses):.3f}" if losses else ""
-                cells.append(f"{mean} +- {spread:.3f} ({len(losses)})" if losses else "")
-            print(f"| {budget} % | {' | '.join(cells)} |")
+        budgets = list(map(str, WANTED[wanted]))
+        print(f"\n{model}, {wanted} networks, {cost:g} passes in all")
+        for column, words in COLUMNS.items():
+            cells = {
+                budget: [_cell(mine, m, budget, column) for m in methods] for budget in budgets
+            }
+            if not any(map(any, cells.values())):
+                continue
+            print(f"\n{words}\n")
+            print(f"| budget | {' | '.join(methods)} |\n|---|{'---|' * len(methods)}")
+            for budget, line in cells.items():
+                print(f"| {budget} % | {' | '.join(line)} |")
+
+
+def _cell(rows: list[dict[str, Any]], method: str, budget: str, column: str) -> str:
+    """Mean and half the range over the seeds of a method."""
+    networks = [row["networks"].get(budget, {}) for row in rows if row["method"] == method]
+    values = [network[column] for network in networks if column in network]
+    if not values:
+        return ""
+    spread = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.3f} +- {spread:.3f} ({len(values)})"
 
 
 def main() -> None:

@@ -72,6 +72,7 @@ def test_the_result_is_the_trained_super_network(tmp_path, checkpoint_dir, text,
     assert written >= {
         "lit_model.pth", "lit_model.pth.lora", "model_config.yaml", "tokenizer.json", "run.yaml",
         "supernet.yaml", "grid.yaml", "losses.yaml", "curves.png", "logs", "checkpoints",
+        "config.json",
     }  # fmt: skip
     trained = load_supernet(out_dir)
     assert trained.info.search_space is not None
@@ -142,8 +143,13 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
             assert getattr(found.config, size) == pick.get(size, getattr(whole, size))
         assert pick["name"] in shown.out
         assert (out_dir / pick["name"] / "tokenizer.json").is_file()
+        described = json.loads((out_dir / pick["name"] / "config.json").read_text())
+        sizes = ("num_hidden_layers", "intermediate_size", "hidden_size")
+        expected = (found.config.n_layer, found.config.intermediate_size, whole.n_embd)
+        assert tuple(described[name] for name in sizes) == expected
     mixed = open_checkpoint(out_dir / "mixed", per_layer=True)
     assert [list(block) for block in mixed.config.blocks] == MIXED["blocks"][:2]
+    assert not (out_dir / "mixed" / "config.json").exists()  # transformers has no such model
     assert (out_dir / "lit_model.pth").exists() == (share == "all")
     assert "super-network" not in shown.out
     if share == "all":
@@ -336,7 +342,7 @@ def edit(path: Path, **changes) -> None:
         (["--loss.distillation", "cosine", "--loss.teacher", "nobody"], ["nobody", "directory"]),
         (["--loss.teacher", "in_place", "--loss.hidden", "cosine"], ["frozen teacher"]),
         (["--share", "all"], ["--subnetworks"]),
-        (["--keep_zeros", "true"], ["--keep_zeros", "adapters"]),
+        (["--lora.ranks", "[2,8]"], ["lora.ranks: 8", "at most r=4"]),
         (["--repair", "true"], ["--repair", "--subnetworks"]),
         (["--validation.max_full_loss", 0.1], ["max_full_loss=0.1", "untouched"]),
         (["--lora.r", 0], ["lora.r=0"]),
@@ -401,8 +407,9 @@ def test_out_dir_is_not_written_over(tmp_path, checkpoint_dir, text, capsys):
     "path",
     sorted(
         [
-            *ROOT.glob("whittle_nas/configs/*/finetune.yaml"),
-            *ROOT.glob("whittle_nas/configs/*/instatune.yaml"),
+            path
+            for name in ("finetune", "instatune", "lonas", "shears")
+            for path in ROOT.glob(f"whittle_nas/configs/*/{name}.yaml")
         ]
     ),
     ids=str,

@@ -46,6 +46,15 @@ def test_space_reaches_to_where_the_loss_has_risen_by_the_bound(supernet):
     assert load_space(swept.to_dict()["space"], CONFIG) == space
 
 
+def test_a_dimension_may_have_a_bound_of_its_own(supernet):
+    swept = sweep(supernet, loss, bound=0.25, bounds={"n_layer": 0.5, "n_embd": 0.01})
+    # 2.454 of 4 nats: down to 38.7 % of the layers; .049 nats: the whole width alone
+    lows = {name: spec["min"] for name, spec in swept.space.items()}
+    assert lows == {"n_embd": 64, "n_head": 6, "intermediate_size": 192, "n_layer": 4}
+    assert swept.limits["n_layer"] == pytest.approx(2 + 0.5 * (6.907755 - 2))
+    assert swept.to_dict()["limits"] == swept.limits
+
+
 def test_a_model_that_nothing_hurts_keeps_every_size(supernet):
     swept = sweep(supernet, lambda _: 2.0, bound=0.25)
     assert {name: spec["min"] for name, spec in swept.space.items()} == {

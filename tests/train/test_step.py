@@ -1,6 +1,7 @@
 """A step's gradients against stand-alone models, chunking, packing, and which networks run."""
 
 import litgpt
+import litgpt.lora
 import pytest
 import torch
 from torch.nn import functional as F
@@ -34,6 +35,23 @@ from whittle_nas.weights.supernet import SuperNetwork
 CHUNK = 5 * 32  # five tokens of a vocabulary of 32
 
 
+HIDDEN = {
+    HiddenLoss.square_head: lambda b, a: ((b - a) ** 2).mean(-1) / (a**2).mean(-1),
+    HiddenLoss.cosine: lambda b, a: 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)),
+}
+
+
+def taught(logits, teacher, options):
+    """The loss of logits; with top-k a plain KL over the k most likely tokens and the rest."""
+    if options.teacher_top_k is None:
+        return losses.distillation(logits, teacher, options)
+    order = teacher.argsort(-1, descending=True)
+    p, q = (each.softmax(-1).gather(-1, order) for each in (teacher, logits))
+    k = options.teacher_top_k
+    p, q = (torch.cat([x[:, :k], x[:, k:].sum(-1, keepdim=True)], -1) for x in (p, q))
+    return (p * (p / q).log()).sum(-1)
+
+
 def gradients(supernet):
     named = supernet.model.named_parameters()
     found = {name: p.grad.clone() for name, p in named if p.grad is not None}
@@ -53,9 +71,10 @@ def reference(supernet, batch, networks, options, frozen=None):
     keep = batch.labels != IGNORE
     sums, teacher = [], None if frozen is None else frozen[0][keep]
     for network in networks:
-        plan = supernet.plan(network.sub)
+        face = supernet.at_rank(network.rank)
+        plan = face.plan(network.sub)
         alone = type(supernet.model)(plan.config).train()
-        alone.load_state_dict({n: t.clone() for n, t in supernet.slices(network.sub).items()})
+        alone.load_state_dict({n: t.clone() for n, t in face.slices(network.sub).items()})
         blocks = []
         for block in alone.transformer.h:
             block.register_forward_hook(lambda *found, into=blocks: into.append(found[-1]))
@@ -65,7 +84,7 @@ def reference(supernet, batch, networks, options, frozen=None):
         if network.sub == supernet.full and frozen is None:
             teacher = logits.detach()
         elif options.distillation is not Distillation.none:
-            kd = losses.distillation(logits, teacher, options).sum()
+            kd = taught(logits, teacher, options).sum()
             balanced = options.weighting is Weighting.balanced and network.sub != supernet.full
             scale = (ce / kd).detach() if balanced else 1.0
             ce_weight = 0.0 if frozen and options.weighting is Weighting.fixed else 1.0
@@ -75,7 +94,7 @@ def reference(supernet, batch, networks, options, frozen=None):
                 (out[keep], frozen[1][layer][keep][:, : network.sub.n_embd])
                 for out, layer in zip(blocks, plan.layers, strict=True)
             ]
-            errors = [((b - a) ** 2).mean(-1) / (a**2).mean(-1) for b, a in pairs]
+            errors = [HIDDEN[options.hidden](b, a) for b, a in pairs]
             loss = loss + options.hidden_weight * sum(e.sum() for e in errors) / len(errors)
         (network.weight * loss).backward()
         sums.append([float(ce.detach()), float(kd.detach())])
@@ -118,15 +137,27 @@ def another_model(batch):
         LossOptions(chunk_elements=CHUNK),
         LossOptions(Distillation.cosine, Weighting.balanced, chunk_elements=CHUNK),
         LossOptions(hidden=HiddenLoss.square_head, hidden_weight=0.3, chunk_elements=CHUNK),
+        LossOptions(hidden=HiddenLoss.cosine, hidden_weight=0.3, chunk_elements=CHUNK),
+        LossOptions(teacher_top_k=5, chunk_elements=CHUNK),
     ],
-    ids=["labels", "in_place", "in_place_balanced", "frozen", "frozen_balanced", "square_head"],
+    ids=[
+        "labels",
+        "in_place",
+        "in_place_balanced",
+        "frozen",
+        "frozen_balanced",
+        "square_head",
+        "hidden_cosine",
+        "top_k",
+    ],  # fmt: skip
 )
 @pytest.mark.parametrize("checkpoint_blocks", [False, True])
 def test_gradients_are_the_sum_over_stand_alone_models(supernet, batch, options, checkpoint_blocks):
+    elastic = isinstance(supernet.model, litgpt.lora.GPT)  # of rank 4
     networks = [
         Network(supernet.full, Role.full, 0.5),
-        Network(MIDDLE, Role.sampled),
-        Network(SMALL, Role.smallest),
+        Network(MIDDLE, Role.sampled, rank=3 if elastic else None),
+        Network(SMALL, Role.smallest, rank=1 if elastic else None),
     ]
     frozen, teacher = None, None
     if options.teacher == "original":
@@ -217,9 +248,10 @@ FULL = uniform(24, 4, 2, 8, 40, 3)
 MEMBERS = tuple(uniform(24, 4, 2, 8, width, 3) for width in range(20, 40))
 
 
-def drawn(step, **options):
+def drawn(step, ranks=(), **options):
     return networks_of_step(
         step,
+        ranks=ranks,
         full=FULL,
         smallest=SMALL,
         sampler=GridSampler(MEMBERS),
@@ -265,6 +297,20 @@ class TestNetworksOfStep:
         early, late = sum(sampled[:200]), sum(sampled[800:])
         assert early < 40  # the mean is 20, the standard deviation 4
         assert late > 160
+
+
+class TestRanksOfStep:
+    def test_a_sandwich_has_both_ends_of_the_ranks(self):
+        steps = [drawn(step, ranks=(2, 3, 4)) for step in range(40)]
+        for networks in steps:
+            assert (networks[0].rank, networks[-1].rank) == (4, 2)
+        assert {n.rank for networks in steps for n in networks[1:-1]} == {2, 3, 4}
+        subs = [[n.sub for n in networks] for networks in steps]
+        assert subs == [[n.sub for n in drawn(step)] for step in range(40)]
+
+    def test_one_network_alone_meets_every_rank(self):
+        steps = [drawn(s, ranks=(2, 3), strategy=Strategy.standard) for s in range(20)]
+        assert {network.rank for (network,) in steps} == {2, 3}
 
 
 def test_weights_of_the_step_reach_the_gradient(supernet, batch):

@@ -22,6 +22,7 @@ class Format(Enum):
 
     litgpt = "litgpt"
     hf = "hf"
+    peft = "peft"
 
 
 class Quantize(Enum):
@@ -51,6 +52,7 @@ def export(
     extreme: Extreme | None = None,
     search_space: str | None = None,
     format: Format = Format.litgpt,
+    lora_r: int | None = None,
     quantize: Quantize | None = None,
     pad: bool = False,
     targets: str | None = None,
@@ -83,7 +85,10 @@ def export(
         format: `litgpt`, or `hf` for transformers. A network whose layers differ in size becomes a
             directory that `nas generate`, `evaluate` and `profile` run, or with `hf` the
             `DeciLMForCausalLM` of vLLM and llama.cpp, and of transformers with a file that lies
-            beside.
+            beside. `peft`: only the adapters, for PEFT, beside what `--format hf` makes of the same
+            sub-network of the checkpoint that was trained.
+        lora_r: Rank of the adapters of a super-network that `nas finetune` has trained with them,
+            instead of the whole rank that is merged: best one of its `lora.ranks`.
         quantize: With `--format hf`, from a directory of `nas prune --method gptq` or `rtn`: write
             its integers, packed as vLLM loads them (compressed-tensors). `w4a16` after
             `--bits 4`, `w8a16` after `--bits 8`.
@@ -109,6 +114,8 @@ def export(
     from whittle_nas.cli.selection import choose_subnetwork
     from whittle_nas.export.checkpoint import plan_export, write_export
     from whittle_nas.export.hub import check_push, push
+    from whittle_nas.export.peft import plan_peft, write_peft
+    from whittle_nas.train.adapters import open_adapted
     from whittle_nas.weights.checkpoint import open_checkpoint
     from whittle_nas.weights.files import PRUNE_REPORT, atomic_directory, check_free
 
@@ -121,6 +128,9 @@ def export(
             f"--quantize {quantize.value} has no meaning with {other}; use --format hf"
         )
     checkpoint = open_checkpoint(checkpoint_dir, per_layer=True)
+    adapted = None
+    if lora_r is not None or format is Format.peft:
+        adapted = checkpoint = open_adapted(checkpoint, lora_r)
     sub = choose_subnetwork(
         checkpoint,
         sizes=subnetwork,
@@ -133,6 +143,15 @@ def export(
         search_space=search_space,
         whole=quantize is not None or (checkpoint_dir / PRUNE_REPORT).is_file(),
     )
+    if adapted is not None and format is Format.peft:
+        if repair or pad:
+            raise ConfigError("--format peft writes adapters alone: leave repair and pad out")
+        peft = plan_peft(adapted.supernet.plan(sub))
+        with atomic_directory(out_dir, overwrite=overwrite) as partial:
+            write_peft(partial, peft, adapted.supernet)
+        print(f"exported the adapters of {sub}, rank {peft.slices.config.lora_r}")
+        print(f'load it with: PeftModel.from_pretrained(model, "{out_dir}")')
+        return
     scheme = None if quantize is None else quantize.value
     planned = plan_export(
         checkpoint,

@@ -95,14 +95,14 @@ def finetune(
             all of them, and worse networks.
         repair: Repair the `subnetworks` before they are trained, as `nas export --repair` does, on
             the training text.
-        keep_zeros: Weights of zero stay zero: for checkpoints of `nas prune`. All weights are
-            trained then, since merged adapters would fill them.
+        keep_zeros: Weights of zero stay zero, also where adapters are merged (Shears): for
+            checkpoints of `nas prune`.
         seed: Of everything random.
     """
     from whittle_nas.cli import training
     from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import check_least, is_first_process, seed_everything
-    from whittle_nas.cli.training_report import Memory, print_data, print_tie
+    from whittle_nas.cli.training_report import Memory, print_data, print_tie, warn_of_zeros
     from whittle_nas.train.run import TrainingOptions
     from whittle_nas.train.sources import load_both
 
@@ -122,17 +122,12 @@ def finetune(
         keep_zeros=keep_zeros,
         seed=seed,
     )
-    if keep_zeros and (weights is Weights.adapters or lora not in (None, LoraOptions())):
-        raise ConfigError(
-            "--keep_zeros true: merged adapters would fill the zeros; leave lora out, which trains "
-            "all weights"
-        )
     first = is_first_process()
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
     found = None if dry else _open(checkpoint_dir, untie_head=untie_head)
     memory = Memory.of(checkpoint_dir, None if found is None else found.config, data)
     if memory is not None:
-        options = memory.with_adapters(options, Weights.all if keep_zeros else weights)
+        options = memory.with_adapters(options, weights)
         if first:
             memory.show(options)
     if found is None:
@@ -150,10 +145,12 @@ def finetune(
             "--repair true changes the weights of one sub-network: give --subnetworks, which are "
             "trained one by one (--share cascade or none)"
         )
-    chosen = training.named(found, subnetworks, share=share, sampler=sampler)
-    space = training.space_to_train(found, search_space)
+    chosen = training.named(found, subnetworks, share=share, options=options)
+    space = training.space_to_train(found, search_space, sampler.num_params)
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)
+    if first and not keep_zeros:
+        warn_of_zeros(checkpoint_dir)
     if first:
         print(f"trained are {'all weights' if options.lora is None else 'adapters'}")
         print_data(train, held_out)

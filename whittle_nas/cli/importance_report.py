@@ -156,10 +156,13 @@ def sweep_sizes(
         supernet,
         lambda model: nats_per_token(model, tokens),
         bound=options.bound,
+        bounds=options.bounds,
         progress=progress_bar,
     )
     info = replace(supernet.info, sweep=found.to_dict())
     (out_dir / FILE_NAME).write_text(info.dump(), encoding="utf-8")
     plot_sweep(out_dir / "sweep.png", losses=found.losses, limit=found.limit)
     sizes = ", ".join(f"{name} {spec['min']}" for name, spec in found.space.items())
-    print(f"space `fitted`: down to {sizes}, where a dimension alone costs {found.limit:.2f} nats")
+    limits = ", ".join(f"{limit:.2f} of {name}" for name, limit in found.limits.items())
+    reached = f"{found.limit:.2f} nats{f' ({limits})' if limits else ''}"
+    print(f"space `fitted`: down to {sizes}, where a dimension alone costs {reached}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from whittle_nas.cli.common import is_first_process, progress_bar, seed_everything
 from whittle_nas.cli.selection import default_space, space_for
@@ -13,12 +14,16 @@ from whittle_nas.cli.training_report import (
     print_grid,
     print_losses,
     print_next,
+    print_ranks,
     report,
     warn_of_rise,
 )
 from whittle_nas.errors import ConfigError
+from whittle_nas.export.checkpoint import describe
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SearchSpace, SubNetwork
+from whittle_nas.space.limited import limited
+from whittle_nas.train import adapters
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import (
     SamplerKind,
@@ -94,7 +99,7 @@ class Task:
 
 
 def named(
-    checkpoint: Checkpoint, subnetworks: Path | None, *, share: Share, sampler: SamplerOptions
+    checkpoint: Checkpoint, subnetworks: Path | None, *, share: Share, options: TrainingOptions
 ) -> dict[str, SubNetwork]:
     """The sub-networks of `--subnetworks` by name, none without that option.
 
@@ -107,15 +112,23 @@ def named(
         if share is not Share.cascade:
             raise ConfigError(f"--share {share.value} is about --subnetworks: give that file")
         return {}
-    if sampler != SamplerOptions():
+    if share is not Share.all and options.lora is not None and options.lora.ranks:
+        raise ConfigError(
+            "lora.ranks: adapters of networks that are trained one by one are merged at once; "
+            "leave it out, or train them together with --share all"
+        )
+    if options.sampler != SamplerOptions():
         raise ConfigError("--subnetworks says which networks are trained: leave `sampler` out")
     candidates = choose_candidates(checkpoint, subnetworks=subnetworks)
     return {candidate.label: candidate.subnetwork for candidate in candidates}
 
 
-def space_to_train(checkpoint: Checkpoint, source: str | None) -> SearchSpace:
-    """The search space of a name or file; see `selection.default_space`."""
-    return space_for(checkpoint, default_space(checkpoint, source))
+def space_to_train(
+    checkpoint: Checkpoint, source: str | None, num_params: str | None = None
+) -> SearchSpace:
+    """The search space of a name or file, in a range; see `selection.default_space`."""
+    space = space_for(checkpoint, default_space(checkpoint, source))
+    return limited(space, parameter_counter(checkpoint.config), num_params)
 
 
 def batch_networks(
@@ -187,6 +200,7 @@ def _train_one(
         teacher=teacher,
         out_dir=None if task.is_dry else target,
         resume=task.resume,
+        describe=describe,
     )
     trained.trainer.strategy.barrier()  # the others read what the first process has written
     if task.is_dry or not trained.trainer.is_global_zero:
@@ -228,7 +242,7 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
     if task.is_dry:
         return
     kind = SamplerKind.fixed if chosen else options.sampler.kind
-    summary = {
+    summary: dict[str, Any] = {
         "strategy": strategy.value,
         "teacher": options.loss.teacher,
         "distillation": options.loss.distillation.value,
@@ -236,10 +250,19 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
         "steps": trained.module.global_step,
         "head_untied": task.untied,
     }
+    if options.lora is not None:
+        summary["lora"] = adapters.summary(
+            options.lora, task.checkpoint, keep_zeros=options.keep_zeros
+        )
+    ranks = options.lora.choices if options.lora else ()
+    by_rank = adapters.losses_by_rank(trained, ranks, task.valid)
     shared = None if strategy is Strategy.standard else space
-    write_outputs(task.out_dir, trained, space=shared, training=summary)
+    write_outputs(
+        task.out_dir, trained, space=shared, training=summary, by_rank=by_rank, describe=describe
+    )
     if not trained.trainer.is_global_zero:
         return
-    write_slices(task.out_dir, chosen)
+    write_slices(task.out_dir, chosen, describe=describe)
     report(trained)
+    print_ranks(by_rank)
     print_next(task.out_dir, strategy, chosen)

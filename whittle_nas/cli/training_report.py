@@ -120,6 +120,22 @@ def print_tie(tied: bool, *, untied: bool) -> None:
         print("head: untied from the token table; the result stores and counts both")
 
 
+def warn_of_zeros(checkpoint_dir: Path) -> None:
+    """Say it where a training will fill the zeros that `nas prune` has made."""
+    from whittle_nas.prune.options import MASKS
+    from whittle_nas.reading import read_json
+    from whittle_nas.weights.files import PRUNE_REPORT
+
+    path = checkpoint_dir / PRUNE_REPORT
+    report = read_json(path) if path.is_file() else {}
+    if isinstance(report, dict) and report.get("method") in [method.value for method in MASKS]:
+        print(
+            f"nas: {checkpoint_dir} has the zeros of nas prune --method {report['method']}, and "
+            "training fills them; --keep_zeros true keeps them",
+            file=sys.stderr,
+        )
+
+
 def print_grid(grid: Any) -> None:
     """Bins of a grid in which nothing was found."""
     if grid is not None and grid.empty_bins:
@@ -133,6 +149,17 @@ def print_losses(rows: Sequence[Row]) -> None:
 
     by_size = sorted(rows, key=lambda row: (row[1] or 0, row[0] == "untouched model"))
     print_table(("network", "parameters", "before", "after"), by_size, "validation, nats per token")
+
+
+def print_ranks(by_rank: Mapping[int, Mapping[str, float]]) -> None:
+    """Validation losses with adapters of every rank, if they are elastic."""
+    from whittle_nas.cli.common import print_table
+
+    if by_rank:
+        names = list(next(iter(by_rank.values())))
+        rows = [(f"rank {rank}", *losses.values()) for rank, losses in by_rank.items()]
+        print_table(("adapters", *names), rows, "validation, nats per token")
+        print(f"rank {max(by_rank)} is merged; take another one with nas export --lora_r")
 
 
 def report(trained: Any) -> None:

@@ -20,7 +20,7 @@ from whittle_nas.export.padding import Padded, Padding, alike, plan_padding
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.axes import num_params
-from whittle_nas.weights.checkpoint import Checkpoint, write_checkpoint
+from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.pages import release
 from whittle_nas.weights.patch import Patch, patched
@@ -150,6 +150,18 @@ def _described(config: Any) -> HFTarget | None:
         return None  # litgpt needs no config.json, so sizes that transformers lacks may pass
     # With a folded query scale config.json would describe other weights than these.
     return target if target.query_scale == 1 else None
+
+
+def describe(folder: Path) -> None:
+    """Write `config.json` beside a litgpt checkpoint, where an architecture has such a model.
+
+    Raises:
+        ConfigError: if the folder holds no checkpoint.
+    """
+    found = open_checkpoint(folder, per_layer=True)
+    uniform = getattr(found.config, "blocks", None) is None
+    if uniform and (target := _described(found.config)) is not None:
+        write_hf_config(folder, target, found.state_dict(), source=folder)
 
 
 def write_export(

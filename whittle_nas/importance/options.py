@@ -106,6 +106,9 @@ class NormFactors(str, Enum):
     off = "off"
 
 
+SWEPT = ("n_embd", "n_head", "intermediate_size", "n_layer")  # dimensions of the sweep
+
+
 @dataclass(frozen=True)
 class SweepOptions:
     """How far each dimension alone can shrink: the search space `fitted`.
@@ -115,10 +118,12 @@ class SweepOptions:
             skips the sweep.
         bound: Largest rise of the loss in one dimension, as a share of the way from the whole
             model's loss to a uniform guess's.
+        bounds: Bounds of single dimensions instead, as `{n_layer: 0.5, n_embd: 0.1}`.
     """
 
     num_tokens: int = 2048
     bound: float = 0.25
+    bounds: dict[str, float] | None = None
 
     def check(self) -> None:
         """Refuse numbers out of range.
@@ -128,5 +133,11 @@ class SweepOptions:
         """
         if self.num_tokens < 0:
             raise ConfigError(f"--sweep.num_tokens {self.num_tokens} must be at least 0")
-        if not 0 < self.bound <= 1:
-            raise ConfigError(f"--sweep.bound {self.bound} must be above 0 and at most 1")
+        named = {f"bounds.{name}": bound for name, bound in (self.bounds or {}).items()}
+        for name, bound in {"bound": self.bound, **named}.items():
+            if not 0 < bound <= 1:
+                raise ConfigError(f"--sweep.{name} {bound} must be above 0 and at most 1")
+        if unknown := sorted(set(self.bounds or ()) - set(SWEPT)):
+            raise ConfigError(
+                f"--sweep.bounds: {unknown[0]!r} is not swept; choose from {', '.join(SWEPT)}"
+            )

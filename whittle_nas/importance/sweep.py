@@ -7,8 +7,8 @@ which training spends its passes and a search its trials.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from whittle_nas.progress import Progress, no_progress
@@ -34,17 +34,20 @@ class Sweep:
         losses: (size, nats per token) by dimension, the largest size first, down to the first that
             is above the limit.
         limit: nats per token up to which a network counts as alive.
+        limits: the same by dimension, where they differ.
         space: the sizes that live, as a search space.
     """
 
     losses: dict[str, Points]
     limit: float
     space: dict[str, Any]
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for `supernet.yaml`."""
         losses = {name: [list(point) for point in points] for name, points in self.losses.items()}
-        return {"limit": self.limit, "losses": losses, "space": self.space}
+        limits = {"limits": dict(self.limits)} if self.limits else {}
+        return {"limit": self.limit, **limits, "losses": losses, "space": self.space}
 
 
 def sweep(
@@ -52,6 +55,7 @@ def sweep(
     nats_per_token: Callable[[Any], float],
     *,
     bound: float,
+    bounds: Mapping[str, float] | None = None,
     progress: Progress = no_progress,
 ) -> Sweep:
     """Shrink one dimension after the other.
@@ -61,16 +65,19 @@ def sweep(
         nats_per_token: measures a litgpt model.
         bound: largest rise of the loss in one dimension, as a share of the way from the whole
             model's loss to that of a uniform guess; so it means the same for every model.
+        bounds: of single dimensions instead.
         progress: shows the dimensions.
     """
     config = supernet.config
     whole = nats_per_token(supernet.standalone(supernet.full))
-    limit = whole + bound * max(math.log(config.vocab_size) - whole, 0.0)
+    reach = max(math.log(config.vocab_size) - whole, 0.0)
+    limits = {name: whole + share * reach for name, share in (bounds or {}).items()}
+    common = whole + bound * reach
     losses: dict[str, Points] = {}
     space: dict[str, Any] = {}
     for name in progress(DIMENSIONS, "sweeping", len(DIMENSIONS)):
         members = _members(supernet, name)
-        sizes = list(members)
+        sizes, limit = list(members), limits.get(name, common)
         points = [(sizes[0], whole)]
         for size in _spread(sizes):
             points.append((size, nats_per_token(supernet.standalone(members[size]))))
@@ -78,7 +85,7 @@ def sweep(
                 break
         losses[name] = tuple(points)
         space[name] = {**DIMENSIONS[name], "min": _smallest(sizes, points, limit)}
-    return Sweep(losses, limit, space)
+    return Sweep(losses, common, space, limits)
 
 
 def _members(supernet: SuperNetwork, name: str) -> dict[int, SubNetwork]:

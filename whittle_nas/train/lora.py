@@ -1,4 +1,5 @@
-"""What litgpt's LoRA lacks: adapters for the token embedding, and a merge that covers them.
+"""What litgpt's LoRA lacks: adapters for the token embedding and for weights whose zeros stay
+(Shears), and a merge that covers them.
 
 V vocabulary, D n_embd, r rank.
 """
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from whittle_nas.space.subnetwork import Block
 from whittle_nas.train.options import LoraOptions
-from whittle_nas.weights.axes import is_tied
+from whittle_nas.weights.axes import is_tied, split_layer
 from whittle_nas.weights.pages import release
 from whittle_nas.weights.sharding import nothing
 
@@ -30,6 +31,7 @@ class Config(litgpt.lora.Config):
     """litgpt's LoRA configuration with one more switch, and what ours says more."""
 
     lora_embedding: bool = False
+    lora_sparse: frozenset[str] = frozenset()  # modules, by their names in a block or the model
     tie_word_embeddings: bool = False
     blocks: tuple[Block, ...] | None = None
 
@@ -43,7 +45,7 @@ class LoRAEmbedding(nn.Embedding):
     moves the rows of these tokens first.
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, r: int, alpha: int) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, r: int, alpha: float) -> None:
         super().__init__(num_embeddings, embedding_dim)
         self.scaling = alpha / r
         self.lora_A = nn.Parameter(torch.empty(r, embedding_dim))
@@ -53,11 +55,79 @@ class LoRAEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Embed token ids (B, T) -> (B, T, D)."""
         low_rank = F.embedding(input, self.lora_B)  # (B, T, r)
-        return super().forward(input) + self.scaling * (low_rank @ self.lora_A)
+        return self.added(super().forward(input), self.scaling * (low_rank @ self.lora_A))
+
+    def added(self, rows: Tensor, update: Tensor) -> Tensor:
+        """Rows of the table with their updates, (B, T, D) twice."""
+        return rows + update
+
+
+class KeepsZeros:
+    """An adapted layer W x + (M * update) x, M = 1 where W is not zero (Shears, SQFT).
+
+    So the merged weight has the zeros of W. The mask is that of the slice that runs, and nothing is
+    stored; the update is made as a matrix, which costs r / tokens of the product with W, and
+    one matrix as large as W is kept for the backward pass.
+    """
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """As litgpt's, with the update as one matrix."""
+        kept = update_of(self) * (self.linear.weight != 0)
+        return self.linear(x) + F.linear(self.lora_dropout(x), kept)
+
+
+class SparseLinear(KeepsZeros, litgpt.lora.LoRALinear):
+    """A linear layer whose zeros stay."""
+
+
+class SparseQKV(KeepsZeros, litgpt.lora.LoRAQKVLinear):
+    """The same of query, key and value."""
+
+
+class SparseEmbedding(LoRAEmbedding):
+    """A token table whose zeros stay."""
+
+    def added(self, rows: Tensor, update: Tensor) -> Tensor:
+        """Nothing is added to zeros."""
+        return rows + update * (rows != 0)
+
+
+_SPARSE: dict[type, type] = {
+    litgpt.lora.LoRALinear: SparseLinear,
+    litgpt.lora.LoRAQKVLinear: SparseQKV,
+    LoRAEmbedding: SparseEmbedding,
+}
+
+
+def update_of(module: Any) -> Tensor:
+    """What an adapter adds to its weight, as a matrix with its graph; of its shape."""
+    if not isinstance(module, litgpt.lora.LoRAQKVLinear):
+        return (module.lora_B @ module.lora_A) * module.scaling
+    rows, columns = (
+        module.lora_B.split(module.qkv_shapes),
+        module.lora_A.chunk(len(module.qkv_shapes)),
+    )
+    update = torch.cat([b @ a for b, a in zip(rows, columns, strict=True)]) * module.scaling
+    return module.zero_pad(update.T).T
+
+
+def keep_zeros(model: nn.Module, names: frozenset[str]) -> None:
+    """Let the adapters of some modules of a model or a block leave zeros alone."""
+    for name, module in model.named_modules():
+        if name in names and hasattr(module, "lora_A"):
+            module.__class__ = _SPARSE[type(module)]  # the same state, another forward pass
+
+
+class SparseBlock(litgpt.lora.Block):
+    """litgpt's block, whose adapters leave zeros where the configuration says so."""
+
+    def __init__(self, config: Config, block_idx: int) -> None:
+        super().__init__(config, block_idx)
+        keep_zeros(self, config.lora_sparse)
 
 
 class GPT(litgpt.lora.GPT):
-    """`litgpt.lora.GPT`, with an adapted embedding where the configuration asks for it."""
+    """`litgpt.lora.GPT`, with an adapted embedding and kept zeros where the config asks for it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -66,6 +136,20 @@ class GPT(litgpt.lora.GPT):
             self.transformer.wte = LoRAEmbedding(
                 config.padded_vocab_size, config.n_embd, config.lora_r, config.lora_alpha
             )
+        if config.lora_sparse:
+            blocks = [SparseBlock(config, number) for number in range(config.n_layer)]
+            self.transformer.h = nn.ModuleList(blocks)
+            keep_zeros(self, config.lora_sparse)
+
+
+def sparse_modules(tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Names, without the layer, of the modules that hold a matrix with a zero in some layer."""
+    found = {
+        split_layer(name)[1].removesuffix(".weight")
+        for name, tensor in tensors.items()
+        if tensor.ndim == 2 and name.endswith(".weight") and bool((tensor == 0).any())
+    }
+    return frozenset(found)
 
 
 def reset_adapter(module: nn.Module) -> None:
@@ -77,10 +161,17 @@ def reset_adapter(module: nn.Module) -> None:
         module.reset_parameters()
 
 
-def lora_config(config: BaseConfig, options: LoraOptions) -> Config:
+def lora_config(
+    config: BaseConfig, options: LoraOptions, *, sparse: frozenset[str] = frozenset()
+) -> Config:
     """The configuration of the adapted model: `config` with the adapters of `options`.
 
     One adapter serves both ends of a tied model, so there it is enough to ask for one end.
+
+    Args:
+        config: of the model.
+        options: the adapters.
+        sparse: modules whose zeros stay, from `sparse_modules`.
 
     Raises:
         ConfigError: if a number of the options is out of range.
@@ -101,6 +192,7 @@ def lora_config(config: BaseConfig, options: LoraOptions) -> Config:
         lora_mlp=options.mlp,
         lora_head=options.head or both,
         lora_embedding=options.embedding or both,
+        lora_sparse=sparse,
         tie_word_embeddings=tied,
         blocks=getattr(config, "blocks", None),
     )
@@ -174,11 +266,14 @@ class MergedTensors(Mapping[str, Tensor]):
         if kind != "weight" or not hasattr(module, "lora_A"):
             return weight
         if isinstance(module, litgpt.lora.LoRAQKVLinear):
-            return (weight.float() + module.get_lora_AB().float()).to(weight.dtype)
-        merged = torch.empty_like(weight)
-        parts = zip(*(t.split(_ROWS) for t in (merged, weight, module.lora_B)), strict=True)
-        for part, rows, b in parts:
-            part.copy_(rows.float() + module.scaling * (b @ module.lora_A).float())
+            merged = (weight.float() + update_of(module).float()).to(weight.dtype)
+        else:
+            merged = torch.empty_like(weight)
+            parts = zip(*(t.split(_ROWS) for t in (merged, weight, module.lora_B)), strict=True)
+            for part, rows, b in parts:
+                part.copy_(rows.float() + module.scaling * (b @ module.lora_A).float())
+        if isinstance(module, (KeepsZeros, SparseEmbedding)):
+            merged[weight == 0] = 0
         return merged
 
     def __iter__(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.pareto import ParetoSampler
-from whittle_nas.space.samplers import Sampler
+from whittle_nas.space.samplers import GridSampler, Sampler
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate, labelled, unlabelled
 from whittle_nas.train.options import Distillation
@@ -163,13 +163,14 @@ class SupernetTraining(L.LightningModule):
             smallest=self.smallest,
             sampler=self.sampler,
             options=self.recipe.sandwich,
+            ranks=self.recipe.ranks,
             total_steps=self.recipe.total_steps,
             seed=self.recipe.seed,
         )
 
     def on_fit_start(self) -> None:
-        """All processes draw from the first one's sampler; its scores may differ in a last bit."""
-        if not isinstance(self.sampler, ParetoSampler):  # whose scores are reduced anyway
+        """All processes draw from the first one's grid; its scores may differ in a last bit."""
+        if isinstance(self.sampler, GridSampler):
             self.sampler = self.trainer.strategy.broadcast(self.sampler)
         if (teacher := self._teacher[0]) is not None:
             teacher.model.model.to(self.device)

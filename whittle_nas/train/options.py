@@ -131,6 +131,9 @@ class LoraOptions:
 
     Args:
         r: Rank of the adapters.
+        ranks: Elastic adapters (LoNAS): the networks of a step take one of these ranks each, the
+            first rows of A and columns of B; the full network `r`, the smallest the smallest. The
+            result has rank `r` merged in, and `nas export --lora_r` another one.
         alpha: The update is scaled by alpha / r.
         dropout: Dropout on the input of an adapter (not of the embedding's, which reads token ids).
         query: Adapt the query rows of the attention input projection.
@@ -143,6 +146,7 @@ class LoraOptions:
     """
 
     r: int = 32
+    ranks: list[int] | None = None
     alpha: int = 16
     dropout: float = 0.05
     query: bool = True
@@ -160,10 +164,17 @@ class LoraOptions:
             ConfigError: naming the number.
         """
         _at_least("lora.r", self.r, 1)
+        if wrong := [rank for rank in self.ranks or () if not 1 <= rank <= self.r]:
+            raise ConfigError(f"lora.ranks: {wrong[0]} must be at least 1 and at most r={self.r}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout={self.dropout} must be at least 0 and below 1")
         if not any(getattr(self, f.name) for f in fields(self) if f.type in (bool, "bool")):
             raise ConfigError("lora adapts nothing: set one of query, key, ..., or lora: null")
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """The ranks of elastic adapters, ascending and `r` with them; none where all have `r`."""
+        return tuple(sorted({*self.ranks, self.r})) if self.ranks else ()
 
 
 @dataclass(frozen=True)
@@ -285,6 +296,8 @@ class SamplerOptions:
             perplexity on calibration text; `pareto`: now and then members are scored on validation
             text, and steps draw from the front over parameters that this makes, from its
             neighbours and, a tenth, from anywhere; `fixed`: those in `file`.
+        num_params: Range of parameters of the sub-networks that are trained and validated, such as
+            `40%..90%` of the whole model's, `1e6..5e6`, or `..0.9x`; the whole space by default.
         num_bins: Bins of the grid, or of the front.
         trials_per_bin: Random members that a bin sees before it is given up as empty.
         candidates_per_bin: How many compete for a bin in the `calibrate` kinds.
@@ -296,6 +309,7 @@ class SamplerOptions:
     """
 
     kind: SamplerKind = SamplerKind.grid_params
+    num_params: str | None = None
     num_bins: int = 22
     trials_per_bin: int = 10_000
     candidates_per_bin: int = 50
@@ -311,6 +325,11 @@ class SamplerOptions:
             raise ConfigError(
                 f"sampler.kind={self.kind.value} with sampler.file={self.file}: "
                 "kind fixed reads a file, and no other kind does"
+            )
+        if self.num_params is not None and self.file is not None:
+            raise ConfigError(
+                f"sampler.num_params={self.num_params} is about what is drawn from the search "
+                "space; kind fixed draws nothing"
             )
 
 

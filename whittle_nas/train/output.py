@@ -6,7 +6,7 @@ import csv
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,13 @@ Curves = dict[str, list[tuple[int, float]]]
 
 
 def write_outputs(
-    out_dir: Path, trained: Trained, *, space: SearchSpace | None, training: dict[str, Any]
+    out_dir: Path,
+    trained: Trained,
+    *,
+    space: SearchSpace | None,
+    training: dict[str, Any],
+    by_rank: Mapping[int, Mapping[str, float]],
+    describe: Callable[[Path], object] = lambda _: None,
 ) -> None:
     """Write the merged checkpoint; `lit_model.pth` comes last and so marks it as complete.
 
@@ -40,13 +46,17 @@ def write_outputs(
         trained: the trained super-network.
         space: search space that was trained; None where the whole model alone was.
         training: summary for `supernet.yaml`, to which the last losses are added.
+        by_rank: losses with elastic adapters of every rank, none without them.
+        describe: adds to the checkpoint's folder before it becomes `out_dir`.
     """
     source, history, networks = trained.checkpoint, trained.history, trained.networks
     if not trained.trainer.is_global_zero:
         if trained.supernet.sharding is not None:
             follow(trained.supernet, source.state_dict())
         return
-    write_losses(out_dir, source.config, history=history, networks=networks.validated)
+    write_losses(
+        out_dir, source.config, history=history, networks=networks.validated, by_rank=by_rank
+    )
     summary = {**training, "valid_nats_per_token": history[max(history)]}
     info = replace(source.info, training=summary)
     if space is not None:
@@ -60,6 +70,7 @@ def write_outputs(
         if networks.grid is not None:
             text = yaml.safe_dump(networks.grid.to_dict(), sort_keys=False)
             atomic_write_text(folder / GRID, text)
+        describe(folder)
 
 
 @contextmanager
@@ -81,6 +92,7 @@ def write_losses(
     *,
     history: dict[int, dict[str, float]],
     networks: Mapping[str, SubNetwork],
+    by_rank: Mapping[int, Mapping[str, float]] | None = None,
 ) -> None:
     """Write `losses.yaml` and `curves.png`, in which the whole model untouched is a line."""
     count = parameter_counter(config)
@@ -91,7 +103,9 @@ def write_losses(
         num_params={name: count(sub) for name, sub in networks.items()},
     )
     sizes = {name: {"num_params": count(sub), **sub.to_dict()} for name, sub in networks.items()}
-    losses = {"networks": sizes, "nats_per_token": history}
+    losses: dict[str, Any] = {"networks": sizes, "nats_per_token": history}
+    if by_rank:
+        losses["by_rank"] = by_rank
     atomic_write_text(out_dir / LOSSES, yaml.safe_dump(losses, sort_keys=False))
 
 

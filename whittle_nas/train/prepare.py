@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from litgpt import GPT
+from litgpt import GPT, Config
 from torch import Tensor, nn
 
 from whittle_nas.errors import ConfigError
@@ -28,6 +28,7 @@ def load_trainable(
     *,
     precision: str = "32-true",
     sharded: bool = False,
+    keep_zeros: bool = False,
 ) -> SuperNetwork:
     """Load a checkpoint on the CPU with the parameters to train marked and in their format.
 
@@ -40,6 +41,7 @@ def load_trainable(
             is float32 and what is frozen stays as stored, float16 as bfloat16: the arithmetic's
             own format, into which it would be cast, and saved, in every forward pass.
         sharded: leave the weights mapped from the file as they are stored, for `part_loader`.
+        keep_zeros: adapters add nothing where a weight is zero.
 
     Raises:
         ConfigError: for everything that can be wrong with the weights, and for all weights in
@@ -51,7 +53,10 @@ def load_trainable(
             "1/256 of a weight leaves it as it is, so most of the training would be lost; use "
             "bf16-mixed, or adapters"
         )
-    config = found.config if options is None else lora.lora_config(found.config, options)
+    config: Config = found.config
+    if options is not None:
+        sparse = lora.sparse_modules(found.state_dict()) if keep_zeros else frozenset()
+        config = lora.lora_config(found.config, options, sparse=sparse)
     with torch.device("meta"):
         model: nn.Module = build(config, GPT if options is None else lora.GPT)
     model.load_state_dict(found.state_dict(), strict=options is None, assign=True)

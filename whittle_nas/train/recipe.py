@@ -27,7 +27,8 @@ class Recipe:
         validate_every: optimiser steps between two validations.
         score_every: optimiser steps between two scorings of a Pareto sampler.
         score_samples: validation samples on which it scores.
-        keep_zeros: weights that are zero stay zero.
+        ranks: of elastic adapters, ascending; none where all networks have whole ones.
+        keep_zeros: trained weights that are zero stay zero.
         max_full_loss: nats per token of the whole model at which the training stops; None never.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     validate_every: int = 100
     score_every: int = 50
     score_samples: int = 16
+    ranks: tuple[int, ...] = ()
     keep_zeros: bool = False
     max_full_loss: float | None = None
 

@@ -134,7 +134,13 @@ def train(
             "sampler.kind=calibrate_ppl runs networks before the model is shared out: with "
             "trainer.strategy=fsdp take grid_params or pareto"
         )
-    supernet = load_trainable(checkpoint, options.lora, precision=precision, sharded=sharded)
+    supernet = load_trainable(
+        checkpoint,
+        options.lora,
+        precision=precision,
+        sharded=sharded,
+        keep_zeros=options.keep_zeros,
+    )
     trainer = make_trainer(options.trainer, out_dir)
     networks = choose(supernet, trainer)
     recipe = _recipe(options, checkpoint, trainer, networks, len(samples), len(valid))
@@ -209,6 +215,7 @@ def _recipe(
             scoring_passes=SCORED * -(-sampler.calibration_samples // (size * trainer.world_size)),
         ),
         score_samples=sampler.calibration_samples,
-        keep_zeros=options.keep_zeros,
+        ranks=() if options.lora is None else options.lora.choices,
+        keep_zeros=options.keep_zeros and options.lora is None,
         max_full_loss=options.validation.max_full_loss,
     )

@@ -157,6 +157,7 @@ def specialise(
     out_dir: Path | None = None,
     resume: bool = False,
     on_step: Callable[[], object] = lambda: None,
+    describe: Callable[[Path], object] = lambda _: None,
 ) -> Trained:
     """Train one sub-network with weights of its own.
 
@@ -169,6 +170,7 @@ def specialise(
         out_dir: gets an ordinary checkpoint, losses and logs; None keeps it in memory.
         resume: go on from the newest checkpoint in `out_dir`.
         on_step: called after every optimiser step.
+        describe: adds to the checkpoint's folder before it becomes `out_dir`.
 
     Raises:
         ConfigError: for everything that can be wrong; `Diverged` if the loss is not finite.
@@ -192,18 +194,26 @@ def specialise(
         with completing(out_dir) as folder:
             tensors = TrainedTensors(trained.supernet, start.state_dict())
             write_checkpoint(folder, tensors, config=start.config, source=start.path)
+            describe(folder)
     return trained
 
 
-def write_slices(checkpoint_dir: Path, subs: Mapping[str, SubNetwork]) -> None:
+def write_slices(
+    checkpoint_dir: Path,
+    subs: Mapping[str, SubNetwork],
+    *,
+    describe: Callable[[Path], object] = lambda _: None,
+) -> None:
     """Write sub-networks of a super-network as ordinary checkpoints, in directories inside of it.
 
     Args:
         checkpoint_dir: the super-network.
         subs: the sub-networks by the names of their directories.
+        describe: adds to the folder of each.
     """
     whole = open_checkpoint(checkpoint_dir)
     for name, sub in subs.items():
         part = slice_of(whole, sub)
         with atomic_directory(checkpoint_dir / name, overwrite=True) as folder:
             write_checkpoint(folder, part.tensors, config=part.config, source=whole.path)
+            describe(folder)

@@ -6,7 +6,7 @@ B rows, T tokens, N positions with a label, D channels, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -44,11 +44,12 @@ class Role(str, Enum):
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a step and the weight of its loss."""
+    """One network of a step, the weight of its loss, and the rank of its adapters (None: whole)."""
 
     sub: SubNetwork
     role: Role
     weight: float = 1.0
+    rank: int | None = None
 
 
 def networks_of_step(
@@ -60,13 +61,45 @@ def networks_of_step(
     options: SandwichOptions,
     total_steps: int,
     seed: int,
+    ranks: Sequence[int] = (),
 ) -> list[Network]:
     """The networks of an optimiser step, the full one first if it takes part.
 
     A function of the seed and the step alone: all processes and all resumed runs agree without
     telling each other.
+
+    Args:
+        step: counted from 0.
+        full: the whole model.
+        smallest: of the search space.
+        sampler: of the others.
+        options: which take part.
+        total_steps: of the training.
+        seed: of the training.
+        ranks: of elastic adapters, ascending. A sandwich takes its own ends of them, too: the full
+            network has the largest and the smallest network the smallest.
     """
     rng = random.Random(f"{seed}/{step}")
+    networks = _drawn(rng, step, full, smallest, sampler, options, total_steps)
+    if not ranks:
+        return networks
+    ends = {Role.full: ranks[-1], Role.smallest: ranks[0]}
+    sandwich = options.strategy is Strategy.sandwich
+    return [
+        replace(one, rank=(ends.get(one.role) if sandwich else None) or rng.choice(ranks))
+        for one in networks
+    ]
+
+
+def _drawn(
+    rng: random.Random,
+    step: int,
+    full: SubNetwork,
+    smallest: SubNetwork,
+    sampler: Sampler,
+    options: SandwichOptions,
+    total_steps: int,
+) -> list[Network]:
     whole = Network(full, Role.full)
     if options.strategy is Strategy.standard:
         return [whole]
@@ -126,12 +159,13 @@ def accumulate(
         lesson = lesson_of(Teacher(supernet), batch, options)
     summed = []
     for network in networks:
+        model = supernet.at_rank(network.rank)
         whole = network.sub == supernet.full
         keep = Targets(len(labels), options) if whole and in_place and len(networks) > 1 else None
-        hidden, of_blocks = _learn(supernet, network.sub, batch, options, lesson, checkpoint_blocks)
+        hidden, of_blocks = _learn(model, network.sub, batch, options, lesson, checkpoint_blocks)
         sums = backward(
             hidden,
-            supernet.head(network.sub),
+            model.head(network.sub),
             labels,
             _unscaled(options) if whole else options,
             targets=None if whole and in_place else lesson.targets,

@@ -77,6 +77,7 @@ class Selection:
         heads: for each kept group, its heads counted inside the group, 0..H/G-1.
         qk_channels: for each kept group, channels of query and key.
         value_channels: for each kept group, channels of value and attention output.
+        rank: rank of the adapters, whose first entries are kept; None for all.
     """
 
     embd: Sequence[int]
@@ -85,6 +86,7 @@ class Selection:
     heads: Sequence[Sequence[int]]
     qk_channels: Sequence[Sequence[int]]
     value_channels: Sequence[Sequence[int]]
+    rank: int | None = None
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
@@ -120,8 +122,8 @@ def _dims(rest: str, in_block: bool, config: Any, name: str) -> Dims:
     if owner.endswith(".linear"):  # LoRALinear keeps the frozen weight one level deeper
         return _dims(f"{owner[: -len('.linear')]}.{kind}", in_block, config, name)
     weight = table.get(f"{owner}.weight")
-    if weight and kind == "lora_A":
-        return (_R, weight[1])
+    if weight and kind == "lora_A":  # one below the other for query, key and value
+        return (_R * len(_enabled(weight[0], config)), weight[1])
     if weight and kind == "lora_B":
         return (_enabled(weight[0], config), _R)
     raise ConfigError(f"parameter {name!r} of model {config.name!r} is not in the axes table")
@@ -267,7 +269,12 @@ def num_params(config: Any) -> int:
 
 
 def prefix_selection(
-    n_embd: int, block: Block, config: Any, head_channels: HeadChannels = HeadChannels.rope
+    n_embd: int,
+    block: Block,
+    config: Any,
+    head_channels: HeadChannels = HeadChannels.rope,
+    *,
+    rank: int | None = None,
 ) -> Selection:
     """What a block keeps: the first entries of everything.
 
@@ -283,6 +290,7 @@ def prefix_selection(
         heads=[range(block.n_head // max(1, len(groups)))] * len(groups),
         qk_channels=[qk] * len(groups),
         value_channels=[range(block.head_size)] * len(groups),
+        rank=rank,
     )
 
 
@@ -305,10 +313,10 @@ def kept_entries(dim: Dim, selection: Selection, config: Any) -> Sequence[int] |
     """Entries of one tensor dimension that a selection keeps, in its order.
 
     Returns:
-        None where all entries stay (vocabulary, rank), a `range` where the axis says so, else a
-        list of indices into the dimension of the full tensor.
+        None where all entries stay (vocabulary, and rank unless it is chosen), a `range` where the
+        axis says so, else a list of indices into the dimension of the full tensor.
     """
-    if dim in (_V, _R):
+    if dim == _V or (Axis.RANK in dim and selection.rank is None):
         return None
     if len(dim) == 1:
         return _axis_entries(dim[0], selection, config)
@@ -324,6 +332,8 @@ def _axis_entries(axis: Axis, selection: Selection, config: Any) -> Sequence[int
         return selection.embd
     if axis is Axis.MLP:
         return selection.neurons
+    if axis is Axis.RANK:
+        return range(selection.rank or 0)
     if axis is Axis.CHANNEL:
         assert len({tuple(channels) for channels in selection.qk_channels}) == 1
         return selection.qk_channels[0]

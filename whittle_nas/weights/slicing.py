@@ -189,6 +189,7 @@ def plan_slices(
     *,
     head_channels: HeadChannels = HeadChannels.rope,
     norms: NormTable | None = None,
+    rank: int | None = None,
 ) -> SlicePlan:
     """Resolve a sub-network of the model of `config`.
 
@@ -197,6 +198,7 @@ def plan_slices(
         config: the super-network's `litgpt.Config` (or `litgpt.lora.Config`).
         head_channels: how a smaller head chooses its query and key channels.
         norms: factors of the norms of narrower networks.
+        rank: of its adapters, for a `litgpt.lora.Config`; None for all that there is.
 
     Raises:
         ConfigError: if it does not fit, naming each violated rule.
@@ -213,13 +215,13 @@ def plan_slices(
         key = (shape, whole and whole[layer], *kinds)
         if key not in known:
             full = of_layer(config, layer)
-            alone = sub_config(SubNetwork(sub.n_embd, (shape,)), full, [layer])
-            selection = axes.prefix_selection(sub.n_embd, shape, full, head_channels)
+            alone = sub_config(SubNetwork(sub.n_embd, (shape,)), full, [layer], rank=rank)
+            selection = axes.prefix_selection(sub.n_embd, shape, full, head_channels, rank=rank)
             known[key] = BlockPlan(layer, shape, alone, selection)
         blocks.append(replace(known[key], layer=layer))
     return SlicePlan(
         sub=sub,
-        config=sub_config(sub, config, sub.layers),
+        config=sub_config(sub, config, sub.layers, rank=rank),
         blocks=tuple(blocks),
         selection=blocks[0].selection,
         full_config=config,
@@ -227,13 +229,19 @@ def plan_slices(
     )
 
 
-def sub_config(sub: SubNetwork, config: Any, layers: Sequence[int]) -> Any:
+def sub_config(
+    sub: SubNetwork, config: Any, layers: Sequence[int], *, rank: int | None = None
+) -> Any:
     """The litgpt config of a sub-network.
 
     The name stays, since litgpt chooses Gemma's and OLMo's norms, converters and prompt styles by
-    it. The attention scale stays 1/sqrt(full head size); per-layer settings are re-indexed.
+    it. The attention scale stays 1/sqrt(full head size); per-layer settings are re-indexed. An
+    adapter of a smaller rank keeps the scale alpha / r, too, so that its update is a part of the
+    whole one.
     """
     changed: dict[str, Any] = {"n_embd": sub.n_embd, "n_layer": len(layers)}
+    if rank is not None:
+        changed |= {"lora_r": rank, "lora_alpha": config.lora_alpha * rank / config.lora_r}
     if hasattr(config, "blocks"):
         changed["blocks"] = None
     with_heads = {shape[:3] for shape in sub.shapes if shape.n_head}

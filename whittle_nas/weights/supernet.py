@@ -62,6 +62,7 @@ class SuperNetwork:
         model: `litgpt.GPT` or `litgpt.lora.GPT`, never modified.
         info: layer order and the rest of `supernet.yaml`.
         full: sizes of the model.
+        rank: of the adapters that its sub-networks have; None for all, or where there are none.
         sharding: the units of a model that is shared out between processes, else None.
     """
 
@@ -84,6 +85,8 @@ class SuperNetwork:
         self._skeletons: dict[Any, Any] = {}
         self._blocks: dict[Any, Any] = {}
         self._rope: dict[Any, Tables] = {}
+        self._by_rank: dict[int, SuperNetwork] = {}
+        self.rank: int | None = None
         self.sharding: Sharding | None = None
 
     @property
@@ -97,14 +100,28 @@ class SuperNetwork:
         head = self.model.lm_head
         return getattr(head, "linear", head).weight is self.model.transformer.wte.weight
 
+    def at_rank(self, rank: int | None) -> SuperNetwork:
+        """The same parameters, of whose adapters only the first `rank` count; None for all.
+
+        Rows of every A and columns of every B, so that smaller ranks are parts of larger ones.
+        """
+        if rank is None or rank == getattr(self.config, "lora_r", rank):
+            return self
+        if rank not in self._by_rank:
+            face = copy.copy(self)
+            face.rank, face._skeletons, face._blocks = rank, {}, {}
+            self._by_rank[rank] = face
+        return self._by_rank[rank]
+
     def plan(self, sub: SubNetwork) -> SlicePlan:
         """The sub-network's config, layers and slices.
 
         Raises:
             ConfigError: if the sizes do not fit, naming each violated rule.
         """
+        info = self.info
         return plan_slices(
-            sub, self.config, head_channels=self.info.head_channels, norms=self.info.norms
+            sub, self.config, head_channels=info.head_channels, norms=info.norms, rank=self.rank
         )
 
     def subnet(
