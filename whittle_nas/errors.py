@@ -111,3 +111,13 @@ def _shown(path: Path | None, target: Path | None) -> Path | str:
     if path is None or path.name.startswith(".") or path.parent.name.startswith("."):
         return target
     return path
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Refuse the value of an option that is too small.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")

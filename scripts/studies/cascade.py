@@ -40,14 +40,9 @@ from whittle_nas.data import TextData
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
 from whittle_nas.train.batches import collate
+from whittle_nas.train.choices import ValidationOptions
 from whittle_nas.train.forward import labelled_hidden, labels_of
-from whittle_nas.train.options import (
-    Distillation,
-    LossOptions,
-    OptimizerOptions,
-    TrainerOptions,
-    ValidationOptions,
-)
+from whittle_nas.train.options import Distillation, LossOptions, OptimizerOptions, TrainerOptions
 from whittle_nas.train.prepare import TrainedTensors
 from whittle_nas.train.run import TrainingOptions
 from whittle_nas.train.sources import load_both

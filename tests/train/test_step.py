@@ -11,15 +11,9 @@ from tests.train.conftest import CONFIG, MIDDLE, SMALL
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import losses
 from whittle_nas.train.batches import IGNORE, Sample, collate, pack
+from whittle_nas.train.choices import SandwichOptions, Strategy
 from whittle_nas.train.forward import labels_of
-from whittle_nas.train.options import (
-    Distillation,
-    HiddenLoss,
-    LossOptions,
-    SandwichOptions,
-    Strategy,
-    Weighting,
-)
+from whittle_nas.train.options import Distillation, HiddenLoss, LossOptions, Weighting
 from whittle_nas.train.step import (
     Network,
     Role,

@@ -10,6 +10,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
 from whittle_nas.train import lora
 from whittle_nas.train.batches import collate, from_blocks, from_labelled
+from whittle_nas.train.choices import SandwichOptions
 from whittle_nas.train.fit import num_steps
 from whittle_nas.train.forward import labelled_hidden
 from whittle_nas.train.memory import choose_adapters, estimate_memory
@@ -19,7 +20,6 @@ from whittle_nas.train.options import (
     LoraOptions,
     LossOptions,
     OptimizerOptions,
-    SandwichOptions,
     TrainerOptions,
     Weights,
 )

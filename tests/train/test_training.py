@@ -15,6 +15,7 @@ from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import lora
 from whittle_nas.train.batches import IGNORE, from_blocks
+from whittle_nas.train.choices import SamplerKind, SamplerOptions, SandwichOptions, Strategy
 from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint
 from whittle_nas.train.module import SupernetTraining
 from whittle_nas.train.options import (
@@ -22,10 +23,6 @@ from whittle_nas.train.options import (
     LoraOptions,
     LossOptions,
     OptimizerOptions,
-    SamplerKind,
-    SamplerOptions,
-    SandwichOptions,
-    Strategy,
     TrainerOptions,
 )
 from whittle_nas.train.output import read_curves

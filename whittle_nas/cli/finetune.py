@@ -8,15 +8,12 @@ from typing import Any
 
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
+from whittle_nas.train.choices import SamplerOptions, SandwichOptions, Share, ValidationOptions
 from whittle_nas.train.options import (
     LoraOptions,
     LossOptions,
     OptimizerOptions,
-    SamplerOptions,
-    SandwichOptions,
-    Share,
     TrainerOptions,
-    ValidationOptions,
     Weights,
 )
 

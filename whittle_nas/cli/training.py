@@ -25,13 +25,7 @@ from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.limited import limited
 from whittle_nas.train import adapters
 from whittle_nas.train.batches import Sample
-from whittle_nas.train.options import (
-    SamplerKind,
-    SamplerOptions,
-    SandwichOptions,
-    Share,
-    Strategy,
-)
+from whittle_nas.train.choices import SamplerKind, SamplerOptions, SandwichOptions, Share, Strategy
 from whittle_nas.train.output import write_outputs
 from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss

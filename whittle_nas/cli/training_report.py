@@ -10,7 +10,8 @@ from typing import Any
 
 from whittle_nas.data.options import TextData
 from whittle_nas.space import check_supported
-from whittle_nas.train.options import Strategy, Weights
+from whittle_nas.train.choices import Strategy
+from whittle_nas.train.options import Weights
 
 MAX_RISE = 0.03  # share of its validation loss that the whole model may lose without a word
 Row = tuple[str, int | None, float, float]  # network, parameters, nats before and after

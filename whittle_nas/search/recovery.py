@@ -21,6 +21,7 @@ from whittle_nas.search.trials import Trial
 from whittle_nas.space.front import Constraint, parse_constraints
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample
+from whittle_nas.train.choices import ValidationOptions
 from whittle_nas.train.module import Diverged
 from whittle_nas.train.options import (
     Distillation,
@@ -28,7 +29,6 @@ from whittle_nas.train.options import (
     LossOptions,
     OptimizerOptions,
     TrainerOptions,
-    ValidationOptions,
 )
 from whittle_nas.train.run import TrainingOptions
 from whittle_nas.train.specialise import repaired, slice_of, specialise

@@ -18,13 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from whittle_nas.train import lora
-from whittle_nas.train.options import (
-    ORIGINAL,
-    Distillation,
-    LoraOptions,
-    LossOptions,
-    Weights,
-)
+from whittle_nas.train.options import ORIGINAL, Distillation, LoraOptions, LossOptions, Weights
 from whittle_nas.weights.assembly import built_in
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import WEIGHTS, load_torch

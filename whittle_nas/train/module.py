@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean as mean
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -17,24 +17,21 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler, Sampler
 from whittle_nas.space.subnetwork import SubNetwork
-from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate, labelled, unlabelled
+from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate, unlabelled
+from whittle_nas.train.measured import Means, Validations, by_role, count, means_of, sums_of
 from whittle_nas.train.options import Distillation
 from whittle_nas.train.recipe import SCORED, Recipe, learning_rate
 from whittle_nas.train.step import (
     Network,
-    Role,
     accumulate,
     clip,
     finish_gradients,
-    loss_sums,
     networks_of_step,
     total_over_processes,
 )
 from whittle_nas.train.teacher import Teacher, shard_teacher
 from whittle_nas.weights.sharding import Prepare, Sharding, nothing
 from whittle_nas.weights.supernet import SuperNetwork
-
-Means = Sequence[tuple[float, float]]  # cross entropy and distillation loss per network
 
 
 class Diverged(ConfigError):
@@ -49,8 +46,7 @@ class SupernetTraining(L.LightningModule):
     run goes on as the interrupted one would have.
 
     Attributes:
-        history: mean validation loss of every network in nats per token, by optimiser step.
-        stopped: why the training ended before its last step, None if it did not.
+        validations: what was measured of the fixed set of networks.
     """
 
     # A process may have no validation sample of its own; sums are what is reduced.
@@ -92,15 +88,23 @@ class SupernetTraining(L.LightningModule):
         self.recipe = recipe
         self.smallest, self.sampler = smallest, sampler
         self.train_samples, self.valid_samples = train, valid
-        self.valid_networks = dict(valid_networks)
+        self.validations = Validations(valid_networks, recipe.max_full_loss)
         # In a tuple, so that its weights are neither saved nor reduced with those of the network.
         self._teacher = (teacher,)
         self._on_step, self._prepare = on_step, prepare
         self._masks: list[tuple[torch.nn.Parameter, Tensor]] = []
-        self.history: dict[int, dict[str, float]] = {}
-        self.stopped: str | None = None
         self._step_sums = torch.zeros(0)
         self._valid_sums = torch.zeros(0)
+
+    @property
+    def history(self) -> dict[int, dict[str, float]]:
+        """Mean validation loss of every network in nats per token, by optimiser step."""
+        return self.validations.history
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the training ended before its last step, None if it did not."""
+        return self.validations.stopped
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
@@ -210,7 +214,7 @@ class SupernetTraining(L.LightningModule):
             checkpoint_blocks=self.recipe.checkpoint_blocks,
             total=total_over_processes,
         )
-        step_sums = torch.cat([sums.flatten(), _count(batch, sums)])
+        step_sums = torch.cat([sums.flatten(), count(batch, sums)])
         first = batch_idx % self.recipe.accumulate == 0
         self._step_sums = step_sums if first else self._step_sums + step_sums
         if (batch_idx + 1) % self.recipe.accumulate == 0:
@@ -231,8 +235,7 @@ class SupernetTraining(L.LightningModule):
             batch = collate(share[start : start + self.recipe.batch_size]).to(self.device)
             sums = sums + self._sums_of(subs, batch)
         self.network.train(training)
-        totals = total_over_processes(sums).tolist()
-        losses = [total / max(totals[-1], 1.0) for total in totals[:-1]]
+        losses = means_of(total_over_processes(sums).tolist())
         self.sampler = sampler.updated(list(zip(subs, losses, strict=True)))
 
     def _update(self, step: int, networks: list[Network]) -> None:
@@ -274,16 +277,10 @@ class SupernetTraining(L.LightningModule):
 
     def _log_step(self, networks: list[Network], means: Means, others: dict[str, float]) -> None:
         found = {f"train/{name}": value for name, value in others.items()}
-        for role in Role:
-            pairs = zip(networks, means, strict=True)
-            if chosen := [ce for network, (ce, _) in pairs if network.role is role]:
-                found[f"train/ce_{role.value}"] = mean(chosen)
-        frozen = self._teacher[0] is not None
-        pairs = zip(networks, means, strict=True)
-        taught = [kd for network, (_, kd) in pairs if frozen or network.role is not Role.full]
-        if taught and self.recipe.loss.distillation is not Distillation.none:
-            found["train/kd"] = mean(taught)
-        self.log("loss", mean(ce for ce, _ in means), prog_bar=True, logger=False)
+        found |= by_role(networks, means, frozen=self._teacher[0] is not None)
+        if self.recipe.loss.distillation is Distillation.none:
+            found.pop("train/kd", None)
+        self.log("loss", fmean(ce for ce, _ in means), prog_bar=True, logger=False)
         if self.global_step % self.recipe.log_every_n_steps == 0:
             self._send(found)
 
@@ -309,57 +306,33 @@ class SupernetTraining(L.LightningModule):
         """Validate outside of Lightning's loop: before the first step and after the last."""
         training = self.network.training
         self.network.eval()
-        sums = self._empty_sums()
+        sums = torch.zeros(0)
         limit = self.trainer.limit_val_batches
         for number, batch in enumerate(self.val_dataloader()):
             if isinstance(limit, int) and number >= limit:
                 break
             with self.trainer.precision_plugin.val_step_context():
-                sums = sums + self._batch_sums(batch.to(self.device))
+                found = self._batch_sums(batch.to(self.device))
+                sums = sums + found if len(sums) else found
         self.network.train(training)
         found = self._record(sums)
         self._send(found)
         return found
 
-    def _empty_sums(self) -> Tensor:
-        return torch.zeros(len(self.valid_networks) + 1, device=self.device)
-
     def _batch_sums(self, batch: Sample) -> Tensor:
-        """Sum of the losses per validated network and number of labels, (networks + 1,)."""
-        return self._sums_of(self.valid_networks.values(), batch)
+        return self._sums_of(self.validations.networks.values(), batch)
 
     def _sums_of(self, subs: Iterable[SubNetwork], batch: Sample) -> Tensor:
         chunk = self.recipe.loss.chunk_elements
-        sums = loss_sums(self.supernet, batch, subs, chunk_elements=chunk)
-        return torch.cat([sums, _count(batch, sums)])
+        return sums_of(self.supernet, subs, batch, chunk_elements=chunk)
 
     def _record(self, sums: Tensor) -> dict[str, float]:
-        if not len(sums):
-            sums = self._empty_sums()
-        totals = total_over_processes(sums).tolist()
-        means = [total / max(totals[-1], 1.0) for total in totals[:-1]]
-        found = dict(zip(self.valid_networks, means, strict=True))
-        found["mean"] = sum(means) / len(means)
-        self.history[self.global_step] = found
-        self._stop_if_lost(found)
-        return {f"val/{name}": value for name, value in found.items()}
-
-    def _stop_if_lost(self, found: Mapping[str, float]) -> None:
-        """End the training where the whole model has lost more than the user allows."""
-        limit = self.recipe.max_full_loss
-        if limit is None or found.get("full", 0.0) <= limit:
-            return
-        if self.global_step == 0:
-            raise ConfigError(
-                f"validation.max_full_loss={limit} is below the untouched model's loss of "
-                f"{found['full']:.4f}: nothing would be trained"
-            )
-        if self.stopped is None:
-            self.stopped = (
-                f"step {self.global_step}: the whole model's validation loss is "
-                f"{found['full']:.4f} and validation.max_full_loss={limit}"
-            )
+        if not len(sums):  # no sample of this process
+            sums = torch.zeros(len(self.validations.networks) + 1, device=self.device)
+        found = self.validations.record(self.global_step, total_over_processes(sums).tolist())
+        if self.stopped is not None:
             self.trainer.should_stop = True
+        return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained; frozen weights are in the checkpoint directory already."""
@@ -374,11 +347,6 @@ class SupernetTraining(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the validation losses of the interrupted run."""
-        self.history = dict(checkpoint["history"])
+        self.validations.history = dict(checkpoint["history"])
         if isinstance(self.sampler, ParetoSampler):
             self.sampler = self.sampler.restored(checkpoint["front"])
-
-
-def _count(batch: Sample, like: Tensor) -> Tensor:
-    """Number of labels of a batch, (1,): filled on its device, where a copy would be waited for."""
-    return like.new_full((1,), len(labelled(batch)))

@@ -1,22 +1,15 @@
-"""Choices for the training of a super-network. No heavy import: the command line reads this."""
+"""How a network learns: from what, which of its weights, how fast and where.
+
+No heavy import: the command line reads this. Which networks learn is in `choices`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from whittle_nas.errors import ConfigError
-
-
-class Strategy(str, Enum):
-    """Which networks one training step runs."""
-
-    sandwich = "sandwich"
-    random = "random"
-    random_linear = "random_linear"
-    standard = "standard"
+from whittle_nas.errors import ConfigError, at_least
 
 
 class Distillation(str, Enum):
@@ -89,11 +82,11 @@ class LossOptions:
     chunk_elements: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("loss.ce_weight", self.ce_weight or 0, 0)
-        _at_least("loss.kd_weight", self.kd_weight, 0)
-        _at_least("loss.hidden_weight", self.hidden_weight, 0)
+        at_least("loss.ce_weight", self.ce_weight or 0, 0)
+        at_least("loss.kd_weight", self.kd_weight, 0)
+        at_least("loss.hidden_weight", self.hidden_weight, 0)
         if self.teacher_top_k is not None:
-            _at_least("loss.teacher_top_k", self.teacher_top_k, 1)
+            at_least("loss.teacher_top_k", self.teacher_top_k, 1)
             if self.distillation is not Distillation.forward_kl:
                 raise ConfigError(
                     f"loss.teacher_top_k={self.teacher_top_k} goes with distillation forward_kl, "
@@ -106,7 +99,7 @@ class LossOptions:
                 "original or to a directory, and a loss.distillation"
             )
         if self.chunk_elements is not None:
-            _at_least("loss.chunk_elements", self.chunk_elements, 1)
+            at_least("loss.chunk_elements", self.chunk_elements, 1)
         if self.temperature <= 0:
             raise ConfigError(f"loss.temperature={self.temperature} must be above 0")
         if not 0 <= self.forward_share <= 1:
@@ -163,7 +156,7 @@ class LoraOptions:
         Raises:
             ConfigError: naming the number.
         """
-        _at_least("lora.r", self.r, 1)
+        at_least("lora.r", self.r, 1)
         if wrong := [rank for rank in self.ranks or () if not 1 <= rank <= self.r]:
             raise ConfigError(f"lora.ranks: {wrong[0]} must be at least 1 and at most r={self.r}")
         if not 0 <= self.dropout < 1:
@@ -175,42 +168,6 @@ class LoraOptions:
     def choices(self) -> tuple[int, ...]:
         """The ranks of elastic adapters, ascending and `r` with them; none where all have `r`."""
         return tuple(sorted({*self.ranks, self.r})) if self.ranks else ()
-
-
-@dataclass(frozen=True)
-class SandwichOptions:
-    """Which networks take part in a step, and how much each counts.
-
-    Args:
-        strategy: `sandwich` runs the full network, `num_random` sampled sub-networks and the
-            smallest; `random` one sampled sub-network; `standard` the full network only;
-            `random_linear` the full network or, with a probability that rises from 0 to 1 during
-            the training, one sampled sub-network.
-        num_random: Sampled sub-networks per sandwich step.
-        train_smallest: Whether the smallest sub-network is in every sandwich step.
-        full_share: Share of the sandwich steps in which the full network is; in the others one more
-            is sampled.
-        smallest_share: The same of the smallest.
-        full_weight: Weight of the full network's loss in a sandwich step. It starts at its best and
-            can only lose, and each sub-network with nats to win pulls its own way; papers: 1.
-        mean: Divide the sum of the losses by the number of networks (the published code).
-    """
-
-    strategy: Strategy = Strategy.sandwich
-    num_random: int = 2
-    train_smallest: bool = True
-    full_share: float = 1.0
-    smallest_share: float = 1.0
-    full_weight: float = 16.0
-    mean: bool = False
-
-    def __post_init__(self) -> None:
-        _at_least("sandwich.num_random", self.num_random, 0)
-        _at_least("sandwich.full_weight", self.full_weight, 0)
-        for name in ("full_share", "smallest_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                value = getattr(self, name)
-                raise ConfigError(f"sandwich.{name}={value} must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -238,9 +195,9 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         if self.lr is not None and self.lr <= 0:
             raise ConfigError(f"optimizer.lr={self.lr} must be above 0")
-        _at_least("optimizer.min_lr", self.min_lr, 0)
-        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
-        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        at_least("optimizer.min_lr", self.min_lr, 0)
+        at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        at_least("optimizer.weight_decay", self.weight_decay, 0)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 value = getattr(self, name)
@@ -260,103 +217,6 @@ class Weights(str, Enum):
     auto = "auto"
     adapters = "adapters"
     all = "all"
-
-
-class Share(str, Enum):
-    """What the networks that are chosen one by one have from each other.
-
-    `cascade`: largest first, each starts from the smallest trained one that it is a part of;
-    `none`: each starts from the checkpoint; `all`: one set of weights, trained at once.
-    """
-
-    cascade = "cascade"
-    none = "none"
-    all = "all"
-
-
-class SamplerKind(str, Enum):
-    """Where the sampled sub-networks come from."""
-
-    random = "random"
-    grid_params = "grid_params"
-    calibrate_mag = "calibrate_mag"
-    calibrate_ppl = "calibrate_ppl"
-    pareto = "pareto"
-    fixed = "fixed"
-
-
-@dataclass(frozen=True)
-class SamplerOptions:
-    """Which sub-networks are trained.
-
-    Args:
-        kind: `random`: every choice of the space uniform; `grid_params`: one random member in each
-            of `num_bins` equal bins of the number of parameters; `calibrate_mag` and
-            `calibrate_ppl`: the candidate of each bin with the largest sum of |w|, or the lowest
-            perplexity on calibration text; `pareto`: now and then members are scored on validation
-            text, and steps draw from the front over parameters that this makes, from its
-            neighbours and, a tenth, from anywhere; `fixed`: those in `file`.
-        num_params: Range of parameters of the sub-networks that are trained and validated, such as
-            `40%..90%` of the whole model's, `1e6..5e6`, or `..0.9x`; the whole space by default.
-        num_bins: Bins of the grid, or of the front.
-        trials_per_bin: Random members that a bin sees before it is given up as empty.
-        candidates_per_bin: How many compete for a bin in the `calibrate` kinds.
-        calibration_samples: Training samples on which `calibrate_ppl` scores, and validation
-            samples on which `pareto` does.
-        every_n_steps: Optimiser steps between two scorings of `pareto`; by default so many that
-            they take about a twentieth of the training.
-        file: A `grid.yaml` of an earlier run, a `front.json`, or a YAML list of sizes.
-    """
-
-    kind: SamplerKind = SamplerKind.grid_params
-    num_params: str | None = None
-    num_bins: int = 22
-    trials_per_bin: int = 10_000
-    candidates_per_bin: int = 50
-    calibration_samples: int = 16
-    every_n_steps: int | None = None
-    file: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_bins", "trials_per_bin", "candidates_per_bin", "calibration_samples"):
-            _at_least(f"sampler.{name}", getattr(self, name), 1)
-        _at_least("sampler.every_n_steps", self.every_n_steps or 1, 1)
-        if (self.kind is SamplerKind.fixed) != (self.file is not None):
-            raise ConfigError(
-                f"sampler.kind={self.kind.value} with sampler.file={self.file}: "
-                "kind fixed reads a file, and no other kind does"
-            )
-        if self.num_params is not None and self.file is not None:
-            raise ConfigError(
-                f"sampler.num_params={self.num_params} is about what is drawn from the search "
-                "space; kind fixed draws nothing"
-            )
-
-
-@dataclass(frozen=True)
-class ValidationOptions:
-    """The fixed set of networks whose loss is logged.
-
-    Args:
-        num_networks: Bins of a grid over the number of parameters; one member of each is validated,
-            beside the full and the smallest network.
-        every_n_steps: Optimiser steps between two validations; by default a tenth of the training,
-            and more where validating would take more than a tenth of its time. The start and the
-            end are always validated.
-        num_samples: Validation samples that are used, the first ones; null takes all.
-        max_full_loss: Stop when the whole model's validation loss, in nats per token, is above
-            this; null never stops.
-    """
-
-    num_networks: int = 5
-    every_n_steps: int | None = None
-    num_samples: int | None = 256
-    max_full_loss: float | None = None
-
-    def __post_init__(self) -> None:
-        _at_least("validation.num_networks", self.num_networks, 1)
-        _at_least("validation.every_n_steps", self.every_n_steps or 1, 1)
-        _at_least("validation.num_samples", self.num_samples or 1, 1)
 
 
 @dataclass(frozen=True)
@@ -411,7 +271,7 @@ class TrainerOptions:
         )  # fmt: skip
         for name in counts:
             value = getattr(self, name)
-            _at_least(f"trainer.{name}", 1 if value is None else value, 1)
+            at_least(f"trainer.{name}", 1 if value is None else value, 1)
         if self.gradient_clip_val is not None and self.gradient_clip_val <= 0:
             raise ConfigError(
                 f"trainer.gradient_clip_val={self.gradient_clip_val} must be above 0, or null"
@@ -442,8 +302,3 @@ class TrainerOptions:
 
 SHARDED = "fsdp"
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ConfigError(f"{name}={value} must be at least {least}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from whittle_nas.train.options import LossOptions, OptimizerOptions, SandwichOptions
+from whittle_nas.train.choices import SandwichOptions
+from whittle_nas.train.options import LossOptions, OptimizerOptions
 
 
 @dataclass(frozen=True)

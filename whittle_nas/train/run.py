@@ -12,6 +12,13 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.space.samplers import Grid, GridSampler, Sampler
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample
+from whittle_nas.train.choices import (
+    SamplerKind,
+    SamplerOptions,
+    SandwichOptions,
+    Strategy,
+    ValidationOptions,
+)
 from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint, num_steps
 from whittle_nas.train.module import SupernetTraining
 from whittle_nas.train.options import (
@@ -19,12 +26,7 @@ from whittle_nas.train.options import (
     LoraOptions,
     LossOptions,
     OptimizerOptions,
-    SamplerKind,
-    SamplerOptions,
-    SandwichOptions,
-    Strategy,
     TrainerOptions,
-    ValidationOptions,
 )
 from whittle_nas.train.prepare import load_trainable, part_loader
 from whittle_nas.train.recipe import SCORED, Recipe, scoring_interval, validation_interval

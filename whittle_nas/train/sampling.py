@@ -13,8 +13,8 @@ from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.rules import check
 from whittle_nas.space.samplers import Grid, GridSampler, RandomSampler, Sampler, build_grid
 from whittle_nas.train.batches import Sample, collate
+from whittle_nas.train.choices import SamplerKind, SamplerOptions, Strategy
 from whittle_nas.train.forward import labels_of
-from whittle_nas.train.options import SamplerKind, SamplerOptions, Strategy
 from whittle_nas.train.run import Networks
 from whittle_nas.train.step import loss_sums
 from whittle_nas.weights.counting import parameter_counter

@@ -19,15 +19,10 @@ from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.backward import backward
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.blocks import block_loss
+from whittle_nas.train.choices import SandwichOptions, Strategy
 from whittle_nas.train.forward import hidden_and_blocks, labelled_hidden, labels_of
 from whittle_nas.train.losses import cross_entropy_sum
-from whittle_nas.train.options import (
-    Distillation,
-    LossOptions,
-    SandwichOptions,
-    Strategy,
-    Weighting,
-)
+from whittle_nas.train.options import Distillation, LossOptions, Weighting
 from whittle_nas.train.targets import Targets
 from whittle_nas.train.teacher import Lesson, Teacher, lesson_of
 from whittle_nas.weights.sharding import is_shared_out, local

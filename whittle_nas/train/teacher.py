@@ -18,11 +18,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.train import lora
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.forward import hidden_and_blocks
-from whittle_nas.train.options import (
-    ORIGINAL,
-    HiddenLoss,
-    LossOptions,
-)
+from whittle_nas.train.options import ORIGINAL, HiddenLoss, LossOptions
 from whittle_nas.train.targets import Targets
 from whittle_nas.weights.assembly import build, renew_tables
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint
