@@ -17,7 +17,7 @@ from whittle_nas.candidates.build import Builder, BuildOptions
 from whittle_nas.candidates.fitting import Text, low_rank, run_equations, run_whole, slice_equations
 from whittle_nas.candidates.library import Library, layer_file, open_library, write_library
 from whittle_nas.candidates.options import PartLoss, PartTraining
-from whittle_nas.candidates.parts import ATTENTION, MLP, GridOptions, Part, grid
+from whittle_nas.candidates.parts import ATTENTION, MLP, GridOptions, Part, grid, label
 from whittle_nas.candidates.scoring import alone, block_of, losses_around
 from whittle_nas.candidates.training import square_head
 from whittle_nas.errors import ConfigError
@@ -46,12 +46,12 @@ def made(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "fingerprint", lambda _: "a checkpoint")
 
     def make(
-        family: str, options: BuildOptions = OPTIONS, **changes
+        family: str, options: BuildOptions = OPTIONS, tokens=TOKENS, **changes
     ) -> tuple[SuperNetwork, Library]:
         out = Path(tempfile.mkdtemp(dir=tmp_path))
         net = SuperNetwork(fill_random(GPT(tiny_config(family, **changes))).eval())
         where = Checkpoint(Path("nowhere"), net.config, SupernetInfo.default(net.config))
-        return net, Builder(net, where, TOKENS, options).run(out, about={})
+        return net, Builder(net, where, tokens, options).run(out, about={})
 
     return make
 
@@ -92,6 +92,70 @@ def test_fitted_parts_are_nearer_to_the_whole_ones_than_slices(made):
     assert (fitted - whole).square().sum() < (sliced - whole).square().sum()
     error = (fitted - whole).square().sum() / whole.square().sum()
     assert library.candidates[part][1].error == pytest.approx(float(error), rel=1e-3)
+
+
+def _slow(family: str):
+    return pytest.param(family, marks=pytest.mark.slow)
+
+
+LINEAR_GRID = replace(OPTIONS, grid=replace(GRID, linear=True))
+
+
+@pytest.mark.parametrize(
+    "family", ["SmolLM2-135M", *(_slow(f) for f in ("pythia-160m", "Gemma-2-2b", "falcon-7b"))]
+)
+def test_linear_maps_are_least_squares_and_scored_as_models(family, made):
+    options = replace(LINEAR_GRID, repair=RepairOptions(0.25, ridges=(1e-6,), batch_size=2))
+    tokens = torch.randint(0, 96, (64, 25), generator=torch.Generator().manual_seed(2))
+    net, library = made(family, options, tokens=tokens)
+    seen: dict[str, torch.Tensor] = {}
+    block = net.model.transformer.h[1]
+    for name in ("attn", "mlp"):
+        getattr(block, name).register_forward_pre_hook(lambda _m, i, n=name: seen.update({n: i[0]}))
+        proj = getattr(block, name).proj
+        proj.register_forward_hook(lambda _m, _i, out, n=name: seen.update({f"{n} gives": out}))
+    with torch.no_grad():
+        net.model(tokens[:48, :-1])
+    original, scored = library.original, tokens[48:52]
+    base = library.about["made"]["loss"]
+    for name in ("attn", "mlp"):
+        at = library.parts.index(Part(1, name))
+        labels = [label(one.sizes) for one in library.candidates[at]]
+        assert labels[-2:] == ["linear", "none"]
+        j = len(labels) - 2
+        sub = library.subnetwork((*original[:at], j, *original[at + 1 :]))
+        patch = library.patch(sub)
+        found = torch.cat(
+            [
+                patch.replaced[f"transformer.h.1.{name}.map.{kind}"].reshape(48, -1)
+                for kind in ("weight", "bias")[: 1 + net.config.bias]
+            ],
+            1,
+        )
+        read, gives = seen[name].flatten(0, 1), seen[f"{name} gives"].flatten(0, 1)
+        one = torch.ones(len(read), 1)
+        read = torch.cat([read, one], 1) if net.config.bias else read
+        read, gives = read.double(), gives.double()
+        # A LayerNorm's outputs and a constant are not independent: what they give is compared.
+        wanted = read @ torch.linalg.lstsq(read, gives, driver="gelsd").solution
+        off = (read @ found.double().mT - wanted).square().sum() / wanted.square().sum()
+        assert off < (1e-3 if net.config.bias else 1e-8)
+        loss = loss_of(net.standalone(sub, patch), scored)
+        assert library.candidates[at][j].loss == pytest.approx(loss - base, abs=2e-5)
+        assert library.solution(sub)[at] == j
+
+
+@pytest.mark.slow
+def test_linear_maps_can_be_trained(made):
+    options = replace(LINEAR_GRID, repair=RepairOptions(0.25, batch_size=2))
+    trained = replace(options, train=PartTraining(steps=20, lr=1e-2))
+    errors = []
+    for given in (options, trained):
+        _, library = made("SmolLM2-135M", given)
+        at = library.parts.index(Part(1, MLP))
+        errors.append(library.candidates[at][2].error)
+        assert library.candidates[at][2].sizes == (0, "linear")
+    assert errors[1] <= errors[0] < 1
 
 
 def test_losses_around_a_network_are_those_of_its_neighbours(made):

@@ -7,11 +7,14 @@ from shutil import copytree
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from tests.cli.test_main import nas
 from whittle_nas.candidates.library import open_library
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
+from whittle_nas.export.checkpoint import plan_export
+from whittle_nas.export.deci import Engine
 from whittle_nas.search.ilp import overlap
 from whittle_nas.space.front import read_front
 from whittle_nas.space.subnetwork import SubNetwork
@@ -80,6 +83,48 @@ def test_solutions_keep_budgets_and_overlap_and_are_what_is_measured(library, bu
     assert {pick["candidates"] for pick in picks} == {str(library)}
 
 
+@pytest.mark.slow
+def test_linear_maps_are_chosen_exported_and_generated_from(checkpoint_dir, bundled, tmp_path):
+    text = ("--data.files", bundled / "valid.jsonl", *BLOCKS)
+    library = tmp_path / "library"
+    grid = ("--grid.linear", "true", "--grid.heads", "", "--grid.neurons", "")
+    words = ("--checkpoint_dir", checkpoint_dir, "--out_dir", library, *text, *grid)
+    assert nas("candidates", *words) == 0
+    out, limits = tmp_path / "out", ("--constraints", "num_params <= 95%")
+    assert search(library, out, bundled, *limits, "--num_solutions", 2, "--overlap", 0.8) == 0
+    checkpoint = open_checkpoint(checkpoint_dir)
+    known, net = open_library(library, checkpoint), load_supernet(checkpoint_dir)
+    front = read_front(out / "front.json", range(3))
+    sub = front.entries[0].subnetwork
+    assert any(any(block.forms) for block in sub.blocks)
+    model, ids = net.standalone(sub, known.patch(sub)), torch.arange(20)[None]
+    own = sum(parameter.numel() for parameter in model.parameters())
+    assert front.entries[0].metrics["num_params"] == own
+    chosen = ("--checkpoint_dir", checkpoint_dir, "--front", out / "front.json", "--index", 0)
+    assert nas("export", *chosen, "--out_dir", tmp_path / "own") == 0
+    torch.testing.assert_close(load_supernet(tmp_path / "own").model(ids), model(ids))
+    assert nas("generate", *chosen, "--prompt", "a", "--max_new_tokens", 3) == 0
+    assert nas("export", *chosen, "--out_dir", tmp_path / "hf", "--format", "hf") == 0
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-5)
+    scored = ("--data.files", bundled / "valid.jsonl", *BLOCKS)
+    assert nas("evaluate", *chosen, *scored, "--out_dir", tmp_path / "scores") == 0
+
+
+@pytest.mark.slow
+def test_every_network_of_a_search_for_an_engine_runs_there(library, bundled, tmp_path, capsys):
+    out, limits = tmp_path / "out", ("--constraints", "num_params <= 90%", "--num_solutions", 3)
+    assert search(library, out, bundled, *limits, "--targets", "vllm") == 0
+    source = open_checkpoint(library.parent / "checkpoint")
+    tried = [SubNetwork.from_dict(json.loads(row["shape"]), range(3)) for row in rows(out)]
+    assert len(tried) > 3
+    for sub in tried:
+        plan_export(source, sub, to_hf=True, targets={Engine.vllm})
+    # Its widths are no multiples of 256.
+    assert search(library, tmp_path / "cpp", bundled, *limits, "--targets", "llama.cpp") == 2
+    assert "is left: --targets llama.cpp" in capsys.readouterr().err
+
+
 def _sub(one, library):
     return SubNetwork.from_dict(one["subnetwork"], range(len(library.parts) // 2))
 
@@ -104,6 +149,7 @@ WRONG = (
     ((), "needs a budget"),
     (("--constraints", "num_params <= 80%", "--overlap", 1.5), "--overlap 1.5 must be"),
     (("--constraints", "num_params <= 80%", "--num_solutions", 0), "--num_solutions 0 must"),
+    (("--constraints", "num_params <= 80%", "--targets", "mlx"), "--targets mlx: choose from"),
     (("--objectives", "flops,num_params", "--constraints", "flops <= 80%"), "put val_loss or"),
     (("--constraints", "flops <= 80%", "--search_space", "aligned"), "those of --candidates"),
 )

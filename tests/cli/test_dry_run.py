@@ -10,6 +10,7 @@ from tests.cli.test_main import nas
 from whittle_nas.cli.commands import PLANNED, function_of
 from whittle_nas.cli.parser import make_parser, parse
 from whittle_nas.cli.planning import PLANNERS, plan_of
+from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.plan import forward_flops
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,19 @@ def test_a_name_of_litgpts_list_is_enough():
     found = plan("finetune", "--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", *TEXT)
     assert found.config.name == "SmolLM2-135M"
     assert found.memory_total < LARGE
+
+
+def test_integer_programs_measure_around_their_best():
+    words = ("--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", "--method", "ilp", *TEXT)
+    words += ("--candidates", "z", "--num_solutions", "5", "--budgets", "90%,80%")
+    found = plan("search", *words, "--search_blocks", 8)
+    still = plan("search", *words, "--search_blocks", 8, "--ilp_rounds", 0)
+    # A round tries four programs beside the five solutions, and two neighbours of sixty parts.
+    assert found.work["trials"] == pytest.approx(still.work["trials"] * (5 + 4) / 5)
+    assert found.work["measuring around"] == pytest.approx(still.work["trials"] / 10 * 120)
+    assert still.work["measuring around"] == 0
+    with pytest.raises(ConfigError, match="give --candidates"):
+        plan("search", *words[:-6])
 
 
 @pytest.mark.parametrize("command", sorted(set(PLANNED) - {"finetune-supernet"}))

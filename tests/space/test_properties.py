@@ -63,7 +63,8 @@ def spaces(draw) -> SearchSpace:
 
 
 sizes = st.integers(0, 10**6)
-blocks = st.none() | st.builds(Block, sizes, sizes, sizes, sizes)
+forms = st.sampled_from(["", "linear"])
+blocks = st.none() | st.builds(Block, sizes, sizes, sizes, sizes, forms, forms)
 shapes = st.lists(blocks, min_size=4, max_size=4).map(tuple)
 subnetworks = st.builds(
     uniform, *[st.integers(1, 10**6)] * 5, st.integers(1, 4), of=st.just(4)

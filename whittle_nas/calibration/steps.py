@@ -6,7 +6,7 @@ B sequences, T tokens, D channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ class Part:
     Attributes:
         name: `attn` or `mlp`.
         norm: the norm whose output it reads.
-        readers: the linear layers that read it.
+        readers: the linear layers that read it, none where the writer does.
         writer: the linear layer whose output goes into the stream.
         post_norm: whether a norm stands between the writer and the stream.
     """
@@ -64,22 +64,31 @@ def steps(block: Any) -> list[Step]:
     Args:
         block: litgpt's `Block`.
     """
-    parts = [_attention(block)] if hasattr(block.attn, "proj") else []
-    parts += [_mlp(block)] if hasattr(block.mlp, "proj") else []
+    parts = [part for part in (_attention(block), _mlp(block)) if _has(block, part.writer)]
     if block.config.parallel_residual:
         return [Step(tuple(parts), block)] if parts else []
     return [Step((part,), _alone(block, part)) for part in parts]
 
 
 def _attention(block: Any) -> Part:
-    return Part("attn", "norm_1", ("attn.qkv",), "attn.proj", block.config.post_attention_norm)
+    return _part(block, "attn", "norm_1", ("qkv",), block.config.post_attention_norm)
 
 
 def _mlp(block: Any) -> Part:
-    names = [name for name in ("fc", "fc_1", "fc_2") if hasattr(block.mlp, name)]
     norm = "norm_1" if block.config.shared_attention_norm else "norm_2"
-    readers = tuple(f"mlp.{name}" for name in names)
-    return Part("mlp", norm, readers, "mlp.proj", block.config.post_mlp_norm)
+    return _part(block, "mlp", norm, ("fc", "fc_1", "fc_2"), block.config.post_mlp_norm)
+
+
+def _part(block: Any, name: str, norm: str, readers: Sequence[str], post_norm: bool) -> Part:
+    """A part of a block; a matrix in its place is a writer that reads the norm itself."""
+    there = tuple(f"{name}.{one}" for one in readers if _has(block, f"{name}.{one}"))
+    writer = f"{name}.map" if _has(block, f"{name}.map") else f"{name}.proj"
+    return Part(name, norm, there, writer, post_norm)
+
+
+def _has(block: Any, name: str) -> bool:
+    owner, _, module = name.partition(".")
+    return hasattr(getattr(block, owner), module)
 
 
 def _alone(block: Any, part: Part) -> Any:

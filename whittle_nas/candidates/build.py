@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,17 @@ from whittle_nas.candidates.parts import (
     GridOptions,
     Part,
     Sizes,
+    form_of,
     grid,
     is_nothing,
     with_sizes,
 )
-from whittle_nas.candidates.scoring import alone, block_of, loss_behind
+from whittle_nas.candidates.scoring import alone, blank_maps, block_of, loss_behind
 from whittle_nas.candidates.training import train_part
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.repair.options import RepairOptions
+from whittle_nas.space.subnetwork import LINEAR
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.identity import fingerprint, tokens_id
 from whittle_nas.weights.patch import Patch
@@ -206,8 +208,10 @@ class Builder:
     ) -> Fitted:
         net, options = self._net, self._options
         block = with_sizes(net.full.blocks[layer], kind, sizes)
-        step = next(s for s in steps(block_of(net, layer, block, Patch())) if kind in s.names())
-        if kind == ATTENTION and sizes[2] < net.config.head_size:
+        linear = form_of(sizes) == LINEAR
+        start = blank_maps(net, layer, block)
+        step = next(s for s in steps(block_of(net, layer, block, start)) if kind in s.names())
+        if linear or (kind == ATTENTION and block.head_size < net.config.head_size):
             fit, held = run_equations(net.model, layer, step, kind, text=text, goal=goal)
         else:
             name = f"transformer.h.0.{kind}.proj.weight"
@@ -220,8 +224,9 @@ class Builder:
             held,
             power=goal.power,
             ridges=options.repair.ridges,
-            rank=options.rank,
+            rank=None if linear else options.rank,
         )
+        fitted = replace(fitted, patch=start | fitted.patch)
         if not options.train.steps:
             return fitted
         module = block_of(net, layer, block, fitted.patch)

@@ -15,7 +15,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from whittle_nas.candidates.parts import ATTENTION, KINDS, MLP, Part, Sizes, sizes_of, with_sizes
+from whittle_nas.candidates.parts import (
+    ATTENTION,
+    KINDS,
+    MLP,
+    Part,
+    Sizes,
+    form_of,
+    label,
+    sizes_of,
+    with_sizes,
+)
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json
 from whittle_nas.space.subnetwork import Block, SubNetwork
@@ -81,24 +91,33 @@ class Library:
 
     def space(self) -> dict[str, Any]:
         """The sizes as a search space that `load_space` reads."""
-        found: dict[str, set[Sizes]] = {kind: set() for kind in KINDS}
+        found: dict[str, set[Block]] = {kind: set() for kind in KINDS}
         for part, choices in self._pairs():
-            found[part.kind] |= {one.sizes for one in choices}
-        heads, groups, head_sizes = (sorted({s[at] for s in found[ATTENTION]}) for at in range(3))
+            found[part.kind] |= {with_sizes(None, part.kind, one.sizes) for one in choices}
+
+        def values(kind: str, name: str) -> list[int]:
+            return sorted({getattr(block, name) for block in found[kind]})
+
         # With several groups whole ones go, and then their number says how many heads there are.
-        several = max(groups) > 1
-        attention = {"n_query_groups": groups} if several else {"n_head": heads}
+        several = max(values(ATTENTION, "n_query_groups")) > 1
+        heads = "n_query_groups" if several else "n_head"
         domains = {
-            **attention,
-            "head_size": [size for size in head_sizes if size],
-            "intermediate_size": sorted(s[0] for s in found[MLP]),
+            heads: values(ATTENTION, heads),
+            "head_size": [size for size in values(ATTENTION, "head_size") if size],
+            "intermediate_size": values(MLP, "intermediate_size"),
         }
-        return {**domains, "per_layer": [name for name in domains if len(domains[name]) > 1]}
+        varied = [name for name in domains if len(domains[name]) > 1 or self.has_forms]
+        return {**domains, "per_layer": varied}
+
+    @functools.cached_property
+    def has_forms(self) -> bool:
+        """Whether some candidates are more than sizes."""
+        return any(form_of(one.sizes) for choices in self.candidates for one in choices)
 
     @property
     def is_product(self) -> bool:
-        """Whether every member of its space is made of its candidates."""
-        return len(self.space()["head_size"]) == 1
+        """Whether every member of its space is made of its candidates, and the other way round."""
+        return len(self.space()["head_size"]) == 1 and not self.has_forms
 
     def _pairs(self) -> Iterator[tuple[Part, tuple[Candidate, ...]]]:
         return zip(self.parts, self.candidates, strict=True)
@@ -130,8 +149,8 @@ class Library:
             at = self._places.get((part, sizes))
             if at is None or sub.n_embd != self.n_embd:
                 raise ConfigError(
-                    f"the library {self.path} has no candidate {'/'.join(map(str, sizes))} for "
-                    f"{part.kind} of layer {part.layer}"
+                    f"the library {self.path} has no candidate {label(sizes)} for {part.kind} "
+                    f"of layer {part.layer}"
                 )
             found.append(at)
         return tuple(found)
@@ -291,4 +310,5 @@ def open_library(path: Path, checkpoint: Any, *, option: str = "--candidates") -
 
 
 def _candidate(row: Mapping[str, Any]) -> Candidate:
-    return Candidate(**{**row, "sizes": tuple(map(int, row["sizes"]))})
+    sizes = (size if isinstance(size, str) else int(size) for size in row["sizes"])
+    return Candidate(**{**row, "sizes": tuple(sizes)})

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.front import parse_amount
 from whittle_nas.space.rules import check
-from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import LINEAR, Block, HeadChannels, SubNetwork
 
 ATTENTION, MLP = "attn", "mlp"
 KINDS = (ATTENTION, MLP)
-Sizes = tuple[int, ...]  # (n_head, n_query_groups, head_size), or (intermediate_size,)
+# (n_head, n_query_groups, head_size) or (intermediate_size,), and behind them the form if any.
+Sizes = tuple[int | str, ...]
 _ALIGNED = 64  # what matrix units like, where the model's own width allows it
 
 
@@ -39,11 +40,14 @@ class GridOptions:
         head_size: Channels of every head that stay, in attentions with all heads.
         neurons: Neurons of an MLP that stay, rounded to a multiple of up to 64. 0 leaves the MLP
             out.
+        linear: A matrix in place of every attention and MLP, fitted from what it reads to what it
+            gives. Such networks keep no keys and values there.
     """
 
     heads: list[str] | str = "75%,50%,25%,0"
     head_size: list[str] | str = ""
     neurons: list[str] | str = "75%,50%,25%,0"
+    linear: bool = False
 
 
 def grid(
@@ -64,12 +68,16 @@ def grid(
         ATTENTION: [*_heads(whole, options), *_head_sizes(whole, options)],
         MLP: _neurons(whole, options),
     }
+    if options.linear:
+        found[ATTENTION].append((0, 0, 0, LINEAR))
+        found[MLP].append((0, LINEAR))
     for kind, choices in found.items():
         for sizes in choices:
             block = with_sizes(whole, kind, sizes)
             check(SubNetwork(config.n_embd, (block,) * config.n_layer), config, head_channels)
     own = {kind: sizes_of(whole, kind) for kind in KINDS}
     return {
+        # A form stands behind its sizes: a linear map comes before nothing.
         kind: (own[kind], *sorted({*choices} - {own[kind]}, reverse=True))
         for kind, choices in found.items()
     }
@@ -77,20 +85,27 @@ def grid(
 
 def sizes_of(block: Block | None, kind: str) -> Sizes:
     """The sizes of one part of a block, zeros where it is not there."""
-    if block is None:
-        return (0, 0, 0) if kind == ATTENTION else (0,)
-    return tuple(block[:3]) if kind == ATTENTION else (block.intermediate_size,)
+    block = block or Block(0, 0, 0, 0)
+    sizes = block.sizes[:3] if kind == ATTENTION else block.sizes[3:]
+    form = block.attn if kind == ATTENTION else block.mlp
+    return (*sizes, form) if form else sizes
 
 
 def with_sizes(block: Block | None, kind: str, sizes: Sizes) -> Block:
     """A block with another attention or another MLP."""
     chosen = {name: sizes_of(block, name) for name in KINDS} | {kind: sizes}
-    return Block(*chosen[ATTENTION], *chosen[MLP])
+    numbers = [size for name in KINDS for size in chosen[name] if not isinstance(size, str)]
+    return Block(*numbers, *(form_of(chosen[name]) for name in KINDS))
+
+
+def form_of(sizes: Sizes) -> str:
+    """The form of a part, empty for the model's own."""
+    return sizes[-1] if isinstance(sizes[-1], str) else ""
 
 
 def is_nothing(sizes: Sizes) -> bool:
     """Whether a part of these sizes is left out."""
-    return sizes[0] == 0
+    return not any(sizes)
 
 
 def _heads(whole: Block, options: GridOptions) -> list[Sizes]:
@@ -138,6 +153,12 @@ def _counts(given: Sequence[str] | str, most: int, step: int, option: str) -> li
 
 def describe(sizes: Mapping[str, Sequence[Sizes]]) -> str:
     """One line for people."""
-    heads = ", ".join("none" if is_nothing(s) else "/".join(map(str, s)) for s in sizes[ATTENTION])
-    mlps = ", ".join("none" if is_nothing(s) else str(s[0]) for s in sizes[MLP])
+    heads, mlps = (", ".join(map(label, sizes[kind])) for kind in KINDS)
     return f"attention {heads}; MLP {mlps}"
+
+
+def label(sizes: Sizes) -> str:
+    """The sizes of a part for people."""
+    form = form_of(sizes)
+    numbers = "/".join(str(size) for size in sizes if size != form)
+    return " ".join(filter(None, (numbers if sizes[0] else "", form))) or "none"

@@ -36,6 +36,13 @@ def block_of(supernet: Any, layer: int, block: Block | None, patch: Patch) -> An
     return supernet.standalone(alone(supernet, layer, block), patch.under(_MODEL)).transformer.h[0]
 
 
+def blank_maps(supernet: Any, layer: int, block: Block) -> Patch:
+    """Zeros for the matrices in place of parts of a block, by names in the block."""
+    sub = alone(supernet, layer, block)
+    maps, slices = supernet.plan(sub).maps(), supernet.slices(sub)
+    return Patch({name.removeprefix(_MODEL): slices[name] for name in maps})
+
+
 def alone(supernet: Any, layer: int, block: Block) -> SubNetwork:
     """The network of one block, as wide as the whole model."""
     depth = len(supernet.full.blocks)

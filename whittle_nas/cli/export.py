@@ -113,6 +113,7 @@ def export(
     from whittle_nas.cli.repairing import repair_text
     from whittle_nas.cli.selection import choose_subnetwork
     from whittle_nas.export.checkpoint import plan_export, write_export
+    from whittle_nas.export.deci import parse_engines
     from whittle_nas.export.hub import check_push, push
     from whittle_nas.export.peft import plan_peft, write_peft
     from whittle_nas.train.adapters import open_adapted
@@ -159,7 +160,7 @@ def export(
         to_hf=format is Format.hf,
         quantize=scheme,
         pad=pad,
-        targets=_engines(targets),
+        targets=parse_engines(targets),
     )
     text = repair_text(repair, data, option="data", checkpoint=checkpoint)
     lines: Sequence[str] = ()
@@ -174,16 +175,6 @@ def export(
     _report(planned, lines, out_dir)
     if push_to_hub is not None:
         print(f"uploaded to {push(out_dir, push_to_hub)}")
-
-
-def _engines(targets: str | None) -> set[Any]:
-    from whittle_nas.export.deci import Engine
-
-    names = [name.strip() for name in (targets or "").split(",") if name.strip()]
-    known = {engine.value: engine for engine in Engine}
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--targets {unknown[0]}: choose from {', '.join(known)}")
-    return {known[name] for name in names}
 
 
 def _repaired(checkpoint: Any, sub: Any, text: Any, device: Any) -> tuple[Any, str, Sequence[str]]:

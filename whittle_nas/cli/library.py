@@ -124,14 +124,14 @@ def _report(library: Any, costs: Mapping[str, Sequence[Sequence[float]]], checkp
     """One row per size: what it saves, and what it costs in the best, middle and worst layer."""
     import statistics
 
+    from whittle_nas.candidates.parts import label
     from whittle_nas.cli.common import command_line, print_table
 
     rows: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for at, (part, choices) in enumerate(zip(library.parts, library.candidates, strict=True)):
         for j, one in enumerate(choices):
-            size = "/".join(map(str, one.sizes)) if one.sizes[0] else "none"
             saved = -costs["num_params"][at][j]
-            rows.setdefault((part.kind, size), []).append((saved, one.loss, one.error))
+            rows.setdefault((part.kind, label(one.sizes)), []).append((saved, one.loss, one.error))
     table = []
     for (kind, size), values in rows.items():
         saved, losses, errors = zip(*values, strict=True)

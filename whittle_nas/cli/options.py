@@ -35,7 +35,8 @@ class Sizes:
         layers: Ids of the layers that are kept, instead of the most important ones.
         blocks: One entry per layer of the whole model, instead of sizes for all layers: null where
             it is gone, or [n_head, n_query_groups, head_size, intermediate_size]; 0 heads mean no
-            attention, 0 neurons no MLP.
+            attention, 0 neurons no MLP. Behind them may stand '' or linear for attention and for
+            MLP: a matrix in its place, which the checkpoint has.
     """
 
     n_embd: int | None = None
@@ -45,7 +46,7 @@ class Sizes:
     intermediate_size: int | None = None
     n_layer: int | None = None
     layers: list[int] | None = None
-    blocks: list[list[int] | None] | None = None
+    blocks: list[list[int | str] | None] | None = None
 
     def given(self) -> bool:
         """Whether any size was named."""
@@ -61,7 +62,7 @@ class Sizes:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {name: value for name, value in given.items() if value is not None}
         if set(given) == {"n_embd"} and getattr(config, "blocks", None) is not None:
-            given["blocks"] = [list(block) for block in config.blocks]
+            given["blocks"] = [block.to_list() for block in config.blocks]
         if "blocks" in given:
             if beside := sorted(set(given) - {"n_embd", "blocks"}):
                 raise ConfigError(f"blocks say what {beside[0]} says; give only one of them")

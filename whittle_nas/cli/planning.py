@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from whittle_nas.candidates.parts import grid, is_nothing
+from whittle_nas.candidates.parts import grid, is_nothing, with_sizes
 from whittle_nas.cli.common import resolve_dtype
 from whittle_nas.cli.selection import choose_subnetwork, default_space, space_for, space_of
 from whittle_nas.cli.training_report import Memory
@@ -23,6 +23,7 @@ from whittle_nas.metrics.plan import (
     hessian_flops,
     training_flops,
 )
+from whittle_nas.search.options import Method, ProgramOptions
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.memory import stored_format
 from whittle_nas.weights.checkpoint import Checkpoint
@@ -192,7 +193,12 @@ def _candidates(source: Source, options: Any) -> Plan:
     sizes = grid(config, options.grid, source.checkpoint.info.head_channels)
     tokens, scored = blocks * length, min(max(1, blocks // 8), options.score_blocks) * length
     made = sum(len(choices) - 1 for choices in sizes.values())  # per layer
-    smaller = [s for choices in sizes.values() for s in choices[1:] if not is_nothing(s)]
+    smaller = [
+        with_sizes(None, kind, choice)
+        for kind, choices in sizes.items()
+        for choice in choices[1:]
+        if not is_nothing(choice)
+    ]
     heads, neurons = config.n_head * config.head_size, config.intermediate_size
     whole = forward_flops(config, 1, length)
     # on average half of the layers stand behind a part; the head always does
@@ -209,8 +215,10 @@ def _candidates(source: Source, options: Any) -> Plan:
     memory["sums of products"] = 8 * 4 * max(heads, neurons) ** 2
     memory["states and outputs"] = 3 * tokens * config.n_embd * dtype.itemsize
     rank = options.rank or config.n_embd
-    changed = [(config.n_embd, s[0] * s[2] if len(s) == 3 else s[0]) for s in smaller]
-    size = sum(min(rank * (rows + columns), rows * columns) for rows, columns in changed)
+    rows = config.n_embd
+    # Of an ordinary part its last matrix changes; a map in its place is written whole.
+    widths = [block.n_head * block.head_size + block.intermediate_size for block in smaller]
+    size = sum(min(rank * (rows + w), rows * w) if w else rows * rows for w in widths)
     return Plan(
         config,
         {"checkpoint": source.weight_bytes(), "calibration text": tokens * _BYTES_PER_TOKEN},
@@ -230,8 +238,17 @@ def _search(source: Source, options: Any) -> Plan:
     batch = options.batch_size or min(_BATCH, blocks)
     ends = [forward_flops(config, length, length, sub) for sub in (space.smallest, space.largest)]
     of_block = sum(ends) / 2  # a trial is of about middle size
-    work = {"trials": options.num_trials * min(blocks, options.search_blocks) * of_block}
-    front = max(1, options.num_trials // 10)
+    trials, scored = options.num_trials, min(blocks, options.search_blocks)
+    work = {}
+    if options.method is Method.ilp:
+        programs = _programs_of(options)
+        trials = programs.most_trials()
+        # Two neighbours of every attention and MLP, and half of the layers stand behind a part.
+        around = programs.rounds * max(1, len(programs.budgets)) * 2 * config.n_layer
+        work["measuring around"] = around * scored * of_block
+        notes.append("the solutions of integer programs are not counted")
+    work["trials"] = trials * scored * of_block
+    front = max(1, trials // 10)
     work["front on all blocks"] = front * blocks * of_block
     if options.recovery.budget is not None:
         recovery = options.recovery
@@ -247,7 +264,7 @@ def _search(source: Source, options: Any) -> Plan:
     return Plan(
         config,
         {"checkpoint": source.weight_bytes(), "text": blocks * length * _BYTES_PER_TOKEN},
-        {"trials and front": 2000 * options.num_trials},
+        {"trials and front": 2000 * trials},
         forward_memory(config, dtype=dtype, batch=batch, tokens=length),
         work,
         devices=options.devices,
@@ -255,6 +272,29 @@ def _search(source: Source, options: Any) -> Plan:
         rows=batch * length,
         notes=tuple(notes),
     )
+
+
+def _programs_of(options: Any) -> ProgramOptions:
+    """What `--method ilp` is asked for.
+
+    Raises:
+        ConfigError: for numbers out of range, and without a library.
+    """
+    from whittle_nas.cli.search import programs_of
+    from whittle_nas.search.budgets import parse_budgets
+
+    programs = programs_of(
+        options.method,
+        options.candidates,
+        parse_budgets(options.budgets),
+        options.num_solutions,
+        options.overlap,
+        options.ilp_rounds,
+        options.ilp,
+        targets=options.targets,
+    )
+    programs.check()
+    return programs
 
 
 def _evaluate(source: Source, options: Any) -> Plan:

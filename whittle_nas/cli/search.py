@@ -39,6 +39,7 @@ def search(
     overlap: float = 0.7,
     ilp_rounds: int = 1,
     ilp: IlpOptions = IlpOptions(),
+    targets: str | None = None,
     num_trials: int = 100,
     search_space: str | None = None,
     search_blocks: int = 32,
@@ -90,6 +91,8 @@ def search(
             network so far, and a program solved that stays near it; rounds end when one brings
             nothing.
         ilp: What programs add up, and how near they stay.
+        targets: Of `ilp`: engines that must run every network as `nas export --format hf` writes
+            it, of `vllm` and `llama.cpp`, with commas: candidates that they lack are left out.
         num_trials: Sub-networks to evaluate, but for `ilp`.
         search_space: A preset or a YAML file; by default the space that was trained, else
             `fitted` where `nas importance` recorded it, else `aligned`.
@@ -131,9 +134,11 @@ def search(
     counts = {"num_trials": num_trials, "search_blocks": search_blocks, "devices": devices}
     check_least(1, **counts, batch_size=batch_size)
     _check_directory(out_dir, resume=resume, overwrite=overwrite)
+    programs = programs_of(
+        method, candidates, wanted, num_solutions, overlap, ilp_rounds, ilp, targets=targets
+    )
     checkpoint, space, library = _open(checkpoint_dir, search_space, method, candidates)
     names, limits = _read(objectives, constraints)
-    programs = _programs(method, wanted, num_solutions, overlap, ilp_rounds, ilp)
     seed_everything(seed)
     text = _load_text(data, checkpoint, (*names, *(limit.metric for limit in limits)))
     request = Request(
@@ -181,19 +186,32 @@ def _front_of(checkpoint: Any, path: Path) -> tuple[Any, ...]:
     return tuple(entry.subnetwork for entry in open_front(checkpoint, path).entries)
 
 
-def _programs(
+def programs_of(
     method: Method,
+    candidates: Path | None,
     budgets: Mapping[str, str],
     num_solutions: int,
     overlap: float,
     rounds: int,
     ilp: IlpOptions,
+    *,
+    targets: str | None = None,
 ) -> ProgramOptions:
+    """What `--method ilp` is asked for.
+
+    Raises:
+        ConfigError: without a library, and for engines without a program that chooses for them.
+    """
     if method is not Method.ilp:
+        if targets is not None:
+            raise ConfigError(f"--targets {targets} is for --method ilp; give it to nas export")
         return ProgramOptions()
-    return ProgramOptions(
-        num_solutions, overlap, rounds, ilp.score, tuple(ilp.changes), tuple(budgets.items())
-    )
+    if candidates is None:
+        raise ConfigError(
+            "--method ilp chooses from a library: give --candidates, made by `nas candidates`"
+        )
+    changes, named = tuple(ilp.changes), tuple(budgets.items())
+    return ProgramOptions(num_solutions, overlap, rounds, ilp.score, changes, named, targets)
 
 
 def _open(
@@ -218,14 +236,10 @@ def _open(
         library = open_library(candidates, checkpoint)
         if method is not Method.ilp and not library.is_product:
             raise ConfigError(
-                f"--method {method.value} mixes head sizes and heads, which --candidates "
-                f"{candidates} does not; use --method ilp"
+                f"--method {method.value} takes any heads, head sizes and neurons together, of "
+                f"which --candidates {candidates} has not all, or more; use --method ilp"
             )
         return checkpoint, space_for(checkpoint, library.space()), library
-    if method is Method.ilp:
-        raise ConfigError(
-            "--method ilp chooses from a library: give --candidates, made by `nas candidates`"
-        )
     space = space_of(checkpoint, search_space)
     if search_space is not None and checkpoint.info.search_space is not None:
         trained = space_for(checkpoint, checkpoint.info.search_space)

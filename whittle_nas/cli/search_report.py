@@ -163,6 +163,12 @@ def _print_recovered(recovered: Front) -> None:
     rows = [[e.index, *(e.metrics[name] for name in columns)] for e in recovered.entries]
     title = f"best under {recovered.how_measured['budget']}, ranked after recovery"
     print_table(["index", *columns], rows, title)
+    if len(rows) > 2:
+        before = [entry.metrics["rank_before"] for entry in recovered.entries]
+        shift = sum((rank - at) ** 2 for at, rank in enumerate(before, start=1))
+        count = len(rows)
+        correlation = 1 - 6 * shift / (count * (count**2 - 1))  # Spearman's
+        print(f"rank correlation before and after the training: {correlation:.2f}")
 
 
 def _export_choice(request: Request, outcome: Outcome) -> list[object]:

@@ -74,9 +74,8 @@ class Task:
         """The weights that a network starts from: its part of a trained one, or a slice."""
         whole: Checkpoint = larger or self.checkpoint
         inside = sub.within(larger.sub) if larger else sub
-        start = part_of(larger, sub) if larger else slice_of(self.checkpoint, sub)
-        if larger is None and self.library is not None and not self.repair:
-            start = repaired(start, self.library.patch(sub))
+        patch = None if self.repair else self.library and self.library.patch(sub)
+        start = part_of(larger, sub) if larger else slice_of(self.checkpoint, sub, patch)
         if not repair_it or inside is None:
             return start
         text = text_of(self.samples)

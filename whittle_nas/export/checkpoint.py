@@ -24,7 +24,7 @@ from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_ch
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.pages import release
 from whittle_nas.weights.patch import Patch, patched
-from whittle_nas.weights.slicing import SlicePlan, plan_slices, take
+from whittle_nas.weights.slicing import SlicePlan, blank, check_maps, plan_slices, take
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ def write_export(
         ConfigError: if the checkpoint's weights are corrupt.
     """
     source, config = planned.source.path, planned.config
+    check_maps(planned.slices, planned.patch.names())
     stored = planned.source.state_dict()
     tensors = LazySlices(planned.slices, stored, None if planned.to_hf else dtype)
     tensors = patched(tensors, planned.patch)
@@ -222,8 +223,11 @@ class LazySlices(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if self._read is not None:
             release(self._read)  # who writes the tensors one by one is done with it
-        self._read = self._tensors[self._plan.source_name(name)]
-        tensor = take(self._read, self._plan.cut(name))
+        self._read = self._tensors.get(self._plan.source_name(name))
+        if self._read is None:
+            tensor = blank(self._plan, self._tensors, name)
+        else:
+            tensor = take(self._read, self._plan.cut(name))
         return tensor if self._dtype is None else tensor.to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:

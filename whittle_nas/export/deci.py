@@ -1,7 +1,8 @@
 """Layers of different sizes for transformers, vLLM and llama.cpp: `DeciLMForCausalLM`.
 
 Its `config.json` has one entry per layer: query heads per key-value head and neurons, or no
-attention, or no MLP. The number of query heads and their size are the same in all layers.
+attention, or no MLP, or a matrix in place of one. The number of query heads and their size are
+the same in all layers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.hf_architectures import ARCHITECTURES, differences, settings_of
-from whittle_nas.space.subnetwork import Block
+from whittle_nas.space.subnetwork import LINEAR, Block
 
 CLASS, MODEL_TYPE, CODE = "DeciLMForCausalLM", "nemotron-nas", "modeling_deci.py"
 _STEP = 256  # llama.cpp's converter rounds numbers of neurons up to multiples of it
@@ -23,6 +24,19 @@ class Engine(str, Enum):
 
     vllm = "vllm"
     llama_cpp = "llama.cpp"
+
+
+def parse_engines(targets: str | None) -> frozenset[Engine]:
+    """The engines of a list with commas.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    names = [name.strip() for name in (targets or "").split(",") if name.strip()]
+    known = {engine.value: engine for engine in Engine}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--targets {unknown[0]}: choose from {', '.join(known)}")
+    return frozenset(known[name] for name in names)
 
 
 def is_llama(config: Any) -> bool:
@@ -58,8 +72,8 @@ def with_equal_heads(
         groups = _groups(block, heads) if block.n_head else 1
         neurons = block.intermediate_size
         if cpp:
-            neurons = -(-max(neurons, 1 if needed else 0) // _STEP) * _STEP
-        made.append(Block(heads if needed else 0, groups, head_size, neurons))
+            neurons = -(-max(neurons, 1 if needed or block.attn else 0) // _STEP) * _STEP
+        made.append(Block(heads if needed else 0, groups, head_size, neurons, *block.forms))
     if not with_heads and not first:
         made[0] = made[0]._replace(n_head=1, n_query_groups=1, head_size=head_size)
     return made
@@ -127,7 +141,8 @@ def deci_settings(config: Any) -> dict[str, Any]:
 
 def _entry(block: Block, n_embd: int) -> dict[str, Any]:
     heads, neurons = block.n_head, block.intermediate_size
-    ffn: dict[str, Any] = {"no_op": not neurons, "replace_with_linear": False}
+    maps = [form == LINEAR for form in block.forms]
+    ffn: dict[str, Any] = {"no_op": not neurons and not maps[1], "replace_with_linear": maps[1]}
     if neurons:
         ffn["intermediate_size"] = neurons
         if neurons % _STEP == 0:
@@ -136,8 +151,8 @@ def _entry(block: Block, n_embd: int) -> dict[str, Any]:
             ffn["ffn_mult"] = 1.5 * neurons / n_embd
     return {
         "attention": {
-            "no_op": not heads,
-            "replace_with_linear": False,
+            "no_op": not heads and not maps[0],
+            "replace_with_linear": maps[0],
             "n_heads_in_group": heads // block.n_query_groups if heads else None,
         },
         "ffn": ffn,
@@ -147,7 +162,9 @@ def _entry(block: Block, n_embd: int) -> dict[str, Any]:
 def deci_notes(blocks: Sequence[Block], n_embd: int) -> dict[Engine, str]:
     """Why vLLM or llama.cpp can't run it, one sentence each."""
     notes = {}
-    if not blocks[0].n_head:
+    if any(any(block.forms) for block in blocks):
+        notes[Engine.vllm] = "vLLM can't run it: there no matrix stands in place of a part"
+    elif not blocks[0].n_head:
         notes[Engine.vllm] = "vLLM can't run it: its first layer must have attention"
     reasons = []
     block = next(block for block in blocks if block.n_head)
@@ -155,7 +172,9 @@ def deci_notes(blocks: Sequence[Block], n_embd: int) -> dict[Engine, str]:
         reasons.append(f"head_size = n_embd / n_head, here {n_embd // block.n_head}")
     if any(b.intermediate_size % _STEP for b in blocks):
         reasons.append(f"numbers of neurons that are multiples of {_STEP}")
-    if any(b.n_head and not b.intermediate_size for b in blocks):
+    if any(block.mlp for block in blocks):
+        reasons.append("no matrix in place of an MLP")
+    elif any((b.n_head or b.attn) and not b.intermediate_size for b in blocks):
         reasons.append("an MLP in every layer with attention")
     if reasons:
         notes[Engine.llama_cpp] = (
@@ -181,7 +200,8 @@ def check_engines(config: Any, targets: Collection[Engine], *, padded: bool) -> 
     """
     if getattr(config, "blocks", None) is None:
         return
+    forms = any(any(block.forms) for block in config.blocks)  # zeros don't help against these
     for engine, why in deci_notes(config.blocks, config.n_embd).items():
         if engine in targets:
-            nearest = "--format hf without it" if padded else "--pad true"
+            nearest = "--format hf without it" if padded or forms else "--pad true"
             raise ConfigError(f"--targets {engine.value}: {why}; nearest: {nearest}")

@@ -30,6 +30,8 @@ _LLAMA: Modules = {
     "mlp.fc_1": "mlp.gate_proj",
     "mlp.fc_2": "mlp.up_proj",
     "mlp.proj": "mlp.down_proj",
+    "attn.map": "self_attn.linear_attn",  # DeciLM's
+    "mlp.map": "mlp.linear_mlp",
 }
 _GEMMA_2: Modules = {  # its post_attention_layernorm is what the name says, Llama's is not
     **_LLAMA,

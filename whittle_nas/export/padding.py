@@ -43,6 +43,11 @@ Enlarge = Callable[[Sequence[Block], int], list[Block]]
 
 def alike(blocks: Sequence[Block], head_size: int) -> list[Block]:
     """The smallest equal layers that hold some layers, with heads of a given size."""
+    if any(any(block.forms) for block in blocks):
+        raise ConfigError(
+            "--pad true: equal layers can't hold a linear map in place of attention or MLP; "
+            "nearest: leave it out"
+        )
     groups = max(1, *(block.n_query_groups for block in blocks))
     ratio = max(block.n_head // max(1, block.n_query_groups) for block in blocks) or 1
     neurons = max(1, *(block.intermediate_size for block in blocks))
@@ -84,7 +89,7 @@ def _config(outer: SubNetwork, config: Any) -> Any:
     if (sizes := outer.sizes()) is not None:
         return replace(config, **{name: sizes[name] for name in BLOCK_SIZES})
     assert None not in outer.blocks
-    columns = zip(*(block for block in outer.blocks if block), strict=True)
+    columns = zip(*(block.sizes for block in outer.blocks if block), strict=True)
     largest = dict(zip(BLOCK_SIZES, map(max, columns), strict=True))
     config = replace(config, **{**largest, "n_query_groups": largest["n_head"]})
     return extended(config, blocks=outer.blocks)

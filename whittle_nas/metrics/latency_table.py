@@ -28,13 +28,14 @@ from whittle_nas.metrics.latency_correction import (
 )
 from whittle_nas.metrics.latency_parts import Load, Phase, time_ends, time_stack, time_whole
 from whittle_nas.space.searchspace import SearchSpace
-from whittle_nas.space.subnetwork import SIZES, Block, SubNetwork
+from whittle_nas.space.subnetwork import LINEAR, SIZES, Block, SubNetwork
 from whittle_nas.weights.config import BLOCKS, SHORTCUTS
 from whittle_nas.weights.files import atomic_write_text
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan, plan_slices
 
 FORMAT = 2  # block times without what the model does around its blocks
+_PARTS = ("attn", "mlp")
 _Kind = tuple[int, int]  # whether a layer has a sliding window, and which RoPE
 
 
@@ -76,7 +77,7 @@ class LatencyTable:
         for (block, kind), layers in self._kinds(sub).items():
             time = known.get(_block_key(sub.n_embd, block, kind))
             if time is None:
-                time = float(_features(sub.n_embd, *block) @ self._regression(phase))
+                time = float(_features(sub.n_embd, block) @ self._regression(phase))
             blocks += layers * time
         ends = known.get(_ends_key(sub)) or self._nearest_ends(sub, known)
         return self._corrected((blocks, ends), phase)
@@ -156,7 +157,7 @@ class LatencyTable:
         """Coefficients of `_features` for block times."""
         blocks = {key: time for key, time in self._of(phase).items() if key.startswith("block")}
         if self._estimators.get(phase, (0,))[0] != len(blocks):
-            x = np.array([_features(*map(int, k.split()[1:6])) for k in blocks])
+            x = np.array([_features(*_of_key(key)) for key in blocks])
             y = np.array(list(blocks.values()))
             self._estimators[phase] = (
                 len(blocks),
@@ -253,14 +254,27 @@ def _layer_kinds(config: Any) -> list[_Kind]:
 
 def _block_key(n_embd: int, block: Block, kind: _Kind) -> str:
     """Everything that a block's time depends on."""
-    return " ".join(map(str, ("block", n_embd, *block, *kind)))
+    forms = (f"{part}={form}" for part, form in zip(_PARTS, block.forms, strict=True) if form)
+    return " ".join(map(str, ("block", n_embd, *block.sizes, *kind, *forms)))
+
+
+def _of_key(key: str) -> tuple[int, Block]:
+    """Width and block of a key."""
+    n_embd, *sizes = map(int, key.split()[1:6])
+    forms = dict(word.split("=") for word in key.split()[8:])
+    return n_embd, Block(*sizes, **forms)
 
 
 def _ends_key(sub: SubNetwork) -> str:
     return f"ends {sub.n_embd}"
 
 
-def _features(n_embd: int, n_head: int, groups: int, head_size: int, mlp: int) -> np.ndarray:
-    """What a block's time is made of: calls, element-wise work, both kinds of matrices, heads."""
-    heads = (2 * n_head + 2 * groups) * head_size
-    return np.array([1.0, n_embd, n_embd * heads, n_embd * mlp, n_head * head_size])
+def _features(n_embd: int, block: Block) -> np.ndarray:
+    """What a block's time is made of: calls, element-wise work, both kinds of matrices, heads.
+
+    A matrix in place of a part is as one of heads.
+    """
+    heads = (2 * block.n_head + 2 * block.n_query_groups) * block.head_size
+    rows = heads + n_embd * block.forms.count(LINEAR)
+    attended = block.n_head * block.head_size
+    return np.array([1.0, n_embd, n_embd * rows, n_embd * block.intermediate_size, attended])

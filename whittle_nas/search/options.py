@@ -63,6 +63,7 @@ class ProgramOptions:
         score: what the first program adds up.
         changes: of the programs of a round, see `IlpOptions`.
         budgets: more limits, by the name of each program; none: one program.
+        targets: engines that must run every network, with commas.
     """
 
     num_solutions: int = 10
@@ -71,6 +72,7 @@ class ProgramOptions:
     score: Score = Score.loss
     changes: tuple[int, ...] = (4, 8, 12, 20)
     budgets: tuple[tuple[str, str], ...] = ()
+    targets: str | None = None
 
     def most_trials(self) -> int:
         """How many networks are evaluated at most."""
@@ -84,6 +86,8 @@ class ProgramOptions:
     def to_dict(self) -> dict[str, Any]:
         """What an interrupted search must have in common with the one that goes on."""
         values = {**asdict(self), "score": self.score.value}
+        if self.targets is None:
+            del values["targets"]
         return {n: list(map(list, v)) if n == "budgets" else v for n, v in values.items()} | {
             "changes": list(self.changes)
         }

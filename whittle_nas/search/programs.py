@@ -7,13 +7,16 @@ checked against the costs of the real network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from whittle_nas.candidates.costs import changes
-from whittle_nas.candidates.library import Solution
+from whittle_nas.candidates.library import Candidate, Solution
+from whittle_nas.candidates.parts import form_of
 from whittle_nas.errors import ConfigError
+from whittle_nas.export.checkpoint import plan_export
+from whittle_nas.export.deci import parse_engines
 from whittle_nas.search.costs import Costs
 from whittle_nas.search.ilp import Program, nearest, solve
 from whittle_nas.search.objectives import is_cost
@@ -55,9 +58,12 @@ class Programs:
                 "--method ilp adds up losses: put val_loss or perplexity first in --objectives"
             )
         self.limits = self._limits()
+        self._engines = parse_engines(request.programs.targets)
+        self._allowed = self._held()
         score = request.programs.score.value
         self._scores = [
-            [getattr(one, score) for one in choices] for choices in self.library.candidates
+            [getattr(one, score) if j in allowed else math.inf for j, one in enumerate(choices)]
+            for choices, allowed in zip(self.library.candidates, self._allowed, strict=True)
         ]
         self._costs: dict[str, list[list[float]]] = {}
         self._whole: dict[str, float] = {}
@@ -66,6 +72,38 @@ class Programs:
             if solve(program) is None:
                 raise ConfigError(f"--constraints: {nearest(program)}")
         self._costs.clear()
+
+    def _held(self) -> list[set[int]]:
+        """The candidates of every part that all engines run, each beside the whole model.
+
+        Raises:
+            ConfigError: if there is none but the originals.
+        """
+        counts = [range(len(choices)) for choices in self.library.candidates]
+        if not self._engines:
+            return [set(count) for count in counts]
+        original, refusal = self.library.original, None
+        found = [{0} for _ in counts]
+        for at, count in enumerate(counts):
+            for j in count[1:]:
+                why = self._refusal((*original[:at], j, *original[at + 1 :]))
+                if why is None:
+                    found[at].add(j)
+                refusal = refusal or why
+        if refusal is not None and all(len(allowed) == 1 for allowed in found):
+            raise ConfigError(f"no candidate of {self.library.path} is left: {refusal}")
+        return found
+
+    def _refusal(self, solution: Solution) -> ConfigError | None:
+        """Why an engine can't run a network, None if all can."""
+        if not self._engines:
+            return None
+        sub = self.library.subnetwork(solution)
+        try:
+            plan_export(self.request.checkpoint, sub, to_hf=True, targets=self._engines)
+        except ConfigError as error:
+            return error
+        return None
 
     def _limits(self) -> dict[str, tuple[Constraint, ...]]:
         request, full = self.request, SubNetwork.from_config(self.request.checkpoint.config)
@@ -139,7 +177,8 @@ class Programs:
                 break
             lower = {n: limit - missed.get(n, 0.0) for n, limit in program.budgets.items()}
             program = replace(program, budgets=lower)
-        return [one for one in found if not self._missed([one], limits)]
+        kept = [one for one in found if not self._missed([one], limits)]
+        return [one for one in kept if self._refusal(one) is None]
 
     def _missed(self, found: Sequence[Solution], limits: Sequence[Constraint]) -> dict[str, float]:
         """By how much the worst solution breaks each limit, at least the last bit."""
@@ -155,13 +194,14 @@ class Programs:
         return missed
 
     def neighbours(self, solution: Solution) -> dict[int, tuple[int, ...]]:
-        """The next larger and the next smaller candidate of every part."""
-        return {
-            at: tuple(j for j in (chosen - 1, chosen + 1) if 0 <= j < len(choices))
-            for at, (chosen, choices) in enumerate(
-                zip(solution, self.library.candidates, strict=True)
-            )
-        }
+        """The next larger and the next smaller candidate of every part, and forms up to there."""
+        pairs = zip(solution, self.library.candidates, self._allowed, strict=True)
+        found = {}
+        for at, (chosen, choices, allowed) in enumerate(pairs):
+            larger = [j for j in range(chosen - 1, -1, -1) if j in allowed]
+            smaller = [j for j in range(chosen + 1, len(choices)) if j in allowed]
+            found[at] = (*_until_plain(choices, larger), *_until_plain(choices, smaller))
+        return found
 
     def scores_around(self, solution: Solution, base: float, losses: Losses) -> list[list[float]]:
         """What each neighbouring candidate changes; the others may not be chosen."""
@@ -171,6 +211,16 @@ class Programs:
         for (at, j), loss in losses.items():
             scores[at][j] = loss - base
         return scores
+
+
+def _until_plain(choices: Sequence[Candidate], numbers: Iterable[int]) -> list[int]:
+    """The first candidate without a form, and those that are passed on the way to it."""
+    found = []
+    for j in numbers:
+        found.append(j)
+        if not form_of(choices[j].sizes):
+            break
+    return found
 
 
 def _swapped(cost: Callable[[SubNetwork, str], float], name: str, sub: SubNetwork) -> float:

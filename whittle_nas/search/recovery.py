@@ -31,7 +31,7 @@ from whittle_nas.train.options import (
     TrainerOptions,
 )
 from whittle_nas.train.run import TrainingOptions
-from whittle_nas.train.specialise import repaired, slice_of, specialise
+from whittle_nas.train.specialise import slice_of, specialise
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.patch import PatchSource
 from whittle_nas.weights.supernet import SuperNetwork
@@ -93,9 +93,7 @@ class Recovery:
         self, sub: SubNetwork, on_step: Callable[[], object] = lambda: None
     ) -> tuple[float, float]:
         """Validation loss of a sub-network before and after its training; inf if it diverges."""
-        start = slice_of(self.checkpoint, sub)
-        if self.library is not None:
-            start = repaired(start, self.library.patch(sub))
+        start = slice_of(self.checkpoint, sub, self.library and self.library.patch(sub))
         torch.manual_seed(self.seed)  # of the adapters
         try:
             trained = specialise(

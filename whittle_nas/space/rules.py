@@ -74,9 +74,12 @@ def violations(
     for layer, (block, whole) in enumerate(zip(sub.blocks, blocks, strict=True)):
         if block is not None:
             found = _block_violations(block, of_layer(config, layer), head_channels)
-            for part, size in (("attention", "n_head"), ("MLP", "intermediate_size")):
+            sizes = (("attention", "n_head"), ("MLP", "intermediate_size"))
+            for (part, size), form, own in zip(sizes, block.forms, whole.forms, strict=True):
                 if getattr(block, size) and not getattr(whole, size):
                     found = [f"{size}={getattr(block, size)} where the model has no {part}"]
+                if form and not getattr(whole, size) and form != own:
+                    found = [f"a {form} map where the model has no {part}"]
             broken += [f"layer {layer}: {rule}" for rule in found]
     return broken
 

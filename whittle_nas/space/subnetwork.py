@@ -14,6 +14,7 @@ from whittle_nas.errors import ConfigError
 
 BLOCK_SIZES = ("n_head", "n_query_groups", "head_size", "intermediate_size")
 SIZES = ("n_embd", *BLOCK_SIZES, "n_layer")
+LINEAR = "linear"  # one matrix (n_embd, n_embd) in place of a part
 
 
 class HeadChannels(str, Enum):
@@ -33,37 +34,65 @@ class _Sizes(NamedTuple):
     n_query_groups: int
     head_size: int
     intermediate_size: int
+    attn: str
+    mlp: str
 
 
 class Block(_Sizes):
-    """Sizes of one layer.
+    """Sizes of one layer, and what stands in the place of its parts.
 
     It takes the first entries of every dimension; inside each of the first `n_query_groups` query
     groups the first `n_head / n_query_groups` heads. Without heads there is no attention, and then
-    neither groups nor a head size; without `intermediate_size` there is no MLP.
+    neither groups nor a head size; without `intermediate_size` there is no MLP. `attn` and `mlp`
+    are empty, or `LINEAR` where a matrix takes the place of that part, which then has no size.
     """
 
     __slots__ = ()
 
     def __new__(
-        cls, n_head: int, n_query_groups: int, head_size: int, intermediate_size: int
+        cls,
+        n_head: int,
+        n_query_groups: int,
+        head_size: int,
+        intermediate_size: int,
+        attn: str = "",
+        mlp: str = "",
     ) -> Block:
         """One value for each shape: without heads the other sizes of attention are 0."""
-        if n_head == 0:
-            n_query_groups = head_size = 0
-        return super().__new__(cls, n_head, n_query_groups, head_size, intermediate_size)
+        if n_head == 0 or attn == LINEAR:
+            n_head = n_query_groups = head_size = 0
+        if mlp == LINEAR:
+            intermediate_size = 0
+        return super().__new__(cls, n_head, n_query_groups, head_size, intermediate_size, attn, mlp)
 
     @classmethod
-    def _make(cls, iterable: Iterable[int]) -> Block:  # type: ignore[override]
+    def _make(cls, iterable: Iterable[Any]) -> Block:  # type: ignore[override]
         return cls(*iterable)  # so that `_replace` makes one value for each shape, too
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The four sizes."""
+        return self[:4]
+
+    @property
+    def forms(self) -> tuple[str, str]:
+        """What stands in the place of attention and MLP, empty where they are the model's own."""
+        return self.attn, self.mlp
 
     def to_dict(self) -> dict[str, int]:
         """The sizes by name."""
-        return self._asdict()
+        return dict(zip(BLOCK_SIZES, self.sizes, strict=True))
+
+    def to_list(self) -> list[int | str]:
+        """Plain form for files: the sizes, and the forms if there are any."""
+        return [*self.sizes, *(self.forms if any(self.forms) else ())]
 
     def __str__(self) -> str:
-        """Heads / groups / head size / neurons."""
-        return "/".join(map(str, self))
+        """Heads / groups / head size / neurons, and which parts have another form."""
+        named = zip(("attn", "mlp"), self.forms, strict=True)
+        return "/".join(
+            [*map(str, self.sizes), *(f"{form}-{part}" for part, form in named if form)]
+        )
 
 
 _EMPTY = Block(0, 0, 0, 0)
@@ -112,6 +141,8 @@ class SubNetwork:
         if len(self.shapes) != 1:
             return None
         block = next(iter(self.shapes))
+        if any(block.forms):
+            return None
         sizes = {"n_embd": self.n_embd, **block.to_dict(), "n_layer": self.n_layer}
         return sizes if all(sizes.values()) else None
 
@@ -136,7 +167,7 @@ class SubNetwork:
         """
         sizes = self.sizes()
         if sizes is None:
-            return {"n_embd": self.n_embd, "blocks": [b and list(b) for b in self.blocks]}
+            return {"n_embd": self.n_embd, "blocks": [b and b.to_list() for b in self.blocks]}
         return sizes if None not in self.blocks else {**sizes, "layers": list(self.layers)}
 
     @classmethod
@@ -257,7 +288,9 @@ def _is_part(block: Block | None, larger: Block | None) -> bool:
     """Whether every entry that a block keeps is one that a larger block keeps."""
     if block is None or larger is None:
         return block is None
-    if any(size > of for size, of in zip(block, larger, strict=True)):
+    if any(size > of for size, of in zip(block.sizes, larger.sizes, strict=True)):
+        return False
+    if any(form not in ("", of) for form, of in zip(block.forms, larger.forms, strict=True)):
         return False
     # Of each group the first heads are kept, and of each head every s-th rotary pair.
     return not block.n_head or (
@@ -281,7 +314,7 @@ def _check_layers(layers: Any, n_layer: int, depth: int) -> None:
 
 
 def _from_blocks(spec: Mapping[str, Any], depth: int) -> SubNetwork:
-    """Blocks are lists of four sizes, mappings of them, or None."""
+    """Blocks are lists of four sizes and maybe two forms, mappings of the sizes, or None."""
     n_embd, listed = spec["n_embd"], spec["blocks"]
     if type(n_embd) is not int or n_embd < 1:
         raise ConfigError(f"sub-network size n_embd={n_embd!r} must be a positive integer")
@@ -296,10 +329,15 @@ def _from_blocks(spec: Mapping[str, Any], depth: int) -> SubNetwork:
 def _block(entry: Any, layer: int) -> Block:
     named = isinstance(entry, dict) and set(entry) == set(BLOCK_SIZES)
     values = [entry[name] for name in BLOCK_SIZES] if named else entry
-    whole = isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
-    if not whole or len(values) != len(BLOCK_SIZES):
+    listed = values if isinstance(values, list) else []
+    sizes, forms = listed[: len(BLOCK_SIZES)], listed[len(BLOCK_SIZES) :]
+    whole = len(sizes) == len(BLOCK_SIZES) and all(type(v) is int and v >= 0 for v in sizes)
+    known = not forms or (len(forms) == 2 and all(form in ("", LINEAR) for form in forms))
+    found = Block(*sizes, *forms) if whole and known else None
+    if found is None or found.intermediate_size != sizes[3] or found.n_head != sizes[0]:
         raise ConfigError(
             f"sub-network block {layer} must be null or the {len(BLOCK_SIZES)} numbers "
-            f"{', '.join(BLOCK_SIZES)}; got {entry!r}"
+            f"{', '.join(BLOCK_SIZES)}, and behind them '' or {LINEAR!r} for attention and for MLP "
+            f"where a matrix takes their place; got {entry!r}"
         )
-    return Block(*values)
+    return found

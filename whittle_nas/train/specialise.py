@@ -24,7 +24,7 @@ from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from whittle_nas.weights.files import atomic_directory
 from whittle_nas.weights.patch import Patch, patched
-from whittle_nas.weights.slicing import plan_slices, slice_state_dict
+from whittle_nas.weights.slicing import check_maps, plan_slices, slice_state_dict
 from whittle_nas.weights.supernet import SuperNetwork
 
 _REPAIR_BLOCKS = 64  # of the training text, on which repair is fitted
@@ -65,21 +65,28 @@ class Slice(Checkpoint):
         return replace(self, path=checkpoint_dir, config=found.config, tensors=found.state_dict())
 
 
-def slice_of(checkpoint: Checkpoint, sub: SubNetwork) -> Slice:
+def slice_of(checkpoint: Checkpoint, sub: SubNetwork, patch: Patch | None = None) -> Slice:
     """A sub-network's weights as they stand in the super-network.
 
+    Args:
+        checkpoint: the super-network.
+        sub: the sub-network.
+        patch: what is special to it.
+
     Raises:
-        ConfigError: if the sizes do not fit.
+        ConfigError: if the sizes do not fit, or linear maps are not in the patch.
     """
-    info = checkpoint.info
+    info, patch = checkpoint.info, patch or Patch()
     plan = plan_slices(sub, checkpoint.config, head_channels=info.head_channels, norms=info.norms)
-    return Slice(
+    check_maps(plan, patch.names())
+    found = Slice(
         path=checkpoint.path,
         config=plan.own_config,
         info=plan.info_of(info),
         sub=sub,
         tensors=slice_state_dict(plan, checkpoint.state_dict()),
     )
+    return repaired(found, patch)
 
 
 def smallest_around(sub: SubNetwork, trained: Sequence[Slice]) -> Slice | None:

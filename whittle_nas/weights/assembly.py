@@ -16,7 +16,7 @@ import torch
 from litgpt import GPT
 from torch import nn
 
-from whittle_nas.space.subnetwork import HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import LINEAR, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.slicing import BlockPlan, SlicePlan, per_layer, plan_slices
 
@@ -54,9 +54,11 @@ def repeated(config: Any, height: int) -> Any:
 
 
 def without_parts(module: Any, block: BlockPlan) -> Any:
-    """Take away the parts of a litgpt block that its shape does not have."""
+    """Take away the parts of a litgpt block that its shape does not have, or replace them."""
     for name, _ in list(module.named_children()):
-        if not axes.is_in(block.shape, name, block.config):
+        if getattr(block.shape, name, "") == LINEAR:
+            module.add_module(name, LinearMap(module.get_submodule(f"{name}.proj")))
+        elif not axes.is_in(block.shape, name, block.config):
             module.add_module(name, Nothing() if name in ("attn", "mlp") else nn.Identity())
     return module
 
@@ -130,6 +132,22 @@ class Nothing(nn.Module):
 
     def build_kv_cache(self, *_: Any) -> None:
         """Called by litgpt's `set_kv_cache` for every block."""
+
+
+class LinearMap(Nothing):
+    """In place of attention or MLP: a matrix from what it read to what it gave, without a cache."""
+
+    def __init__(self, writer: Any) -> None:
+        """Make it like the part's last layer: its outputs, a bias if that has one."""
+        super().__init__()
+        writer = getattr(writer, "linear", writer)  # inside of litgpt's adapter
+        weight, bias = writer.weight, writer.bias is not None
+        like = {"device": weight.device, "dtype": weight.dtype}
+        self.map = nn.Linear(len(weight), len(weight), bias=bias, **like)
+
+    def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.map(x)
 
 
 def own_tables(config: Any, tables: Tables) -> Tables:

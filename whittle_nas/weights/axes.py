@@ -14,7 +14,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.rules import of_layer, rope_n_elem
-from whittle_nas.space.subnetwork import Block, HeadChannels
+from whittle_nas.space.subnetwork import LINEAR, Block, HeadChannels
 
 
 class Axis(Enum):
@@ -59,7 +59,10 @@ _BLOCK: Mapping[str, Dims] = {
     "mlp.proj.weight": (_D, _F),
     "mlp.proj.bias": (_D,),
     **{f"shortcut_{at}.weight": (_D, _D) for at in (1, 2)},
+    **{f"{part}.map.weight": (_D, _D) for part in ("attn", "mlp")},
+    **{f"{part}.map.bias": (_D,) for part in ("attn", "mlp")},
 }
+_WHOLE = Block(1, 1, 1, 1)
 _QK_NORM: Mapping[str, Mapping[str, Dim]] = {
     "default": {"norm_q": (Axis.CHANNEL,), "norm_k": (Axis.CHANNEL,)},
     "olmo2": {"norm_q": (Axis.QUERY,), "norm_k": (Axis.KEY,)},
@@ -164,16 +167,21 @@ def shape(name: str, config: Any) -> tuple[int, ...]:
 
 def parameter_names(config: Any) -> list[str]:
     """Names of all parameters of `litgpt.GPT(config)`, without building it."""
-    block, own = block_parameter_names(config), getattr(config, "blocks", None)
+    blocks = getattr(config, "blocks", None) or (_WHOLE,) * config.n_layer
+    held = {block: block_parameter_names(config, block) for block in set(blocks)}
     names = _linear("lm_head", config.lm_head_bias) + ["transformer.wte.weight"]
-    for layer in range(config.n_layer):
-        held = block if own is None else [n for n in block if is_in(own[layer], n, config)]
-        names += [f"transformer.h.{layer}.{name}" for name in held]
+    for layer, block in enumerate(blocks[: config.n_layer]):
+        names += [f"transformer.h.{layer}.{name}" for name in held[block]]
     return names + [f"transformer.ln_f.{kind}" for kind in _norm_kinds(config)]
 
 
-def block_parameter_names(config: Any) -> list[str]:
-    """Names of the parameters of one block of `litgpt.GPT(config)`."""
+def block_parameter_names(config: Any, shape: Block = _WHOLE) -> list[str]:
+    """Names of the parameters of one block of `litgpt.GPT(config)`.
+
+    Args:
+        config: litgpt config.
+        shape: says which parts it has, and of which form.
+    """
     norm = _norm_kinds(config)
     block = [f"norm_1.{kind}" for kind in norm if config.norm_1]
     block += _linear("attn.qkv", config.bias or config.attn_bias)
@@ -191,7 +199,8 @@ def block_parameter_names(config: Any) -> list[str]:
         block += [f"post_mlp_norm.{kind}" for kind in norm]
     if has_shortcuts(config):
         block += ["shortcut_1.weight", "shortcut_2.weight"]
-    return block
+    block += [*_linear("attn.map", config.bias), *_linear("mlp.map", config.bias)]
+    return [name for name in block if is_in(shape, name, config)]
 
 
 def is_in(block: Block, name: str, config: Any) -> bool:
@@ -199,12 +208,18 @@ def is_in(block: Block, name: str, config: Any) -> bool:
 
     Without attention its norms are gone with it, so that the residual stream stays exactly what it
     was: a norm with a bias would add that. A norm that attention and MLP share stays for either.
+    A matrix in place of a part stands between the same norms.
     """
-    owner = name.partition(".")[0]
+    owner, _, rest = name.partition(".")
     if owner == "norm_1" and config.shared_attention_norm:
         return any(block)
-    attention = owner in ("norm_1", "attn", "post_attention_norm")
-    return bool(block.n_head if attention else block.intermediate_size)
+    if owner in ("norm_1", "attn", "post_attention_norm"):
+        size, form = block.n_head, block.attn
+    else:
+        size, form = block.intermediate_size, block.mlp
+    if owner in ("attn", "mlp") and rest:
+        return form == LINEAR if rest.startswith("map.") else bool(size)
+    return bool(size) or form == LINEAR
 
 
 def norms(config: Any) -> list[str]:
@@ -223,9 +238,9 @@ def norm_before(name: str, config: Any) -> str | None:
     if layer is None or not rest.endswith(".weight"):
         return None
     part = rest.removesuffix(".weight")
-    if part == "attn.qkv":
+    if part in ("attn.qkv", "attn.map"):
         return f"transformer.h.{layer}.norm_1.weight"
-    if part in ("mlp.fc", "mlp.fc_1", "mlp.fc_2"):
+    if part in ("mlp.fc", "mlp.fc_1", "mlp.fc_2", "mlp.map"):
         norm = "norm_1" if config.shared_attention_norm else "norm_2"
         return f"transformer.h.{layer}.{norm}.weight"
     return None

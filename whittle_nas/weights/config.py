@@ -42,7 +42,7 @@ def stored(config: Any) -> dict[str, Any]:
     if getattr(config, SHORTCUTS, False):
         found[SHORTCUTS] = True
     if (blocks := getattr(config, BLOCKS, None)) is not None:
-        found[BLOCKS] = [list(block) for block in blocks]
+        found[BLOCKS] = [block.to_list() for block in blocks]
     return found
 
 

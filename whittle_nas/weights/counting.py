@@ -40,13 +40,11 @@ def _counter(config: Any, counts: Callable[[str, axes.Dims], bool]) -> Callable[
     """A function that adds the sizes of the parameters for which `counts` is true."""
     single = replace(config, n_layer=0, sliding_window_indices=None, rope_indices=None)
     outside = _terms(axes.stored_names(single), config, counts, "")
-    names = axes.block_parameter_names(config)
     vocabulary = config.padded_vocab_size
 
     @lru_cache(None)
-    def terms_of(attention: bool, mlp: bool) -> Counter[axes.Dims]:
-        parts = Block(int(attention), int(attention), 1, int(mlp))
-        held = [name for name in names if axes.is_in(parts, name, config)]
+    def terms_of(parts: Block) -> Counter[axes.Dims]:
+        held = axes.block_parameter_names(config, parts)
         return _terms(held, config, counts, "transformer.h.0.")
 
     @lru_cache(2**16)
@@ -61,7 +59,8 @@ def _counter(config: Any, counts: Callable[[str, axes.Dims], bool]) -> Callable[
             Axis.VALUE: groups,
             Axis.CHANNEL: block.head_size,
         }
-        return _total(terms_of(block.n_head > 0, block.intermediate_size > 0), sizes)
+        parts = Block(*(min(1, size) for size in block.sizes), *block.forms)
+        return _total(terms_of(parts), sizes)
 
     def count(sub: SubNetwork) -> int:
         total = _total(outside, {Axis.EMBD: sub.n_embd, Axis.VOCAB: vocabulary})

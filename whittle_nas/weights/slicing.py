@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from whittle_nas.errors import ConfigError
 from whittle_nas.space.rules import check, check_supported, of_layer
-from whittle_nas.space.subnetwork import Block, HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import LINEAR, Block, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.config import extended
 from whittle_nas.weights.info import SupernetInfo
@@ -118,8 +119,20 @@ class SlicePlan:
 
     def parameter_names(self) -> list[str]:
         """Names of all parameters of the sub-network as a plain litgpt model."""
-        names = map(self.kept_name, axes.parameter_names(self.full_config))
-        return [name for name in names if name is not None]
+        return axes.parameter_names(self.own_config)
+
+    def maps(self) -> list[str]:
+        """Names of its matrices in place of parts that the super-network has."""
+        found = []
+        for at, block in enumerate(self.blocks):
+            whole = self._whole(block)
+            known = ("", "") if whole is None else whole.forms
+            for part, form, own in zip(("attn", "mlp"), block.shape.forms, known, strict=True):
+                if form == LINEAR != own:
+                    names = axes.block_parameter_names(self.full_config, block.shape)
+                    prefix = f"{part}.map."
+                    found += [f"transformer.h.{at}.{n}" for n in names if n.startswith(prefix)]
+        return found
 
     def indices(self, name: str, device: torch.device | None = None) -> tuple[Index, ...]:
         """For each dimension of a parameter: which entries it keeps."""
@@ -320,10 +333,43 @@ def slice_state_dict(
     cuts: dict[torch.device, Callable[[str], Cut]] = {}
     found = {}
     for name in names:
-        tensor = tensors[plan.source_name(name)]
+        tensor = tensors.get(plan.source_name(name))
+        if tensor is None:
+            found[name] = blank(plan, tensors, name)
+            continue
         cut = cuts.setdefault(tensor.device, plan.cuts(tensor.device))
         found[name] = take(tensor, cut(name))
     return found
+
+
+def blank(plan: SlicePlan, tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Zeros for a matrix in place of a part that the super-network has: a patch gives its values.
+
+    Raises:
+        KeyError: for any other parameter that is not there.
+    """
+    if name not in plan.maps():
+        raise KeyError(plan.source_name(name))
+    return tensors["lm_head.weight"].new_zeros(axes.shape(name, plan.own_config))
+
+
+def check_maps(plan: SlicePlan, given: Collection[str]) -> None:
+    """Refuse a network with matrices in place of parts that nobody has fitted.
+
+    Args:
+        plan: of the network.
+        given: names of the tensors that its patch gives.
+
+    Raises:
+        ConfigError: naming one, and where they are found.
+    """
+    if lacking := [name for name in plan.maps() if name not in given]:
+        layer, rest = axes.split_layer(plan.source_name(lacking[0]))
+        raise ConfigError(
+            f"layer {layer} has a linear map in place of {rest.partition('.')[0]}, "
+            "which only a library of candidates holds: name the network by a file of the search "
+            "that chose it, and do not repair it"
+        )
 
 
 def _index(entries: Sequence[int] | None, device: torch.device | None) -> Index:

@@ -30,6 +30,7 @@ from whittle_nas.weights.slicing import (
     BlockPlan,
     Cut,
     SlicePlan,
+    check_maps,
     copied,
     plan_slices,
     slice_state_dict,
@@ -174,7 +175,7 @@ class SuperNetwork:
         plan = self.plan(sub)
         tensors = self.model.state_dict()
         names = [name for name in map(plan.kept_name, tensors) if name is not None]
-        return slice_state_dict(plan, tensors, names)
+        return slice_state_dict(plan, tensors, [*names, *plan.maps()])
 
     def standalone(self, sub: SubNetwork, patch: Patch | None = None) -> Any:
         """The sub-network as an ordinary litgpt model for inference.
@@ -186,12 +187,12 @@ class SuperNetwork:
             sub: sizes.
             patch: what is special to it.
         """
-        plan = self.plan(sub)
+        plan, patch = self.plan(sub), patch or Patch()
+        check_maps(plan, patch.names())
         model = self._shell(plan)
         blocks = [self._block(plan, block, model) for block in plan.blocks]
         model.transformer.h = nn.ModuleList(blocks)
-        slices = self.slices(sub)
-        tensors = slices if patch is None else dict(patched(slices, patch))
+        tensors = dict(patched(self.slices(sub), patch))
         model.load_state_dict(tensors, strict=True, assign=True)
         return model.requires_grad_(False).eval()
 
@@ -233,6 +234,7 @@ class SuperNetwork:
 
     def _make_skeleton(self, sub: SubNetwork, checkpoint_blocks: bool) -> Any:
         plan = self.plan(sub)
+        check_maps(plan, ())
         model, cuts = self._shell(plan), plan.cuts(self.model.cos.device)
         model.lm_head = _Sliced(model.lm_head, self.model.lm_head, "lm_head", cuts)
         transformer, full = model.transformer, self.model.transformer

@@ -1,5 +1,7 @@
 """A Llama whose layers have key-value heads and neurons of their own, or lack a part.
 
+A part can also be a matrix from what it reads to what it gives.
+
 `nas export --format hf` puts this file beside such a model, so that
 `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` loads it. The names and
 `block_configs` are those of DeciLM, which other engines have built in.
@@ -58,6 +60,32 @@ class NoMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
+class LinearAttention(nn.Module):
+    """In place of attention: a matrix, which has no cache."""
+
+    def __init__(self, config: Any) -> None:
+        """Make it of (hidden_size, hidden_size)."""
+        super().__init__()
+        self.linear_attn = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states, *_, **__):
+        """(B, T, D) to (B, T, D)."""
+        return self.linear_attn(hidden_states), None
+
+
+class LinearMLP(nn.Module):
+    """In place of the MLP: a matrix."""
+
+    def __init__(self, config: Any) -> None:
+        """Make it of (hidden_size, hidden_size)."""
+        super().__init__()
+        self.linear_mlp = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states):
+        """(B, T, D) to (B, T, D)."""
+        return self.linear_mlp(hidden_states)
+
+
 class DeciLMDecoderLayer(MistralDecoderLayer):
     """A layer with the sizes of its entry."""
 
@@ -66,18 +94,22 @@ class DeciLMDecoderLayer(MistralDecoderLayer):
         blocks = config.block_configs
         attention, ffn = blocks[layer_idx].attention, blocks[layer_idx].ffn
         own = copy.copy(config)
-        if not attention.no_op:
+        if attention.n_heads_in_group:
             own.num_key_value_heads = config.num_attention_heads // attention.n_heads_in_group
-        if not ffn.no_op:
+        if "intermediate_size" in ffn:
             own.intermediate_size = ffn.intermediate_size
-        before = sum(not block.attention.no_op for block in blocks[:layer_idx])
+        before = sum(bool(block.attention.n_heads_in_group) for block in blocks[:layer_idx])
         super().__init__(own, before)
         if attention.no_op:
             self.self_attn, self.input_layernorm = NoAttention(), nn.Identity()
+        elif attention.replace_with_linear:
+            self.self_attn = LinearAttention(config)
         else:
             self.self_attn.config = config  # which implementation runs may be changed there
         if ffn.no_op:
             self.mlp, self.post_attention_layernorm = NoMLP(), nn.Identity()
+        elif ffn.replace_with_linear:
+            self.mlp = LinearMLP(config)
 
 
 class DeciLMModel(MistralModel):
