@@ -95,7 +95,7 @@ def with_sizes(block: Block | None, kind: str, sizes: Sizes) -> Block:
     """A block with another attention or another MLP."""
     chosen = {name: sizes_of(block, name) for name in KINDS} | {kind: sizes}
     numbers = [size for name in KINDS for size in chosen[name] if not isinstance(size, str)]
-    return Block(*numbers, *(form_of(chosen[name]) for name in KINDS))
+    return Block._make([*numbers, *(form_of(chosen[name]) for name in KINDS)])
 
 
 def form_of(sizes: Sizes) -> str:

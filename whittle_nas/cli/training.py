@@ -74,7 +74,7 @@ class Task:
         """The weights that a network starts from: its part of a trained one, or a slice."""
         whole: Checkpoint = larger or self.checkpoint
         inside = sub.within(larger.sub) if larger else sub
-        patch = None if self.repair else self.library and self.library.patch(sub)
+        patch = self.library.patch(sub) if self.library is not None and not self.repair else None
         start = part_of(larger, sub) if larger else slice_of(self.checkpoint, sub, patch)
         if not repair_it or inside is None:
             return start

@@ -262,7 +262,7 @@ def _of_key(key: str) -> tuple[int, Block]:
     """Width and block of a key."""
     n_embd, *sizes = map(int, key.split()[1:6])
     forms = dict(word.split("=") for word in key.split()[8:])
-    return n_embd, Block(*sizes, **forms)
+    return n_embd, Block._make(sizes)._replace(**forms)
 
 
 def _ends_key(sub: SubNetwork) -> str:

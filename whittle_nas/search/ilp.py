@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,7 @@ def solve(
             scores[kept],
             integrality=np.ones(len(kept)),
             bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(row.A[:, kept], row.lb, row.ub) for row in rows],
+            constraints=[_columns_of(row, kept) for row in rows],
             options=options,
         )
         if found.x is not None:
@@ -201,6 +202,10 @@ def _promising(
         return every
     duals = equal.A.T @ found.eqlin.marginals + matrix.T @ found.ineqlin.marginals
     return every[scores - duals <= share * abs(found.fun)]
+
+
+def _columns_of(row: Any, kept: NDArray[np.int64]) -> LinearConstraint:
+    return LinearConstraint(row.A[:, kept], row.lb, row.ub)
 
 
 def _columns(program: Program) -> list[tuple[int, int]]:

@@ -93,7 +93,8 @@ class Recovery:
         self, sub: SubNetwork, on_step: Callable[[], object] = lambda: None
     ) -> tuple[float, float]:
         """Validation loss of a sub-network before and after its training; inf if it diverges."""
-        start = slice_of(self.checkpoint, sub, self.library and self.library.patch(sub))
+        patch = None if self.library is None else self.library.patch(sub)
+        start = slice_of(self.checkpoint, sub, patch)
         torch.manual_seed(self.seed)  # of the adapters
         try:
             trained = specialise(

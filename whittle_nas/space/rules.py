@@ -137,7 +137,7 @@ def check_sizes(sizes: Mapping[str, int], config: Any, head_channels: HeadChanne
         ConfigError: naming every violated rule.
     """
     broken = _out_of_range(sizes, config)
-    block = Block(*(sizes[name] for name in BLOCK_SIZES))
+    block = Block._make(sizes[name] for name in BLOCK_SIZES)
     if not any(size == 0 for size in block):
         broken += _block_violations(block, config, head_channels)
     if broken:

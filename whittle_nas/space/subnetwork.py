@@ -156,7 +156,7 @@ class SubNetwork:
         found: dict[str, float] = {"n_embd": self.n_embd}
         total = max(1, self.n_layer)
         for at, name in enumerate(BLOCK_SIZES):
-            mean = sum(block[at] * times for block, times in self.shapes.items()) / total
+            mean = sum(block.sizes[at] * times for block, times in self.shapes.items()) / total
             found[name] = int(mean) if mean == int(mean) else round(mean, 2)
         return {**found, "n_layer": self.n_layer}
 

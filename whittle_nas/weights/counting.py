@@ -59,7 +59,7 @@ def _counter(config: Any, counts: Callable[[str, axes.Dims], bool]) -> Callable[
             Axis.VALUE: groups,
             Axis.CHANNEL: block.head_size,
         }
-        parts = Block(*(min(1, size) for size in block.sizes), *block.forms)
+        parts = Block._make([*(min(1, size) for size in block.sizes), *block.forms])
         return _total(terms_of(parts), sizes)
 
     def count(sub: SubNetwork) -> int:
