@@ -85,9 +85,12 @@ def test_where_text_is_short_the_better_of_two_passes_is_kept():
                 streams.repair(pair)
             losses[follow] = streams.repair_head()
         found = repair(net, sub, TOKENS, options=OPTIONS)
-        assert found.after == pytest.approx(min(*losses.values(), found.before))
+        losses = {follow: min(loss, found.before) for follow, loss in losses.items()}
+        margin = 0.05 * (found.before - losses[False])  # of two about level the local one is kept
+        local = losses[False] - losses[True] < margin
+        assert found.after == pytest.approx(losses[not local])
         sources = {choice.source for choice in found.choices.values()}
-        assert sources <= {"", "local"} if losses[False] < losses[True] else "sequential" in sources
+        assert sources <= {"", "local"} if local else "sequential" in sources
 
 
 @pytest.mark.parametrize("family", ["Llama-3.1-8B", "pythia-160m", "Gemma-2-2b"])
