@@ -25,8 +25,8 @@ for model in $models; do
     smollm2)
       study smollm2 "${SMOLLM2:?the sorted checkpoint}" "$shared/calib/c4_demo.jsonl" "$shared/calib/c4_demo.jsonl" \
         "$shared/calib/c4_pf.jsonl" \
-        "--data.num_blocks 34 --batch_size 2 --score_blocks 2 --rank null --grid.heads 2,0 --grid.neurons 1280,1120,832,0" \
-        "--search_skip 34 --search_blocks 2 --held_out_blocks 16 --held_out_column prefix --budgets 80 --routes depth uniform everything --rounds 1 --batch_size 2"
+        "--data.num_blocks 36 --batch_size 2 --score_blocks 4 --rank null --grid.heads 2,0 --grid.neurons 1408,1280,1120,960,832,0" \
+        "--search_skip 36 --search_blocks 8 --held_out_blocks 16 --held_out_column prefix --budgets 80 --routes depth uniform everything --rounds 2 --batch_size 2"
       ;;
     *)
       stage "$out/$model/sorted" nas importance --checkpoint_dir "$shared/checkpoints/$model" \
