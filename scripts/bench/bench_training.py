@@ -1,7 +1,7 @@
 """What a sandwich step costs over litgpt's LoRA steps of the same four networks built alone.
 
     python scripts/bench/bench_training.py [--out training.json] [--rounds 9]
-        [--distillation forward_kl] [--full] [--teacher original]
+        [--distillation forward_kl] [--full] [--teacher original] [--busy]
 
 A step is forward, backward and AdamW on the same batch, for the full network, the smallest and two
 members of a grid. litgpt's steps are those of its own `finetune lora`: the head in chunks of 128
@@ -143,15 +143,19 @@ def instruction_batches(name: str, count: int) -> list[tuple[Sample, Sample]]:
     return batches
 
 
-def clock(run, *arguments) -> float:
-    """Milliseconds of one call."""
-    start = time.perf_counter()
+def clock(now, run, *arguments) -> float:
+    """Milliseconds of one call, by a clock in seconds."""
+    start = now()
     run(*arguments)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (now() - start)
 
 
 def measure(
-    ours: Sandwich, plain: Sandwich, alone: list[Alone], batches: list[tuple[Sample, Sample]]
+    ours: Sandwich,
+    plain: Sandwich,
+    alone: list[Alone],
+    batches: list[tuple[Sample, Sample]],
+    now=time.perf_counter,
 ) -> dict:
     """Times of all sides on every batch, their ratios, and the peak memory of a step."""
     ours.step(batches[0][0])
@@ -167,7 +171,7 @@ def measure(
                 "plain": ([plain], batch),
                 "alone": (alone, theirs),
             }[side]
-            times[side] = sum(clock(model.step, rows) for model in models)
+            times[side] = sum(clock(now, model.step, rows) for model in models)
         pairs.append((times["ours"], times["alone"], times["plain"]))
     cpu = torch.device("cpu")
     largest = max(batches, key=lambda pair: pair[1].input_ids.numel())
@@ -196,7 +200,13 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, default=None)
     parser.add_argument("--full", action="store_true", help="train all weights, no adapters")
     parser.add_argument("--chunk_elements", type=int, default=None)
+    parser.add_argument("--cases", nargs="+", help="of the batches, all by default")
+    parser.add_argument(
+        "--busy", action="store_true", help="CPU time of one thread, where the machine is not quiet"
+    )
     options = parser.parse_args()
+    if options.busy:
+        torch.set_num_threads(1)
     loss = LossOptions(
         options.distillation,
         teacher=options.teacher,
@@ -216,8 +226,9 @@ def main() -> None:
     for name in ("alpaca_en_demo", "gsm_8k_train_alpaca_format", "gpteacher_roleplay"):
         if (DATA / "instruct" / f"{name}.json").is_file():
             cases[name] = instruction_batches(f"{name}.json", options.rounds)
-    for name, batches in cases.items():
-        results[name] = measured = measure(ours, plain, alone, batches)
+    now = time.process_time if options.busy else time.perf_counter
+    for name in options.cases or cases:
+        results[name] = measured = measure(ours, plain, alone, cases[name], now)
         print(name, {key: round(value, 3) for key, value in measured.items()}, flush=True)
     options.out.write_text(json.dumps(results, indent=2) + "\n")
 
