@@ -14,6 +14,7 @@ from tests.conftest import fill_random, tiny_config
 from whittle_nas.calibration.steps import steps
 from whittle_nas.candidates import build
 from whittle_nas.candidates.build import Builder, BuildOptions
+from whittle_nas.candidates.costs import analytic
 from whittle_nas.candidates.fitting import Text, low_rank, run_equations, run_whole, slice_equations
 from whittle_nas.candidates.library import Library, layer_file, open_library, write_library
 from whittle_nas.candidates.options import PartLoss, PartTraining
@@ -156,6 +157,38 @@ def test_linear_maps_can_be_trained(made):
         errors.append(library.candidates[at][2].error)
         assert library.candidates[at][2].sizes == (0, "linear")
     assert errors[1] <= errors[0] < 1
+
+
+def test_compressed_parts_are_scored_counted_and_kept_dense(made):
+    given = GridOptions(heads="", neurons="", compressed="2:4,8bit,4bit")
+    net, library = made("SmolLM2-135M", replace(OPTIONS, grid=given))
+    original, base = library.original, library.about["made"]["loss"]
+    costs = analytic(library, net.config, batch=1, tokens=8, dtype=torch.bfloat16)
+    saved_bytes = {"2:4": 1.0, "8bit": 1.0, "4bit": 1.5}
+    for at, part in enumerate(library.parts):
+        weights = net.model.transformer.h[part.layer].get_submodule(part.kind).parameters()
+        count = sum(weight.numel() for weight in weights)
+        assert [label(one.sizes).split()[-1] for one in library.candidates[at][1:]] == [
+            "8bit", "4bit", "2:4",
+        ]  # fmt: skip
+        eight, four, half = (one.error for one in library.candidates[at][1:])
+        assert eight < four < half
+        for j, one in list(enumerate(library.candidates[at]))[1:]:
+            sub = library.subnetwork((*original[:at], j, *original[at + 1 :]))
+            patch = library.patch(sub)
+            loss = loss_of(net.standalone(sub, patch)) - base
+            assert one.loss == pytest.approx(loss, abs=2e-5)
+            assert costs["memory_bytes"][at][j] == -saved_bytes[one.sizes[-1]] * count
+            assert costs["num_params"][at][j] == costs["flops"][at][j] == 0
+            assert sum(t.numel() for t in patch.replaced.values()) == count
+            for weight in patch.replaced.values():
+                kept = (weight.reshape(-1, 4) != 0).sum(1)
+                assert one.sizes[-1] != "2:4" or bool((kept == 2).all())
+    sub = library.subnetwork((1, 2, 3, 0, 0, 1))
+    assert net.plan(sub).is_uniform
+    assert library.solution(SubNetwork.from_dict(sub.to_dict(), range(3))) == (1, 2, 3, 0, 0, 1)
+    with pytest.raises(ConfigError, match="layer 0 has a 8bit attn, which only a library"):
+        net.standalone(sub)
 
 
 def test_losses_around_a_network_are_those_of_its_neighbours(made):

@@ -63,7 +63,7 @@ def spaces(draw) -> SearchSpace:
 
 
 sizes = st.integers(0, 10**6)
-forms = st.sampled_from(["", "linear"])
+forms = st.sampled_from(["", "linear", "2:4", "8bit"])
 blocks = st.none() | st.builds(Block, sizes, sizes, sizes, sizes, forms, forms)
 shapes = st.lists(blocks, min_size=4, max_size=4).map(tuple)
 subnetworks = st.builds(

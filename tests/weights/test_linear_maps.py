@@ -156,9 +156,7 @@ def test_a_patch_gives_them_to_a_model_that_has_none(family, tmp_path):
         lambda: slice_of(source, sub),
         lambda: exported(source, sub, tmp_path),
     ):
-        with pytest.raises(
-            ConfigError, match="layer 0 has a linear map in place of attn, which only"
-        ):
+        with pytest.raises(ConfigError, match="layer 0 has a linear attn, which only"):
             lacking()
     with pytest.raises(ConfigError, match="equal layers can't hold a linear map"):
         exported(source, sub, tmp_path, patch=patch, pad=True)
@@ -201,11 +199,19 @@ def test_llama_cpp_takes_matrices_in_place_of_attention(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", [[0, 0, 0, 9, "linear"], [0, 0, 0, 9, "x", ""], [8, 4, 8, 9, "linear", ""]]
+    "entry",
+    [
+        [0, 0, 0, 9, "linear"],
+        [0, 0, 0, 9, "x", ""],
+        [8, 4, 8, 9, "linear", ""],
+        [0, 0, 0, 9, "2:4", ""],
+    ],
 )
 def test_a_wrong_form_is_one_sentence(entry):
     spec = {"n_embd": 48, "blocks": [entry, None, None]}
-    with pytest.raises(ConfigError, match="block 0 must be null or the 4 numbers .* 'linear'"):
+    with pytest.raises(
+        ConfigError, match="block 0 must be null or the 4 numbers .* 'linear' without"
+    ):
         SubNetwork.from_dict(spec, (0, 1, 2))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +34,7 @@ from whittle_nas.candidates.options import PartTraining
 from whittle_nas.candidates.parts import (
     ATTENTION,
     KINDS,
+    MLP,
     GridOptions,
     Part,
     Sizes,
@@ -44,8 +47,10 @@ from whittle_nas.candidates.scoring import alone, blank_maps, block_of, loss_beh
 from whittle_nas.candidates.training import train_part
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
+from whittle_nas.prune.linears import compress_block, watched
+from whittle_nas.prune.options import Grid, Method, Sparsity
 from whittle_nas.repair.options import RepairOptions
-from whittle_nas.space.subnetwork import LINEAR
+from whittle_nas.space.subnetwork import COMPRESSED, LINEAR
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.identity import fingerprint, tokens_id
 from whittle_nas.weights.patch import Patch
@@ -70,6 +75,15 @@ class BuildOptions:
     score_blocks: int = 8
     repair: RepairOptions = field(default_factory=RepairOptions)
     train: PartTraining = field(default_factory=PartTraining)
+
+
+def compression(form: str, config: Any) -> dict[str, Any]:
+    """How `compress_block` makes a form: SparseGPT or GPTQ, of the largest groups that fit."""
+    if form == "2:4":
+        return {"method": Method.sparsegpt, "sparsity": Sparsity(0.5, (2, 4))}
+    columns = (config.n_embd, config.n_head * config.head_size, config.intermediate_size)
+    bits = int(form.removesuffix("bit"))
+    return {"method": Method.gptq, "grid": Grid(bits, group_size=math.gcd(128, *columns))}
 
 
 class Builder:
@@ -187,21 +201,57 @@ class Builder:
                 block = with_sizes(own, kind, sizes)
                 blocks[layer] = block_of(self._net, layer, block, fit.patch)
                 loss = loss_behind(self._net, blocks, layer, entering, self._targets)
-                trained = 0 if is_nothing(sizes) else self._options.train.steps
+                fixed = is_nothing(sizes) or form_of(sizes) in COMPRESSED
+                trained = 0 if fixed else self._options.train.steps
                 one = Candidate(sizes, loss - base, fit.error, fit.ridge, trained)
                 found[kind].append((one, fit.patch))
         return found
 
     def _fit_layer(self, layer: int, whole: Any) -> dict[tuple[str, Sizes], Fitted]:
         model, found = self._net.model, {}
+        compressed = self._compressed(layer, whole)
         for step in steps(whole):
             text = Text(self._stream.states, self._fitted)
             goals, self._stream.states = run_whole(model, layer, step, text)
             for kind in step.names():
                 for sizes in self._grid[kind][1:]:
-                    if not is_nothing(sizes):
+                    patch = compressed.get((kind, form_of(sizes)))
+                    if patch is not None:
+                        where = {"text": text, "goal": goals[kind]}
+                        fit = self._as_it_is(layer, kind, sizes, patch, **where)
+                        found[kind, sizes] = fit
+                    elif not is_nothing(sizes):
                         found[kind, sizes] = self._fit(layer, step, kind, sizes, text, goals[kind])
         return found
+
+    def _compressed(self, layer: int, whole: Any) -> dict[tuple[str, str], Patch]:
+        """What takes the place of the matrices of whole parts, by part and form."""
+        forms = {form_of(sizes) for sizes in self._grid[MLP]} & {*COMPRESSED}
+        if not forms:
+            return {}
+        config = self._net.config
+        fitted = copy.copy(self._stream)
+        fitted.states = self._stream.states[: self._fitted]
+        inputs = watched(config, Method.gptq)
+        fitted.run(whole, layer, watch=inputs, advance=False)
+        found = {}
+        for form in sorted(forms):
+            block, how = copy.deepcopy(whole), compression(form, config)
+            made = compress_block(block, inputs, layer=layer, config=config, **how).weights
+            for kind in KINDS:
+                names = [name for name in made if name.startswith(f"{kind}.")]
+                found[kind, form] = Patch({name: made[name] for name in names})
+        return found
+
+    def _as_it_is(
+        self, layer: int, kind: str, sizes: Sizes, patch: Patch, *, text: Text, goal: Goal
+    ) -> Fitted:
+        """A part whose weights nothing is fitted to, and what it gets wrong on held-back text."""
+        net = self._net
+        block = with_sizes(net.full.blocks[layer], kind, sizes)
+        step = next(s for s in steps(block_of(net, layer, block, patch)) if kind in s.names())
+        _, held = run_equations(net.model, layer, step, kind, text=text, goal=goal)
+        return Fitted(patch, float(held.power) / goal.power, None)
 
     def _fit(
         self, layer: int, whole: Step, kind: str, sizes: Sizes, text: Text, goal: Goal

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.front import parse_amount
 from whittle_nas.space.rules import check
-from whittle_nas.space.subnetwork import LINEAR, Block, HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import COMPRESSED, LINEAR, Block, HeadChannels, SubNetwork
 
 ATTENTION, MLP = "attn", "mlp"
 KINDS = (ATTENTION, MLP)
@@ -42,12 +42,15 @@ class GridOptions:
             out.
         linear: A matrix in place of every attention and MLP, fitted from what it reads to what it
             gives. Such networks keep no keys and values there.
+        compressed: Whole parts with other weights: `2:4` (two of four are zero, by SparseGPT),
+            `8bit` and `4bit` (by GPTQ). They save `weight_bytes` and `memory_bytes` alone.
     """
 
     heads: list[str] | str = "75%,50%,25%,0"
     head_size: list[str] | str = ""
     neurons: list[str] | str = "75%,50%,25%,0"
     linear: bool = False
+    compressed: list[str] | str = ""
 
 
 def grid(
@@ -71,6 +74,12 @@ def grid(
     if options.linear:
         found[ATTENTION].append((0, 0, 0, LINEAR))
         found[MLP].append((0, LINEAR))
+    for form in _split(options.compressed):
+        if form not in COMPRESSED:
+            known = ", ".join(COMPRESSED)
+            raise ConfigError(f"--grid.compressed: {form!r} must be one of {known}")
+        for kind, choices in found.items():
+            choices.append((*sizes_of(whole, kind), form))
     for kind, choices in found.items():
         for sizes in choices:
             block = with_sizes(whole, kind, sizes)
@@ -133,9 +142,8 @@ def _neurons(whole: Block, options: GridOptions) -> list[Sizes]:
 
 def _counts(given: Sequence[str] | str, most: int, step: int, option: str) -> list[int]:
     """Numbers of entries; shares are rounded to multiples of `step`, but not to nothing."""
-    parts = given.split(",") if isinstance(given, str) else given
     found = []
-    for part in filter(None, (str(part).strip() for part in parts)):
+    for part in _split(given):
         try:
             value, is_share = parse_amount(part)
         except ValueError:
@@ -149,6 +157,12 @@ def _counts(given: Sequence[str] | str, most: int, step: int, option: str) -> li
             )
         found.append(int(value))
     return found
+
+
+def _split(given: Sequence[str] | str) -> list[str]:
+    """What stands between the commas."""
+    parts = given.split(",") if isinstance(given, str) else given
+    return list(filter(None, (str(part).strip() for part in parts)))
 
 
 def describe(sizes: Mapping[str, Sequence[Sizes]]) -> str:

@@ -24,9 +24,10 @@ from whittle_nas.metrics.plan import (
     training_flops,
 )
 from whittle_nas.search.options import Method, ProgramOptions
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.subnetwork import COMPRESSED, SubNetwork
 from whittle_nas.train.memory import stored_format
 from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.counting import matrix_counter
 from whittle_nas.weights.info import SupernetInfo
 
 _BYTES_PER_TOKEN = 4  # of English text
@@ -217,8 +218,12 @@ def _candidates(source: Source, options: Any) -> Plan:
     rank = options.rank or config.n_embd
     rows = config.n_embd
     # Of an ordinary part its last matrix changes; a map in its place is written whole.
-    widths = [block.n_head * block.head_size + block.intermediate_size for block in smaller]
+    fitted = [block for block in smaller if not {*block.forms} & {*COMPRESSED}]
+    widths = [block.n_head * block.head_size + block.intermediate_size for block in fitted]
     size = sum(min(rank * (rows + w), rows * w) if w else rows * rows for w in widths)
+    whole = [block for block in smaller if {*block.forms} & {*COMPRESSED}]
+    counts = [matrix_counter(config, part) for part in ("attn", "mlp")]
+    size += sum(count(SubNetwork(rows, (block,))) for count in counts for block in whole)
     return Plan(
         config,
         {"checkpoint": source.weight_bytes(), "calibration text": tokens * _BYTES_PER_TOKEN},

@@ -19,12 +19,13 @@ from whittle_nas.export.packed import Packing, packing_notes, pruned_sentences, 
 from whittle_nas.export.padding import Padded, Padding, alike, plan_padding
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space import SubNetwork
+from whittle_nas.space.subnetwork import COMPRESSED
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.pages import release
 from whittle_nas.weights.patch import Patch, patched
-from whittle_nas.weights.slicing import SlicePlan, blank, check_maps, plan_slices, take
+from whittle_nas.weights.slicing import SlicePlan, blank, check_forms, plan_slices, take
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ExportPlan:
         """What reads it."""
         if self.to_hf:
             return Use.remote if self.target and self.target.code else Use.transformers
-        equal = self.padding is not None or self.slices.sub.sizes() is not None
+        equal = self.padding is not None or self.slices.is_uniform
         return Use.litgpt if equal else Use.nas
 
 
@@ -93,13 +94,13 @@ def plan_export(
     info = source.info
     slices = plan_slices(sub, source.config, head_channels=info.head_channels, norms=info.norms)
     padding = None
-    if pad and sub.sizes() is None:
+    if pad and not slices.is_uniform:
         by_layer = to_hf and is_llama(slices.config)
         enlarge = (
             partial(with_equal_heads, n_embd=sub.n_embd, engines=targets) if by_layer else alike
         )
         padding = plan_padding(slices, enlarge)
-        if padding.outer.blocks == tuple(block.shape for block in slices.blocks):
+        if padding.outer.blocks == tuple(block.shape.plain for block in slices.blocks):
             padding = None  # they are what the format wants
     after, pruned = pruned_sentences(source.path)
     plan = ExportPlan(source, slices, to_hf, None, after=after, padding=padding)
@@ -121,13 +122,17 @@ def plan_export(
 
 
 def _shape_notes(slices: SlicePlan, padding: Padding | None) -> tuple[str, ...]:
-    if slices.sub.sizes() is not None:
-        return ()
+    forms = {form for block in slices.blocks for form in block.shape.forms}
+    dense = (f"weights that are {' or '.join(sorted(forms & {*COMPRESSED}))} are stored dense",)
+    notes = dense if forms & {*COMPRESSED} else ()
+    if slices.is_uniform:
+        return notes
     if padding is None:
-        return ("its layers differ in size",)
+        return (*notes, "its layers differ in size")
     own, whole = parameter_counter(slices.full_config)(slices.sub), num_params(padding.config)
     equal = padding.outer.sizes() is not None
     return (
+        *notes,
         f"its layers are filled up with zeros to {padding.outer}: {whole:,} parameters are stored "
         f"and computed with for {own:,}"
         f"{', so nothing is saved' if equal else ''}",
@@ -183,7 +188,7 @@ def write_export(
         ConfigError: if the checkpoint's weights are corrupt.
     """
     source, config = planned.source.path, planned.config
-    check_maps(planned.slices, planned.patch.names())
+    check_forms(planned.slices, planned.patch.names())
     stored = planned.source.state_dict()
     tensors = LazySlices(planned.slices, stored, None if planned.to_hf else dtype)
     tensors = patched(tensors, planned.patch)

@@ -64,7 +64,7 @@ def plan_padding(plan: SlicePlan, enlarge: Enlarge = alike) -> Padding:
     Raises:
         ConfigError: if zeros would change what the network computes.
     """
-    whole, kept = plan.full_config, tuple(block.shape for block in plan.blocks)
+    whole, kept = plan.full_config, tuple(block.shape.plain for block in plan.blocks)
     if hasattr(whole, "blocks"):
         whole = replace(whole, blocks=None)
     inner = SubNetwork(plan.sub.n_embd, kept)

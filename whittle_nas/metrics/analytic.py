@@ -10,7 +10,7 @@ import torch
 
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights import axes
-from whittle_nas.weights.counting import matmul_counter, parameter_counter
+from whittle_nas.weights.counting import matmul_counter, matrix_counter, parameter_counter
 
 _TABLES = ("transformer.wte.weight", "lm_head.weight", "lm_head.bias")
 
@@ -31,6 +31,7 @@ class AnalyticCosts:
         self._config = config
         self.num_params: Callable[[SubNetwork], int] = parameter_counter(config)
         self._matmul_weights = matmul_counter(config)
+        self._matrices = {part: matrix_counter(config, part) for part in ("attn", "mlp")}
         self._tables = [
             axes.dims(name, config) for name in axes.stored_names(config) if name in _TABLES
         ]
@@ -59,8 +60,19 @@ class AnalyticCosts:
         return 2 * self._matmul_weights(sub) * tokens + 4 * attention
 
     def weight_bytes(self, sub: SubNetwork, dtype: torch.dtype) -> int:
-        """Bytes of all parameters in a number format."""
-        return self.num_params(sub) * dtype.itemsize
+        """Bytes of all parameters in a number format.
+
+        Of compressed parts, matrices with half of it where half of their weights are zero, or with
+        their bits; scales and the places of zeros are not counted, as in UNAST (appendix D).
+        """
+        size, saved = 8 * dtype.itemsize, 0
+        bits = {"2:4": size // 2, "8bit": 8, "4bit": 4}
+        for block in filter(None, sub.blocks):
+            for part, form in zip(self._matrices, block.forms, strict=True):
+                if form in bits:
+                    of_part = self._matrices[part](SubNetwork(sub.n_embd, (block,)))
+                    saved += of_part * (size - bits[form])
+        return (self.num_params(sub) * size - saved) // 8
 
     def kv_cache_bytes(
         self, sub: SubNetwork, *, batch: int, length: int, dtype: torch.dtype

@@ -15,6 +15,7 @@ from whittle_nas.errors import ConfigError
 BLOCK_SIZES = ("n_head", "n_query_groups", "head_size", "intermediate_size")
 SIZES = ("n_embd", *BLOCK_SIZES, "n_layer")
 LINEAR = "linear"  # one matrix (n_embd, n_embd) in place of a part
+COMPRESSED = ("2:4", "4bit", "8bit")  # all matrices of a part with zeros, or with fewer bits
 
 
 class HeadChannels(str, Enum):
@@ -44,7 +45,8 @@ class Block(_Sizes):
     It takes the first entries of every dimension; inside each of the first `n_query_groups` query
     groups the first `n_head / n_query_groups` heads. Without heads there is no attention, and then
     neither groups nor a head size; without `intermediate_size` there is no MLP. `attn` and `mlp`
-    are empty, or `LINEAR` where a matrix takes the place of that part, which then has no size.
+    are empty, or `LINEAR` where a matrix takes the place of that part, which then has no size, or
+    one of `COMPRESSED` where its weights are others of the same shapes.
     """
 
     __slots__ = ()
@@ -63,6 +65,8 @@ class Block(_Sizes):
             n_head = n_query_groups = head_size = 0
         if mlp == LINEAR:
             intermediate_size = 0
+        attn = attn if n_head or attn == LINEAR else ""
+        mlp = mlp if intermediate_size or mlp == LINEAR else ""
         return super().__new__(cls, n_head, n_query_groups, head_size, intermediate_size, attn, mlp)
 
     @classmethod
@@ -78,6 +82,12 @@ class Block(_Sizes):
     def forms(self) -> tuple[str, str]:
         """What stands in the place of attention and MLP, empty where they are the model's own."""
         return self.attn, self.mlp
+
+    @property
+    def plain(self) -> Block:
+        """The same modules, whatever their weights are."""
+        attn, mlp = (form if form == LINEAR else "" for form in self.forms)
+        return self if (attn, mlp) == self.forms else self._replace(attn=attn, mlp=mlp)
 
     def to_dict(self) -> dict[str, int]:
         """The sizes by name."""
@@ -332,12 +342,14 @@ def _block(entry: Any, layer: int) -> Block:
     listed = values if isinstance(values, list) else []
     sizes, forms = listed[: len(BLOCK_SIZES)], listed[len(BLOCK_SIZES) :]
     whole = len(sizes) == len(BLOCK_SIZES) and all(type(v) is int and v >= 0 for v in sizes)
-    known = not forms or (len(forms) == 2 and all(form in ("", LINEAR) for form in forms))
+    known = not forms or (len(forms) == 2 and set(forms) <= {"", LINEAR, *COMPRESSED})
     found = Block(*sizes, *forms) if whole and known else None
-    if found is None or found.intermediate_size != sizes[3] or found.n_head != sizes[0]:
+    given = (sizes[0], sizes[3], tuple(forms or ("", ""))) if found else None
+    if found is None or (found.n_head, found.intermediate_size, found.forms) != given:
         raise ConfigError(
             f"sub-network block {layer} must be null or the {len(BLOCK_SIZES)} numbers "
-            f"{', '.join(BLOCK_SIZES)}, and behind them '' or {LINEAR!r} for attention and for MLP "
-            f"where a matrix takes their place; got {entry!r}"
+            f"{', '.join(BLOCK_SIZES)}, and behind them for attention and for MLP '', {LINEAR!r} "
+            f"without sizes, {', '.join(map(repr, COMPRESSED[:-1]))} or {COMPRESSED[-1]!r}; got "
+            f"{entry!r}"
         )
     return found

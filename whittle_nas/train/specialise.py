@@ -24,7 +24,7 @@ from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from whittle_nas.weights.files import atomic_directory
 from whittle_nas.weights.patch import Patch, patched
-from whittle_nas.weights.slicing import check_maps, plan_slices, slice_state_dict
+from whittle_nas.weights.slicing import check_forms, plan_slices, slice_state_dict
 from whittle_nas.weights.supernet import SuperNetwork
 
 _REPAIR_BLOCKS = 64  # of the training text, on which repair is fitted
@@ -78,7 +78,7 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork, patch: Patch | None = None
     """
     info, patch = checkpoint.info, patch or Patch()
     plan = plan_slices(sub, checkpoint.config, head_channels=info.head_channels, norms=info.norms)
-    check_maps(plan, patch.names())
+    check_forms(plan, patch.names())
     found = Slice(
         path=checkpoint.path,
         config=plan.own_config,

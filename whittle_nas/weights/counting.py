@@ -36,6 +36,16 @@ def matmul_counter(config: Any) -> Callable[[SubNetwork], int]:
     return _counter(config, lambda name, dims: len(dims) == 2 and name != "transformer.wte.weight")
 
 
+def matrix_counter(config: Any, part: str) -> Callable[[SubNetwork], int]:
+    """A function that counts the weights in the matrices of all attentions, or of all MLPs.
+
+    Args:
+        config: `litgpt.Config` of the super-network.
+        part: `attn` or `mlp`.
+    """
+    return _counter(config, lambda name, dims: len(dims) == 2 and name.startswith(f"{part}."))
+
+
 def _counter(config: Any, counts: Callable[[str, axes.Dims], bool]) -> Callable[[SubNetwork], int]:
     """A function that adds the sizes of the parameters for which `counts` is true."""
     single = replace(config, n_layer=0, sliding_window_indices=None, rope_indices=None)

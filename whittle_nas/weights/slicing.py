@@ -125,7 +125,7 @@ class SlicePlan:
         """Names of its matrices in place of parts that the super-network has."""
         found = []
         for at, block in enumerate(self.blocks):
-            whole = self._whole(block)
+            whole = self.whole(block)
             known = ("", "") if whole is None else whole.forms
             for part, form, own in zip(("attn", "mlp"), block.shape.forms, known, strict=True):
                 if form == LINEAR != own:
@@ -176,14 +176,14 @@ class SlicePlan:
         def cut(name: str) -> Cut:
             layer, rest = axes.split_layer(name)
             block = None if layer is None else self.blocks[layer]
-            key = (rest, block and (block.shape, self._whole(block)), self.factor(name))
+            key = (rest, block and (block.shape, self.whole(block)), self.factor(name))
             if key not in known:
                 known[key] = self.cut(name, device)
             return known[key]
 
         return cut
 
-    def _whole(self, block: BlockPlan) -> Block | None:
+    def whole(self, block: BlockPlan) -> Block | None:
         """The block of the super-network, where its layers have sizes of their own."""
         own = getattr(self.full_config, "blocks", None)
         return None if own is None else own[block.layer]
@@ -191,9 +191,15 @@ class SlicePlan:
     @property
     def own_config(self) -> Any:
         """As `config`, with the sizes of every layer where they differ: for its own checkpoint."""
-        if self.sub.sizes() is not None:
+        blocks = tuple(block.shape.plain for block in self.blocks)
+        if SubNetwork(self.sub.n_embd, blocks).sizes() is not None:
             return self.config
-        return extended(self.config, blocks=tuple(block.shape for block in self.blocks))
+        return extended(self.config, blocks=blocks)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all blocks have the same modules, those of litgpt's config."""
+        return getattr(self.own_config, "blocks", None) is None
 
 
 def plan_slices(
@@ -353,8 +359,8 @@ def blank(plan: SlicePlan, tensors: Mapping[str, torch.Tensor], name: str) -> to
     return tensors["lm_head.weight"].new_zeros(axes.shape(name, plan.own_config))
 
 
-def check_maps(plan: SlicePlan, given: Collection[str]) -> None:
-    """Refuse a network with matrices in place of parts that nobody has fitted.
+def check_forms(plan: SlicePlan, given: Collection[str]) -> None:
+    """Refuse a network whose parts have other forms than the super-network's, without weights.
 
     Args:
         plan: of the network.
@@ -363,13 +369,19 @@ def check_maps(plan: SlicePlan, given: Collection[str]) -> None:
     Raises:
         ConfigError: naming one, and where they are found.
     """
-    if lacking := [name for name in plan.maps() if name not in given]:
-        layer, rest = axes.split_layer(plan.source_name(lacking[0]))
-        raise ConfigError(
-            f"layer {layer} has a linear map in place of {rest.partition('.')[0]}, "
-            "which only a library of candidates holds: name the network by a file of the search "
-            "that chose it, and do not repair it"
-        )
+    parts = ("attn", "mlp")
+    for at, block in enumerate(plan.blocks):
+        of_part = dict(zip(parts, block.shape.forms, strict=True))
+        new = {part: f"transformer.h.{at}.{part}." for part, form in of_part.items() if form}
+        if (whole := plan.whole(block)) is not None:
+            new = {p: name for p, name in new.items() if getattr(whole, p) != of_part[p]}
+        for part, prefix in new.items():
+            if not any(name.startswith(prefix) for name in given):
+                raise ConfigError(
+                    f"layer {block.layer} has a {of_part[part]} {part}, which only a library of "
+                    "candidates holds: name the network by a file of the search that chose it, "
+                    "and do not repair it"
+                )
 
 
 def _index(entries: Sequence[int] | None, device: torch.device | None) -> Index:

@@ -30,7 +30,7 @@ from whittle_nas.weights.slicing import (
     BlockPlan,
     Cut,
     SlicePlan,
-    check_maps,
+    check_forms,
     copied,
     plan_slices,
     slice_state_dict,
@@ -188,7 +188,7 @@ class SuperNetwork:
             patch: what is special to it.
         """
         plan, patch = self.plan(sub), patch or Patch()
-        check_maps(plan, patch.names())
+        check_forms(plan, patch.names())
         model = self._shell(plan)
         blocks = [self._block(plan, block, model) for block in plan.blocks]
         model.transformer.h = nn.ModuleList(blocks)
@@ -234,7 +234,7 @@ class SuperNetwork:
 
     def _make_skeleton(self, sub: SubNetwork, checkpoint_blocks: bool) -> Any:
         plan = self.plan(sub)
-        check_maps(plan, ())
+        check_forms(plan, ())
         model, cuts = self._shell(plan), plan.cuts(self.model.cos.device)
         model.lm_head = _Sliced(model.lm_head, self.model.lm_head, "lm_head", cuts)
         transformer, full = model.transformer, self.model.transformer
