@@ -91,7 +91,10 @@ class Programs:
                     found[at].add(j)
                 refusal = refusal or why
         if refusal is not None and all(len(allowed) == 1 for allowed in found):
-            raise ConfigError(f"no candidate of {self.library.path} is left: {refusal}")
+            raise ConfigError(
+                f"--targets {self.request.programs.targets}: no candidate of {self.library.path} "
+                f"but the originals is left: {refusal}"
+            )
         return found
 
     def _refusal(self, solution: Solution) -> ConfigError | None:

@@ -369,18 +369,16 @@ def check_forms(plan: SlicePlan, given: Collection[str]) -> None:
     Raises:
         ConfigError: naming one, and where they are found.
     """
-    parts = ("attn", "mlp")
     for at, block in enumerate(plan.blocks):
-        of_part = dict(zip(parts, block.shape.forms, strict=True))
-        new = {part: f"transformer.h.{at}.{part}." for part, form in of_part.items() if form}
-        if (whole := plan.whole(block)) is not None:
-            new = {p: name for p, name in new.items() if getattr(whole, p) != of_part[p]}
-        for part, prefix in new.items():
-            if not any(name.startswith(prefix) for name in given):
+        whole = plan.whole(block)
+        known = ("", "") if whole is None else whole.forms
+        for part, form, own in zip(("attn", "mlp"), block.shape.forms, known, strict=True):
+            prefix = f"transformer.h.{at}.{part}."
+            if form not in ("", own) and not any(name.startswith(prefix) for name in given):
                 raise ConfigError(
-                    f"layer {block.layer} has a {of_part[part]} {part}, which only a library of "
-                    "candidates holds: name the network by a file of the search that chose it, "
-                    "and do not repair it"
+                    f"layer {block.layer} has a {form} {part}, which only a library of candidates "
+                    "holds: name the network by a file of the search that chose it, and do not "
+                    "repair it"
                 )
 
 
