@@ -45,7 +45,7 @@ def choose_subnetwork(
     Raises:
         ConfigError: if no way, or more than one way, of choosing is given, or if it does not fit.
     """
-    config, info = checkpoint.config, checkpoint.info
+    config = checkpoint.config
     chosen = [
         option
         for option, given in (
@@ -67,10 +67,7 @@ def choose_subnetwork(
             f"--extreme; got {got}"
         )
     if front is not None:
-        if (index is None) == (pick is None):
-            raise ConfigError(f"--front {front} needs either --index or --pick")
-        entry = pick_entry(open_front(checkpoint, front), index=index, pick=pick)
-        return check(entry.subnetwork, config, info.head_channels)
+        return _of_front(checkpoint, front, index, pick)
     if subnetworks is not None:
         return _named(checkpoint, subnetworks, name)
     if name is not None:
@@ -82,6 +79,14 @@ def choose_subnetwork(
         return sizes.resolve(checkpoint)
     space = space_of(checkpoint, search_space)
     return space.smallest if extreme == "smallest" else space.largest
+
+
+def _of_front(checkpoint: Any, path: Path, index: int | None, pick: str | None) -> SubNetwork:
+    """One entry of a front."""
+    if (index is None) == (pick is None):
+        raise ConfigError(f"--front {path} needs either --index or --pick")
+    entry = pick_entry(open_front(checkpoint, path), index=index, pick=pick)
+    return check(entry.subnetwork, checkpoint.config, checkpoint.info.head_channels)
 
 
 def _named(checkpoint: Any, path: Path, name: str | None) -> SubNetwork:
