@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.commands import function_of
+from whittle_nas.cli.fronts import open_front
 from whittle_nas.cli.options import Sizes
 from whittle_nas.cli.parser import run
 from whittle_nas.cli.recipe import flat, option_words
 from whittle_nas.cli.shipped import read_path
 from whittle_nas.export.hf_in import litgpt_directory
 from whittle_nas.space.front import Front as StoredFront
-from whittle_nas.space.front import FrontEntry, pick_entry, read_front
+from whittle_nas.space.front import FrontEntry, pick_entry
 from whittle_nas.space.subnetwork import SubNetwork
 
 __all__ = [
@@ -123,9 +124,13 @@ class Front(Sequence[Choice]):
 
     @classmethod
     def read(cls, path: Path | str, checkpoint: Checkpoint | Path | str) -> Front:
-        """Read the `front.json` of a search of this checkpoint."""
+        """Read the `front.json` of a search of this checkpoint.
+
+        Raises:
+            ConfigError: if it is none, or that of another checkpoint.
+        """
         found = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(Path(checkpoint))
-        return cls(read_front(path, found._opened().info.layer_order))
+        return cls(open_front(found._opened(), Path(path)))
 
     def best(self, budget: str) -> Choice:
         """The best under limits, as `--pick` of `nas export`.

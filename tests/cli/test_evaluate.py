@@ -12,6 +12,8 @@ import yaml
 from tests.cli.test_main import nas
 from tests.conftest import resized
 from tests.evaluate.conftest import task_folder  # noqa: F401 - a fixture
+from whittle_nas import api
+from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.space.samplers import Grid, GridMember
@@ -184,6 +186,14 @@ def test_a_front_of_other_weights_is_refused(common, front_file, tmp_path, capsy
     assert nas("export", *where, "--front", front_file, "--index", 0) == 2
     assert "belongs to another checkpoint" in capsys.readouterr().err
     assert nas("profile", *where[:2], "--front", front_file, "--measure", "false") == 2
+    capsys.readouterr()
+    for reader in (["--subnetworks", front_file], ["--sampler.kind", "fixed",
+                                                   "--sampler.file", front_file]):  # fmt: skip
+        assert nas("finetune", *where, "--data.files", front_file, *reader) == 2
+        told = capsys.readouterr().err
+        assert f"{reader[-2]} {front_file} belongs to another checkpoint" in told
+    with pytest.raises(ConfigError, match="belongs to another checkpoint"):
+        api.Front.read(front_file, common[1])
 
 
 def test_a_front_fits_what_became_of_its_checkpoint_by_training(

@@ -17,11 +17,13 @@ import yaml
 from whittle_nas.__main__ import main
 from whittle_nas.cli.finetune import finetune
 from whittle_nas.cli.parser import make_parser
+from whittle_nas.cli.training_report import warn_of_rise
 from whittle_nas.data import Part, TextData
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
 from whittle_nas.train.batches import collate
 from whittle_nas.train.forward import labels_of
+from whittle_nas.train.options import Distillation
 from whittle_nas.train.sharded import read_shares
 from whittle_nas.train.sources import load_samples
 from whittle_nas.train.step import loss_sums
@@ -212,6 +214,10 @@ def test_one_network_is_no_super_network(tmp_path, checkpoint_dir, text, capsys)
     assert set(losses["networks"]) == {"full"}
     assert losses["nats_per_token"][3]["full"] < losses["nats_per_token"][0]["full"]
     assert load_supernet(out_dir).info.search_space is None
+    exported = ["--checkpoint_dir", out_dir, "--out_dir", tmp_path / "small"]
+    assert main(["export", *map(str, exported), "--subnetwork.n_layer", "2"]) == 0
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "Before the cut its weights were fine-tuned." in card
 
 
 def test_fixed_members_are_what_is_validated(tmp_path, checkpoint_dir, text):
@@ -247,6 +253,12 @@ def test_a_whole_model_that_got_worse_is_told(tmp_path, checkpoint_dir, text, ca
     shown = capsys.readouterr()
     assert "the whole model got worse" in shown.err
     assert "untouched model" in shown.out
+
+
+@pytest.mark.parametrize(("after", "told"), [(1.029, False), (1.031, True)])
+def test_three_percent_are_told(capsys, after, told):
+    warn_of_rise("the whole model", 1.0, after)
+    assert ("rose by 3.1 %" in capsys.readouterr().err) == told
 
 
 def test_all_weights_in_bfloat16_are_refused(tmp_path, checkpoint_dir, text, capsys):
@@ -420,8 +432,8 @@ def test_every_config_is_parsed(path, monkeypatch):
     given = yaml.safe_load(path.read_text())
     required = {"checkpoint_dir": "x", "out_dir": "y"}
     missing = [f"--{name}={value}" for name, value in required.items() if name not in given]
-    options = parser.parse_args([f"--config={path}", *missing])
-    parser.instantiate_classes(options)
+    options = parser.instantiate_classes(parser.parse_args([f"--config={path}", *missing]))
+    assert options.loss.distillation is not Distillation.none  # what the pages say
 
 
 def command(checkpoint_dir, out_dir, text, *options):

@@ -98,6 +98,9 @@ def test_the_sampler_reads_the_file(searched, bundled):
     checkpoint = open_checkpoint(bundled)
     found = choose_candidates(checkpoint, subnetworks=searched / "picks.yaml")
     assert [one.label for one in found] == ["num_params-90", "num_params-60"]
+    whole = choose_candidates(checkpoint, subnetworks=searched / "front.json")
+    assert {one.label for one in whole} >= {"front-0", "front-1"}
+    assert {one.subnetwork for one in found} <= {one.subnetwork for one in whole}
     from whittle_nas.space.samplers import Grid
 
     order = open_checkpoint(bundled).info.layer_order

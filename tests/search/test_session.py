@@ -1,5 +1,6 @@
 """Whole searches on a small random checkpoint."""
 
+import gc
 import json
 import random
 import signal
@@ -25,10 +26,11 @@ from whittle_nas.search.results import points_of
 from whittle_nas.search.searchers import SEARCHERS
 from whittle_nas.search.session import Listener, Session
 from whittle_nas.search.trials import Status, read_trials
-from whittle_nas.space import load_space
+from whittle_nas.space import SubNetwork, load_space
 from whittle_nas.space.front import read_front
 from whittle_nas.train.batches import from_blocks
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
+from whittle_nas.weights.supernet import SuperNetwork
 
 
 @pytest.fixture
@@ -318,7 +320,18 @@ def test_the_best_of_a_budget_are_ranked_again_after_a_training(request_, bundle
     config = request_.checkpoint.config
     training = load_blocks(data, request_.checkpoint.path, config=config).tokens
     request = replace(request_, recovery=recovery, training=training, num_trials=12)
-    outcome = Session(request).run(resume=False)
+    whole, before_it = SubNetwork.from_config(config), {id(one) for one in supernets()}
+    in_memory = []
+
+    def on_step(what, _left):
+        if what.startswith("recovery") and not in_memory:
+            gc.collect()
+            in_memory.extend(one for one in supernets() if id(one) not in before_it)
+            in_memory[:] = [one.full for one in in_memory]
+
+    outcome = Session(request, Listener(on_step=on_step)).run(resume=False)
+    assert in_memory.count(whole) == 1  # the teacher; the trials' own model is gone
+    assert len(in_memory) == 2
     found = read_front(request.out_dir / "recovery.json", range(3)).entries
     assert len(found) == 3
     assert sorted(entry.metrics["rank_before"] for entry in found) == [1, 2, 3]
@@ -338,6 +351,11 @@ def test_the_best_of_a_budget_are_ranked_again_after_a_training(request_, bundle
     last = found[-1]
     assert alone.losses_of(last.subnetwork)[1] == pytest.approx(after[-1], rel=1e-5)
     assert len(outcome.trials) == 12
+
+
+def supernets() -> list[SuperNetwork]:
+    """Those that are in memory."""
+    return [found for found in gc.get_objects() if type(found) is SuperNetwork]
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import fill_random, uniform
+from whittle_nas.metrics.measured import peak_memory_bytes
 from whittle_nas.train import lora
 from whittle_nas.train.options import LoraOptions
+from whittle_nas.weights.checkpoint import save_tensors
 from whittle_nas.weights.supernet import SuperNetwork
 
 CONFIG = {
@@ -63,6 +65,19 @@ def test_merged_model_computes_the_same(options):
     torch.testing.assert_close(plain(idx), model(idx), atol=1e-5, rtol=1e-5)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name])
+
+
+def test_merging_holds_one_tensor(tmp_path, monkeypatch):
+    """And a few rows of its update, which would be a second and a third copy of it."""
+    monkeypatch.setattr(lora, "_ROWS", 64)
+    config = litgpt.Config(**{**CONFIG, "padded_vocab_size": 4096})
+    model = lora.GPT(lora.lora_config(config, LoraOptions(r=4)))
+    largest = max(parameter.nbytes for parameter in model.parameters())
+
+    def write():
+        save_tensors(tmp_path / "merged.pth", lora.MergedTensors(model))
+
+    assert peak_memory_bytes(write, torch.device("cpu")) < 1.5 * largest
 
 
 def test_only_adapters_are_trained():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.metrics.measured import peak_memory_bytes
 from whittle_nas.train import blocks, losses
 from whittle_nas.train.backward import backward
 from whittle_nas.train.options import Distillation, LossOptions, Weighting
@@ -124,6 +125,20 @@ def test_what_a_network_teaches_in_its_own_turn_is_what_it_computed(chunk_tokens
     other = torch.randn(N, V)
     _, kd = kept.losses(slice(0, N), other, labels)
     torch.testing.assert_close(kd, losses.l2(other, head(hidden)).detach())
+
+
+@pytest.mark.parametrize("kind", [Distillation.forward_kl, Distillation.cosine])
+def test_what_a_teacher_says_is_in_memory_once(kind):
+    """Parts that are collected and then joined are there twice."""
+    logits, options = torch.randn(4, 4096), LossOptions(distillation=kind)
+    held = []
+    peak = peak_memory_bytes(
+        lambda: held.append(targets_of(logits.expand(16, 4, -1).flatten(0, 1), options, size=4)),
+        torch.device("cpu"),
+    )
+    table = 16 * logits.nbytes
+    given = table  # the expanded logits of this test
+    assert table <= peak - given < 1.4 * table
 
 
 @pytest.mark.parametrize("k", [1, 5, V - 1])

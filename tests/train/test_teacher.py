@@ -6,6 +6,8 @@ import torch
 
 from tests.conftest import resized
 from tests.train.conftest import CONFIG
+from whittle_nas.cli.training_report import Memory
+from whittle_nas.data import TextData
 from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
 from whittle_nas.train import lora
@@ -27,6 +29,7 @@ from whittle_nas.train.prepare import load_trainable
 from whittle_nas.train.run import Networks, TrainingOptions, train
 from whittle_nas.train.specialise import repaired, slice_of, specialise, text_of, whole_teacher
 from whittle_nas.train.teacher import Teacher, frozen, lesson_of, make_teacher
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
 from whittle_nas.weights.patch import Patch
 
@@ -198,6 +201,13 @@ def test_memory_counts_stored_formats_and_teachers():
     chunk = tokens * vocabulary * 4 * 3
     assert half.logits - plain.logits == chunk + tokens * vocabulary * 2
     assert estimate(teacher_top_k=4).logits - plain.logits == chunk + tokens * (4 * 12 + 4)
+
+
+def test_memory_is_that_of_the_file(checkpoint):
+    """Under bf16-mixed, frozen weights stay as they are stored, here in float32."""
+    memory = Memory.of(checkpoint.path, checkpoint.config, TextData(files="x", block_size=8))
+    options = TrainingOptions(trainer=TrainerOptions(precision="bf16-mixed"))
+    assert memory.needed(options).weights == 4 * num_params(checkpoint.config)
 
 
 def test_sandwich_options_do_not_matter_to_one_network():

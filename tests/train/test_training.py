@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
 from whittle_nas.errors import ConfigError
 from whittle_nas.plots import plot_training
-from whittle_nas.space import load_space
+from whittle_nas.space import SubNetwork, load_space
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import lora
@@ -25,7 +25,7 @@ from whittle_nas.train.options import (
     OptimizerOptions,
     TrainerOptions,
 )
-from whittle_nas.train.output import read_curves
+from whittle_nas.train.output import read_curves, write_losses
 from whittle_nas.train.recipe import Recipe, learning_rate, validation_interval
 from whittle_nas.train.sampling import choose_networks
 from whittle_nas.train.teacher import Teacher, without_adapters
@@ -275,14 +275,23 @@ def test_validation_takes_a_small_part_of_the_training():
 
 
 def test_the_untouched_model_is_a_dashed_line_in_the_curves(tmp_path):
-    curves = {"val/full": [(0, 3.0), (4, 2.5)], "train/ce_full": [(1, 3.0)]}
-    drawn = []
-    for untouched in (None, 3.0):
-        plot_training(tmp_path / "curves.png", curves, untouched=untouched)
-        pixels = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]  # (H, W, 3)
-        drawn.append((pixels.max(axis=2) < 0.3).sum(axis=1))  # black pixels of each row
-    new = drawn[1] - drawn[0]
-    assert new.max() > 100  # a long row of them
+    log = tmp_path / "logs" / "csv" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("step,val/full,train/ce_full\n0,3.0,\n1,,3.0\n4,2.5,\n")
+    config = litgpt.Config(**CONFIG)
+    full = SubNetwork.from_config(config)
+    history = {0: {"full": 3.0}, 4: {"full": 2.5}}
+    write_losses(tmp_path, config, history=history, networks={"full": full})
+    plain = tmp_path / "plain.png"
+    sizes = {"full": parameter_counter(config)(full)}
+    plot_training(plain, read_curves(tmp_path), num_params=sizes)
+    pixels = [matplotlib.image.imread(p)[..., :3] for p in (tmp_path / "curves.png", plain)]
+    black, without = ((p.max(axis=2) < 0.3) for p in pixels)  # (H, W)
+    row = int((black.sum(axis=1) - without.sum(axis=1)).argmax())
+    line = black[row] & ~without[row]
+    found = line.nonzero()[0]
+    assert found[-1] - found[0] > 300  # from one side of the panel to the other
+    assert 0.4 < line[found[0] : found[-1]].mean() < 0.9  # with gaps
 
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():

@@ -10,10 +10,15 @@ from litgpt import GPT
 from tests.conftest import fill_random, tiny_config, uniform
 from whittle_nas.__main__ import main
 from whittle_nas.metrics.analytic import AnalyticCosts
+from whittle_nas.metrics.latency_parts import Load
+from whittle_nas.search.costs import Costs
+from whittle_nas.space import load_space
 from whittle_nas.train import lora
 from whittle_nas.train.memory import estimate_memory
+from whittle_nas.train.choices import SamplerOptions
 from whittle_nas.train.options import LoraOptions, LossOptions
 from whittle_nas.train.prepare import TrainedTensors, load_trainable
+from whittle_nas.train.sampling import make_sampler
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 from whittle_nas.weights.counting import matmul_counter, parameter_counter
@@ -76,6 +81,13 @@ def test_the_table_is_counted_once(checkpoint_dir, twice):
         assert costs.num_params_non_embedding(sub) == costs_apart.num_params_non_embedding(sub)
         assert costs.flops(sub, 32) == costs_apart.flops(sub, 32)
     assert matmul_counter(config)(SUB) == matmul_counter(apart)(SUB)
+    # what budgets are shares of, fronts say and samplers spread over
+    load = Load(1, 8, torch.device("cpu"), torch.float32)
+    searched = Costs(config, found.info, load).of(whole)
+    assert searched["num_params"] == searched["weight_bytes"] / 4 == held
+    space = load_space("aligned", config)
+    _, grid = make_sampler(SamplerOptions(num_bins=2), space, supernet, seed=0)
+    assert grid.edges[-1] == held
 
 
 def test_two_tables_stay_two(checkpoint_dir):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whittle_nas.cli.fronts import open_front
+from whittle_nas.cli.fronts import is_front, open_front
 from whittle_nas.cli.options import Sizes
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json, read_yaml
@@ -49,7 +49,7 @@ def choose_candidates(
         sizes: one sub-network; missing sizes are the whole model's.
         front: `front.json` of a search.
         index: entries of the front; none: all.
-        subnetworks: YAML or JSON file with a list of sizes.
+        subnetworks: YAML or JSON file with a list of sizes, or a front as well.
         include_full: add the whole model.
 
     Raises:
@@ -126,7 +126,10 @@ def _from_front(front: Front, index: Sequence[int]) -> list[Candidate]:
 
 
 def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
-    rows = _read_rows(path)
+    content = _read(path)
+    if is_front(content):
+        return _from_front(open_front(checkpoint, path, option="--subnetworks"), ())
+    rows = _rows(content, path)
     found: list[Candidate] = []
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -153,9 +156,12 @@ def _from_file(checkpoint: Any, path: Path) -> list[Candidate]:
     return found
 
 
-def _read_rows(path: Path) -> list[Any]:
+def _read(path: Path) -> Any:
     read = read_json if path.suffix == ".json" else read_yaml
-    content = read(path, label=f"--subnetworks {path}")
+    return read(path, label=f"--subnetworks {path}")
+
+
+def _rows(content: Any, path: Path) -> list[Any]:
     if isinstance(content, dict):  # profile.json and grid.yaml
         content = content.get("subnetworks") or content.get("members")
     if not isinstance(content, list) or not any(content):

@@ -143,6 +143,7 @@ def finetune(
             "trained one by one (--share cascade or none)"
         )
     chosen = training.named(found, subnetworks, share=share, options=options)
+    training.check_members(found, sampler)
     space = training.space_to_train(found, search_space, sampler.num_params)
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)

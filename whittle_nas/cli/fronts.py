@@ -11,26 +11,32 @@ from whittle_nas.space.front import Front, read_front
 from whittle_nas.space.rules import violations
 
 
-def open_front(checkpoint: Any, path: Path) -> Front:
+def open_front(checkpoint: Any, path: Path, *, option: str = "--front") -> Front:
     """Read a front that was searched on a checkpoint, or on one that became it by training.
 
     Args:
         checkpoint: `weights.checkpoint.Checkpoint` of the super-network.
         path: `front.json`.
+        option: that named it, for messages.
 
     Raises:
         ConfigError: if it can't be read, or is that of another checkpoint: other sizes, weights in
             another order, or other weights that no training made of the same ones.
     """
-    front = read_front(path, checkpoint.info.layer_order)
+    front = read_front(path, checkpoint.info.layer_order, option=option)
     config, info = checkpoint.config, checkpoint.info
     fits = not any(violations(e.subnetwork, config, info.head_channels) for e in front.entries)
     if not (fits and _is_origin(checkpoint, front)):
         raise ConfigError(
-            f"--front {path} belongs to another checkpoint "
+            f"{option} {path} belongs to another checkpoint "
             f"({front.checkpoint_dir or 'unknown'}) than --checkpoint_dir {checkpoint.path}"
         )
     return front
+
+
+def is_front(content: Any) -> bool:
+    """Whether the content of a file is a front, and not a list of sizes or a grid."""
+    return isinstance(content, dict) and "front" in content
 
 
 def _is_origin(checkpoint: Any, front: Front) -> bool:

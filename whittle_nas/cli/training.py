@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.common import is_first_process, progress_bar, seed_everything
+from whittle_nas.cli.fronts import is_front, open_front
 from whittle_nas.cli.selection import default_space, space_for
 from whittle_nas.cli.training_report import (
     Row,
@@ -20,6 +21,7 @@ from whittle_nas.cli.training_report import (
 )
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.checkpoint import describe
+from whittle_nas.reading import read_yaml
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.limited import limited
@@ -114,6 +116,18 @@ def named(
         raise ConfigError("--subnetworks says which networks are trained: leave `sampler` out")
     candidates = choose_candidates(checkpoint, subnetworks=subnetworks)
     return {candidate.label: candidate.subnetwork for candidate in candidates}
+
+
+def check_members(checkpoint: Checkpoint, sampler: SamplerOptions) -> None:
+    """Refuse the front of another checkpoint as the members that are trained.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    if sampler.file is None:
+        return
+    if is_front(read_yaml(sampler.file, label=f"sampler.file={sampler.file}")):
+        open_front(checkpoint, sampler.file, option="--sampler.file")
 
 
 def space_to_train(

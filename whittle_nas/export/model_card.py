@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from whittle_nas.space import SubNetwork
+from whittle_nas.train.choices import Strategy
 from whittle_nas.weights.axes import is_tied
 from whittle_nas.weights.checkpoint import licences
 from whittle_nas.weights.counting import parameter_counter
@@ -94,7 +95,9 @@ def _base_model(config: Any) -> str | None:
 
 def _history(info: SupernetInfo) -> str:
     sorted_first = "sorted by importance" if info.importance else ""
-    trained = "fine-tuned as a super-network" if info.training or info.search_space else ""
+    alone = (info.training or {}).get("strategy") == Strategy.standard.value
+    how = "fine-tuned" if alone else "fine-tuned as a super-network"
+    trained = how if info.training or info.search_space else ""
     done = " and ".join(filter(None, (sorted_first, trained)))
     untied = (info.training or {}).get("head_untied")
     head = " Its head, which was the token table, was trained apart from it." if untied else ""

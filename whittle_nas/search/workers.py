@@ -50,7 +50,8 @@ class InlinePool:
         return job.number, self._evaluator.evaluate(job)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Let go of the weights: what follows the trials loads models of its own."""
+        del self._evaluator
 
 
 def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:

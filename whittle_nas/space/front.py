@@ -195,22 +195,24 @@ class Front:
         return json.dumps(spec, indent=2) + "\n"
 
 
-def read_front(path: Path | str, layer_order: Sequence[int]) -> Front:
+def read_front(path: Path | str, layer_order: Sequence[int], *, option: str = "--front") -> Front:
     """Read `front.json`.
 
     Args:
         path: the file.
         layer_order: of the super-network, most important first; for entries without `layers`.
+        option: that named the file, for messages.
 
     Raises:
         ConfigError: if there is no such file, or if it is not a front.
     """
     path = Path(path)
-    spec = read_json(path, label=f"--front {path}")
+    label = f"{option} {path}"
+    spec = read_json(path, label=label)
     version = spec.get("format") if isinstance(spec, dict) else None
     if version != FORMAT:
         raise ConfigError(
-            f"--front {path} is not a front.json of format {FORMAT}: it has format {version!r}"
+            f"{label} is not a front.json of format {FORMAT}: it has format {version!r}"
         )
     try:
         objectives = tuple(map(_text, spec["objectives"]))
@@ -225,12 +227,12 @@ def read_front(path: Path | str, layer_order: Sequence[int]) -> Front:
         }
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"--front {path} is not a front.json of nas search ({type(error).__name__}: {error})"
+            f"{label} is not a front.json of nas search ({type(error).__name__}: {error})"
         ) from None
     if not entries or not objectives:
-        raise ConfigError(f"--front {path} holds no sub-network; run nas search again")
+        raise ConfigError(f"{label} holds no sub-network; run nas search again")
     if len({entry.index for entry in entries}) < len(entries):
-        raise ConfigError(f"--front {path} holds an index twice; run nas search again")
+        raise ConfigError(f"{label} holds an index twice; run nas search again")
     return Front(objectives, tuple(entries), checkpoint_dir, how, path, whole, library)
 
 

@@ -235,16 +235,21 @@ def save_tensors(
     with incremental_save(path) as writer:
         proxies: dict[str, Any] = {}
         tables: dict[bytes, Any] = {}  # head and table; hashed, since two of them are a lot to hold
-        for name, tensor in progress(tensors.items(), "writing weights", len(tensors)):
-            check_finite(name, tensor)
-            key = _digest(tensor) if name in (HEAD, TABLE) else None
-            if key in tables:
-                proxies[name] = tables[key]
-                continue
-            proxies[name] = writer.store_early(_compact(tensor.detach()))
-            if key is not None:
-                tables[key] = proxies[name]
+        for name in progress(tensors, "writing weights", len(tensors)):
+            # not in a variable, which would hold one tensor while the next one is made
+            proxies[name] = _store(writer, name, tensors[name], tables)
         writer.save(proxies)
+
+
+def _store(writer: Any, name: str, tensor: torch.Tensor, tables: dict[bytes, Any]) -> Any:
+    """Write a tensor, or find the table that is equal to it among those that are written."""
+    check_finite(name, tensor)
+    if name not in (HEAD, TABLE):
+        return writer.store_early(_compact(tensor.detach()))
+    key = _digest(tensor)
+    if key not in tables:
+        tables[key] = writer.store_early(_compact(tensor.detach()))
+    return tables[key]
 
 
 def _digest(tensor: torch.Tensor) -> bytes:
