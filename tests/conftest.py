@@ -7,7 +7,7 @@ the tests loads this file before the others start.
 import gc
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,52 @@ def _fixed_state():
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_pictures() -> Iterator[Any]:
+    """Half of the time of a small command goes into its pictures: most tests draw none."""
+    from whittle_nas import plots
+    from whittle_nas.weights.files import atomic_file
+
+    def save(_figure: Any, path: Path) -> None:
+        with atomic_file(path) as partial:
+            partial.write_bytes(b"\x89PNG")
+
+    drawing = plots._save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_save", save)
+        yield drawing
+
+
+@pytest.fixture
+def pictures(_few_pictures, monkeypatch) -> None:
+    """For tests that look at pictures, one at least for each kind."""
+    monkeypatch.setattr("whittle_nas.plots._save", _few_pictures)
+
+
+@pytest.fixture(autouse=True)
+def _slow_tests_draw(request) -> None:
+    if request.node.get_closest_marker("slow"):
+        request.getfixturevalue("pictures")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_estimate_of_each_model() -> Iterator[None]:
+    """Most trainings here are of the same model; what they need follows from the sizes alone."""
+    from whittle_nas.train import memory
+
+    measure, known = memory._saved_bytes, {}
+
+    def saved_bytes(*sizes: Any) -> int:
+        key = repr(sizes)
+        if key not in known:
+            known[key] = measure(*sizes)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_saved_bytes", saved_bytes)
+        yield
 
 
 @pytest.fixture(params=FAMILIES)

@@ -274,6 +274,7 @@ def test_validation_takes_a_small_part_of_the_training():
             assert validation <= 0.11 * every * 3 * step
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_untouched_model_is_a_dashed_line_in_the_curves(tmp_path):
     log = tmp_path / "logs" / "csv" / "version_0" / "metrics.csv"
     log.parent.mkdir(parents=True)
