@@ -7,6 +7,7 @@ the tests loads this file before the others start.
 import gc
 import os
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,9 @@ def bundled() -> Path:
     return bundled_checkpoint()
 
 
-@pytest.fixture
-def checkpoint_dir(tmp_path, bundled) -> Path:
-    """A small random checkpoint with a real tokenizer, quick to run."""
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory, bundled) -> Path:
+    """A small random checkpoint with a real tokenizer, quick to run; for reading only."""
     from litgpt import GPT, Config
 
     from whittle_nas.weights.checkpoint import write_checkpoint
@@ -206,7 +207,13 @@ def checkpoint_dir(tmp_path, bundled) -> Path:
         block_size=128,
     )
     model = fill_random(GPT(config))
-    made = tmp_path / "checkpoint"
+    made = tmp_path_factory.mktemp("small") / "checkpoint"
     made.mkdir()
     write_checkpoint(made, model.state_dict(), config=config, source=bundled)
     return made
+
+
+@pytest.fixture
+def checkpoint_dir(tmp_path, small_checkpoint) -> Path:
+    """A copy of it, which a test may change: making one takes ten times as long."""
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))

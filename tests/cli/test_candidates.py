@@ -23,11 +23,13 @@ from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 BLOCKS = ("--data.num_blocks", 8, "--data.block_size", 32)
 
 
-@pytest.fixture
-def library(checkpoint_dir, bundled, tmp_path):
-    out = tmp_path / "library"
+@pytest.fixture(scope="module")
+def library(small_checkpoint, bundled, tmp_path_factory):
+    """A library beside its checkpoint; for reading only."""
+    out = tmp_path_factory.mktemp("candidates") / "library"
+    copytree(small_checkpoint, out.parent / "checkpoint")
     text = ("--data.files", bundled / "valid.jsonl", *BLOCKS)
-    words = ("--checkpoint_dir", checkpoint_dir, "--out_dir", out, *text, "--rank", 8)
+    words = ("--checkpoint_dir", out.parent / "checkpoint", "--out_dir", out, *text, "--rank", 8)
     assert nas("candidates", *words) == 0
     return out
 
@@ -163,6 +165,7 @@ def test_what_does_not_go_is_one_sentence(library, bundled, tmp_path, capsys):
 
 
 def test_a_library_of_another_checkpoint_is_refused(library, bundled, tmp_path, capsys):
+    library = copytree(library.parent, tmp_path / "copy") / "library"
     weights = library.parent / "checkpoint" / "lit_model.pth"
     tensors = {name: tensor.clone() for name, tensor in torch.load(weights).items()}
     tensors["lm_head.weight"] += 1

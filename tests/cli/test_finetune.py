@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import litgpt
 import pytest
 import torch
@@ -395,14 +396,23 @@ def test_space_that_does_not_fit(tmp_path, checkpoint_dir, text, capsys):
     assert "n_embd" in capsys.readouterr().err
 
 
-def test_a_rerun_of_an_interrupted_training_says_how_to_go_on(
-    tmp_path, checkpoint_dir, text, capsys
-):
-    out_dir = tmp_path / "out"
-    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text)]
-    (out_dir / "checkpoints").mkdir(parents=True)
-    (out_dir / "checkpoints" / "step=00000002.ckpt").write_bytes(b"")
-    assert nas(*common, *SMALL) == 2
+class Terminate(L.Callback):
+    """A scheduler that wants the second step to be the last one."""
+
+    def on_train_batch_start(self, *arguments):
+        if arguments[-1] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stopped_training_and_its_rerun_say_how_to_go_on(tmp_path, checkpoint_dir, text, capsys):
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out"]
+    common += [*text_options(text), *SMALL]
+    stop = json.dumps([{"class_path": f"{__name__}.Terminate"}])
+    assert nas(*common, "--trainer.callbacks", stop) == 143
+    assert "stopped by SIGTERM; run the same command again with --resume true" in (
+        capsys.readouterr().err
+    )
+    assert nas(*common) == 2
     assert "--resume true" in capsys.readouterr().err
 
 

@@ -89,7 +89,6 @@ def test_the_report_compares_before_and_after(checkpoint_dir, text, tmp_path, ca
     assert {"with norm factors", "without norm factors"} & set(report["steps"])
 
 
-@pytest.mark.usefixtures("pictures")
 def test_same_seed_same_files_byte_for_byte(checkpoint_dir, text, tmp_path):
     outs = [tmp_path / "a", tmp_path / "b"]
     for out in outs:
