@@ -47,7 +47,7 @@ def rows(out_dir):
 def test_solutions_keep_budgets_and_overlap_and_are_what_is_measured(library, bundled, tmp_path):
     out = tmp_path / "out"
     limits = ("--budgets", "90%,70%", "--constraints", "memory_bytes <= 95%, flops <= 0.95x")
-    several = ("--num_solutions", 4, "--overlap", 0.5, "--ilp_rounds", 2)
+    several = ("--num_solutions", 3, "--overlap", 0.5, "--ilp_rounds", 1)
     assert search(library, out, bundled, *limits, *several) == 0
     checkpoint = open_checkpoint(library.parent / "checkpoint")
     known, net = open_library(library, checkpoint), load_supernet(checkpoint.path)

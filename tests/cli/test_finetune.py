@@ -64,7 +64,6 @@ def instruction_options(path, **more):
     return ["--data.module", "JSON", "--data.module_args", json.dumps(arguments)]
 
 
-@pytest.mark.usefixtures("pictures")
 def test_the_result_is_the_trained_super_network(tmp_path, checkpoint_dir, text, capsys):
     out_dir = tmp_path / "out"
     code = nas(
