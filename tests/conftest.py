@@ -138,9 +138,11 @@ def _few_pictures() -> Iterator[Any]:
 
 
 @pytest.fixture
-def pictures(_few_pictures, monkeypatch) -> None:
-    """For tests that look at pictures, one at least for each kind."""
-    monkeypatch.setattr("whittle_nas.plots._save", _few_pictures)
+def pictures(_few_pictures) -> Iterator[pytest.MonkeyPatch]:
+    """For tests that look at pictures, one at least for each kind; `undo` ends the drawing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whittle_nas.plots._save", _few_pictures)
+        yield patch
 
 
 @pytest.fixture(autouse=True)

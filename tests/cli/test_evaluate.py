@@ -46,8 +46,7 @@ def rows(out_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.usefixtures("pictures")
-def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys, monkeypatch):
+def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys, pictures):
     out_dir = tmp_path / "out"
     arguments = [
         *common, "--front", front_file, "--include_full", "true", "--log_samples", "true",
@@ -68,7 +67,7 @@ def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys, 
     for name in ("text.png", "tiny_choice.png", "tiny_text.png"):
         assert (out_dir / name).read_bytes()[1:4] == b"PNG"
 
-    monkeypatch.undo()  # the same pictures four times more
+    pictures.undo()  # the same pictures four times more
     # again: nothing is computed, and the answer is the same
     assert nas("evaluate", *arguments) == 0
     shown_again = capsys.readouterr()

@@ -14,8 +14,8 @@ from whittle_nas.metrics.latency_parts import Load
 from whittle_nas.search.costs import Costs
 from whittle_nas.space import load_space
 from whittle_nas.train import lora
-from whittle_nas.train.memory import estimate_memory
 from whittle_nas.train.choices import SamplerOptions
+from whittle_nas.train.memory import estimate_memory
 from whittle_nas.train.options import LoraOptions, LossOptions
 from whittle_nas.train.prepare import TrainedTensors, load_trainable
 from whittle_nas.train.sampling import make_sampler
