@@ -159,6 +159,7 @@ def test_linear_maps_can_be_trained(made):
     assert errors[1] <= errors[0] < 1
 
 
+@pytest.mark.slow
 def test_compressed_parts_are_scored_counted_and_kept_dense(made):
     given = GridOptions(heads="", neurons="", compressed="2:4,8bit,4bit")
     net, library = made("SmolLM2-135M", replace(OPTIONS, grid=given))
