@@ -151,7 +151,7 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
         expected = (found.config.n_layer, found.config.intermediate_size, whole.n_embd)
         assert tuple(described[name] for name in sizes) == expected
     mixed = open_checkpoint(out_dir / "mixed", per_layer=True)
-    assert [list(block) for block in mixed.config.blocks] == MIXED["blocks"][:2]
+    assert [list(block[:4]) for block in mixed.config.blocks] == MIXED["blocks"][:2]
     assert not (out_dir / "mixed" / "config.json").exists()  # transformers has no such model
     assert (out_dir / "lit_model.pth").exists() == (share == "all")
     assert "super-network" not in shown.out
@@ -446,7 +446,9 @@ def test_every_config_is_parsed(path, monkeypatch):
     required = {"checkpoint_dir": "x", "out_dir": "y"}
     missing = [f"--{name}={value}" for name, value in required.items() if name not in given]
     options = parser.instantiate_classes(parser.parse_args([f"--config={path}", *missing]))
-    assert options.loss.distillation is not Distillation.none  # what the pages say
+    # What the pages say: LoNAS and Shears learn from the labels alone, as they are published.
+    by_labels = path.stem in ("lonas", "shears")
+    assert (options.loss.distillation is Distillation.none) == by_labels
 
 
 def command(checkpoint_dir, out_dir, text, *options):
