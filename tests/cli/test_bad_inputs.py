@@ -703,8 +703,10 @@ def test_one_sentence_and_nothing_else(case, folder, capfd):
     status = nas(case.command, *shlex.split(NEEDED[case.command]), *shlex.split(case.options))
     shown = capfd.readouterr()
     assert status == 2, shown
-    assert shown.err.startswith("nas: ")
-    assert shown.err.count("\n") == 1
-    assert len(shown.err) < 1500
-    assert case.words in shown.err
+    # What takes ten seconds shows its progress, on a slow machine here, too.
+    said = "".join(line for line in shown.err.splitlines(keepends=True) if " left)" not in line)
+    assert said.startswith("nas: ")
+    assert said.count("\n") == 1
+    assert len(said) < 1500
+    assert case.words in said
     assert everything(folder) == before
