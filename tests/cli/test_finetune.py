@@ -151,7 +151,7 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
         expected = (found.config.n_layer, found.config.intermediate_size, whole.n_embd)
         assert tuple(described[name] for name in sizes) == expected
     mixed = open_checkpoint(out_dir / "mixed", per_layer=True)
-    assert [list(block[:4]) for block in mixed.config.blocks] == MIXED["blocks"][:2]
+    assert [block.to_list() for block in mixed.config.blocks] == MIXED["blocks"][:2]
     assert not (out_dir / "mixed" / "config.json").exists()  # transformers has no such model
     assert (out_dir / "lit_model.pth").exists() == (share == "all")
     assert "super-network" not in shown.out

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.front import parse_amount
 from whittle_nas.space.rules import check
-from whittle_nas.space.subnetwork import COMPRESSED, LINEAR, Block, HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import COMPRESSED, LINEAR, PARTS, Block, HeadChannels, SubNetwork
 
-ATTENTION, MLP = "attn", "mlp"
-KINDS = (ATTENTION, MLP)
+KINDS = ATTENTION, MLP = PARTS
 # (n_head, n_query_groups, head_size) or (intermediate_size,), and behind them the form if any.
 Sizes = tuple[int | str, ...]
 _ALIGNED = 64  # what matrix units like, where the model's own width allows it

@@ -24,7 +24,7 @@ from whittle_nas.metrics.plan import (
     training_flops,
 )
 from whittle_nas.search.options import Method, ProgramOptions
-from whittle_nas.space.subnetwork import COMPRESSED, SubNetwork
+from whittle_nas.space.subnetwork import COMPRESSED, PARTS, SubNetwork
 from whittle_nas.train.memory import stored_format
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.counting import matrix_counter
@@ -222,7 +222,7 @@ def _candidates(source: Source, options: Any) -> Plan:
     widths = [block.n_head * block.head_size + block.intermediate_size for block in fitted]
     size = sum(min(rank * (rows + w), rows * w) if w else rows * rows for w in widths)
     whole = [block for block in smaller if {*block.forms} & {*COMPRESSED}]
-    counts = [matrix_counter(config, part) for part in ("attn", "mlp")]
+    counts = [matrix_counter(config, part) for part in PARTS]
     size += sum(count(SubNetwork(rows, (block,))) for count in counts for block in whole)
     return Plan(
         config,

@@ -45,7 +45,7 @@ def choose_subnetwork(
     Raises:
         ConfigError: if no way, or more than one way, of choosing is given, or if it does not fit.
     """
-    config = checkpoint.config
+    config, is_largest = checkpoint.config, extreme == "largest"
     chosen = [
         option
         for option, given in (
@@ -56,9 +56,9 @@ def choose_subnetwork(
         )
         if given
     ]
-    if getattr(config, "blocks", None) is not None:  # one network, and no space around it
-        whole, chosen = True, [c for c in chosen if (c, extreme) != ("--extreme", "largest")]
-    if not chosen and whole:
+    # A directory with layers of different sizes is one network, and has no space around it.
+    alone = getattr(config, "blocks", None) is not None
+    if (not chosen and (whole or alone)) or (chosen == ["--extreme"] and alone and is_largest):
         return SubNetwork.from_config(config)
     if len(chosen) != 1:
         got = " and ".join(chosen) if chosen else "none"
@@ -78,7 +78,7 @@ def choose_subnetwork(
     if sizes is not None and sizes.given():
         return sizes.resolve(checkpoint)
     space = space_of(checkpoint, search_space)
-    return space.smallest if extreme == "smallest" else space.largest
+    return space.largest if is_largest else space.smallest
 
 
 def _of_front(checkpoint: Any, path: Path, index: int | None, pick: str | None) -> SubNetwork:

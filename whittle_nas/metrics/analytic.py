@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.subnetwork import PARTS, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.counting import matmul_counter, matrix_counter, parameter_counter
 
@@ -31,7 +31,7 @@ class AnalyticCosts:
         self._config = config
         self.num_params: Callable[[SubNetwork], int] = parameter_counter(config)
         self._matmul_weights = matmul_counter(config)
-        self._matrices = {part: matrix_counter(config, part) for part in ("attn", "mlp")}
+        self._matrices = {part: matrix_counter(config, part) for part in PARTS}
         self._tables = [
             axes.dims(name, config) for name in axes.stored_names(config) if name in _TABLES
         ]

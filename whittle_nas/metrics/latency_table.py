@@ -28,14 +28,13 @@ from whittle_nas.metrics.latency_correction import (
 )
 from whittle_nas.metrics.latency_parts import Load, Phase, time_ends, time_stack, time_whole
 from whittle_nas.space.searchspace import SearchSpace
-from whittle_nas.space.subnetwork import LINEAR, SIZES, Block, SubNetwork
+from whittle_nas.space.subnetwork import LINEAR, PARTS, SIZES, Block, SubNetwork
 from whittle_nas.weights.config import BLOCKS, SHORTCUTS
 from whittle_nas.weights.files import atomic_write_text
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan, plan_slices
 
 FORMAT = 2  # block times without what the model does around its blocks
-_PARTS = ("attn", "mlp")
 _Kind = tuple[int, int]  # whether a layer has a sliding window, and which RoPE
 
 
@@ -254,7 +253,7 @@ def _layer_kinds(config: Any) -> list[_Kind]:
 
 def _block_key(n_embd: int, block: Block, kind: _Kind) -> str:
     """Everything that a block's time depends on."""
-    named = zip(_PARTS, block.plain.forms, strict=True)  # nothing here runs others any faster
+    named = zip(PARTS, block.plain.forms, strict=True)  # nothing here runs others any faster
     forms = (f"{part}={form}" for part, form in named if form)
     return " ".join(map(str, ("block", n_embd, *block.sizes, *kind, *forms)))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.space.front import parse_amount
 from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SubNetwork
 
@@ -123,6 +124,5 @@ def read_range(given: str, whole: float) -> tuple[float, float]:
 def _amount(word: str, whole: float) -> float | None:
     if not word:
         return None
-    if word.endswith("%"):
-        return float(word[:-1]) / 100 * whole
-    return float(word[:-1]) * whole if word.endswith("x") else float(word)
+    value, is_share = parse_amount(word)
+    return value * whole if is_share else value

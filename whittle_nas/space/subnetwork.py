@@ -14,6 +14,7 @@ from whittle_nas.errors import ConfigError
 
 BLOCK_SIZES = ("n_head", "n_query_groups", "head_size", "intermediate_size")
 SIZES = ("n_embd", *BLOCK_SIZES, "n_layer")
+PARTS = ("attn", "mlp")  # of a block, by litgpt's names
 LINEAR = "linear"  # one matrix (n_embd, n_embd) in place of a part
 COMPRESSED = ("2:4", "4bit", "8bit")  # all matrices of a part with zeros, or with fewer bits
 
@@ -99,7 +100,7 @@ class Block(_Sizes):
 
     def __str__(self) -> str:
         """Heads / groups / head size / neurons, and which parts have another form."""
-        named = zip(("attn", "mlp"), self.forms, strict=True)
+        named = zip(PARTS, self.forms, strict=True)
         return "/".join(
             [*map(str, self.sizes), *(f"{form}-{part}" for part, form in named if form)]
         )

@@ -100,7 +100,10 @@ _SPARSE: dict[type, type] = {
 
 
 def update_of(module: Any) -> Tensor:
-    """What an adapter adds to its weight, as a matrix with its graph; of its shape."""
+    """What an adapter adds to its weight, a matrix of its shape.
+
+    litgpt's `get_lora_AB` gives the same without a gradient for query, key and value.
+    """
     if not isinstance(module, litgpt.lora.LoRAQKVLinear):
         return (module.lora_B @ module.lora_A) * module.scaling
     rows, columns = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean as mean
 
 import torch
@@ -39,19 +39,21 @@ def count(batch: Sample, like: Tensor) -> Tensor:
     return like.new_full((1,), len(labelled(batch)))
 
 
-def by_role(networks: Sequence[Network], means: Means, *, frozen: bool) -> dict[str, float]:
+def by_role(
+    networks: Sequence[Network], means: Means, *, taught: Collection[Role]
+) -> dict[str, float]:
     """`train/ce_<role>`, and `train/kd` of those that somebody taught.
 
     Args:
         networks: of a step.
         means: of each.
-        frozen: whether a frozen teacher taught the full network, too.
+        taught: the roles that have a teacher.
     """
     pairs = list(zip(networks, means, strict=True))
     of_role = {role: [ce for one, (ce, _) in pairs if one.role is role] for role in Role}
     found = {f"train/ce_{role.value}": mean(losses) for role, losses in of_role.items() if losses}
-    if taught := [kd for one, (_, kd) in pairs if frozen or one.role is not Role.full]:
-        found["train/kd"] = mean(taught)
+    if distilled := [kd for one, (_, kd) in pairs if one.role in taught]:
+        found["train/kd"] = mean(distilled)
     return found
 
 

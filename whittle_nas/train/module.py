@@ -23,6 +23,7 @@ from whittle_nas.train.options import Distillation
 from whittle_nas.train.recipe import SCORED, Recipe, learning_rate
 from whittle_nas.train.step import (
     Network,
+    Role,
     accumulate,
     clip,
     finish_gradients,
@@ -275,11 +276,15 @@ class SupernetTraining(L.LightningModule):
             "gradient_clip_val"
         )
 
+    def _taught(self) -> set[Role]:
+        """The roles whose networks have a teacher: in place, the full network is it."""
+        if self.recipe.loss.distillation is Distillation.none:
+            return set()
+        return {*Role} - ({Role.full} if self._teacher[0] is None else set())
+
     def _log_step(self, networks: list[Network], means: Means, others: dict[str, float]) -> None:
         found = {f"train/{name}": value for name, value in others.items()}
-        found |= by_role(networks, means, frozen=self._teacher[0] is not None)
-        if self.recipe.loss.distillation is Distillation.none:
-            found.pop("train/kd", None)
+        found |= by_role(networks, means, taught=self._taught())
         self.log("loss", fmean(ce for ce, _ in means), prog_bar=True, logger=False)
         if self.global_step % self.recipe.log_every_n_steps == 0:
             self._send(found)

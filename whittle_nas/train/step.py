@@ -75,33 +75,29 @@ def networks_of_step(
             network has the largest and the smallest network the smallest.
     """
     rng = random.Random(f"{seed}/{step}")
-    networks = _drawn(rng, step, full, smallest, sampler, options, total_steps)
+    if options.strategy is Strategy.sandwich:
+        networks = _sandwich(rng, full, smallest, sampler, options)
+        ends = {Role.full: ranks[-1], Role.smallest: ranks[0]} if ranks else {}
+    else:
+        whole = options.strategy is Strategy.standard
+        if options.strategy is Strategy.random_linear:
+            whole = rng.random() >= step / total_steps
+        sampled = [] if whole else sampler.sample(rng, 1)
+        networks = [Network(sub, Role.sampled) for sub in sampled] or [Network(full, Role.full)]
+        ends = {}
     if not ranks:
         return networks
-    ends = {Role.full: ranks[-1], Role.smallest: ranks[0]}
-    sandwich = options.strategy is Strategy.sandwich
-    return [
-        replace(one, rank=(ends.get(one.role) if sandwich else None) or rng.choice(ranks))
-        for one in networks
-    ]
+    return [replace(one, rank=ends.get(one.role) or rng.choice(ranks)) for one in networks]
 
 
-def _drawn(
+def _sandwich(
     rng: random.Random,
-    step: int,
     full: SubNetwork,
     smallest: SubNetwork,
     sampler: Sampler,
     options: SandwichOptions,
-    total_steps: int,
 ) -> list[Network]:
-    whole = Network(full, Role.full)
-    if options.strategy is Strategy.standard:
-        return [whole]
-    if options.strategy is Strategy.random_linear and rng.random() >= step / total_steps:
-        return [whole]
-    if options.strategy is not Strategy.sandwich:
-        return [Network(sampler.sample(rng, 1)[0], Role.sampled)]
+    """The ends of the space and what is drawn between them, each as often as it is asked for."""
     count = 1 + options.num_random + options.train_smallest
     weight = 1 / count if options.mean else 1.0
     has_full = rng.random() < options.full_share if options.full_share < 1 else True

@@ -16,7 +16,7 @@ import torch
 from litgpt import GPT
 from torch import nn
 
-from whittle_nas.space.subnetwork import LINEAR, HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import LINEAR, PARTS, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.slicing import BlockPlan, SlicePlan, per_layer, plan_slices
 
@@ -59,7 +59,7 @@ def without_parts(module: Any, block: BlockPlan) -> Any:
         if getattr(block.shape, name, "") == LINEAR:
             module.add_module(name, LinearMap(module.get_submodule(f"{name}.proj")))
         elif not axes.is_in(block.shape, name, block.config):
-            module.add_module(name, Nothing() if name in ("attn", "mlp") else nn.Identity())
+            module.add_module(name, Nothing() if name in PARTS else nn.Identity())
     return module
 
 

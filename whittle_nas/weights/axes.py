@@ -14,7 +14,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.rules import of_layer, rope_n_elem
-from whittle_nas.space.subnetwork import LINEAR, Block, HeadChannels
+from whittle_nas.space.subnetwork import LINEAR, PARTS, Block, HeadChannels
 
 
 class Axis(Enum):
@@ -59,8 +59,8 @@ _BLOCK: Mapping[str, Dims] = {
     "mlp.proj.weight": (_D, _F),
     "mlp.proj.bias": (_D,),
     **{f"shortcut_{at}.weight": (_D, _D) for at in (1, 2)},
-    **{f"{part}.map.weight": (_D, _D) for part in ("attn", "mlp")},
-    **{f"{part}.map.bias": (_D,) for part in ("attn", "mlp")},
+    **{f"{part}.map.weight": (_D, _D) for part in PARTS},
+    **{f"{part}.map.bias": (_D,) for part in PARTS},
 }
 _WHOLE = Block(1, 1, 1, 1)
 _QK_NORM: Mapping[str, Mapping[str, Dim]] = {
@@ -217,7 +217,7 @@ def is_in(block: Block, name: str, config: Any) -> bool:
         size, form = block.n_head, block.attn
     else:
         size, form = block.intermediate_size, block.mlp
-    if owner in ("attn", "mlp") and rest:
+    if owner in PARTS and rest:
         return form == LINEAR if rest.startswith("map.") else bool(size)
     return bool(size) or form == LINEAR
 

@@ -10,7 +10,7 @@ import torch
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.rules import check, check_supported, of_layer
-from whittle_nas.space.subnetwork import LINEAR, Block, HeadChannels, SubNetwork
+from whittle_nas.space.subnetwork import LINEAR, PARTS, Block, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.config import extended
 from whittle_nas.weights.info import SupernetInfo
@@ -127,7 +127,7 @@ class SlicePlan:
         for at, block in enumerate(self.blocks):
             whole = self.whole(block)
             known = ("", "") if whole is None else whole.forms
-            for part, form, own in zip(("attn", "mlp"), block.shape.forms, known, strict=True):
+            for part, form, own in zip(PARTS, block.shape.forms, known, strict=True):
                 if form == LINEAR != own:
                     names = axes.block_parameter_names(self.full_config, block.shape)
                     prefix = f"{part}.map."
@@ -372,7 +372,7 @@ def check_forms(plan: SlicePlan, given: Collection[str]) -> None:
     for at, block in enumerate(plan.blocks):
         whole = plan.whole(block)
         known = ("", "") if whole is None else whole.forms
-        for part, form, own in zip(("attn", "mlp"), block.shape.forms, known, strict=True):
+        for part, form, own in zip(PARTS, block.shape.forms, known, strict=True):
             prefix = f"transformer.h.{at}.{part}."
             if form not in ("", own) and not any(name.startswith(prefix) for name in given):
                 raise ConfigError(
