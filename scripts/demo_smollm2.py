@@ -94,7 +94,8 @@ def _litgpt(folder: Path, prompt: str) -> str:
 def _transformers(folder: Path) -> list[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    # Layers of different sizes bring a file of code, which the export has just written.
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = model.config.tie_word_embeddings

@@ -105,10 +105,10 @@ stage profiled nas profile --checkpoint_dir "$out/sorted" --subnetworks "$out/pi
 for name in $($tool names "$out"); do
   trained=$out/trained-${name/+//} # route+pick
   stage "evaluated-$name" nas evaluate --checkpoint_dir "$trained" $score ${EVALUATE:-}
-  stage "hf-$name" nas export --checkpoint_dir "$trained" --extreme largest --format hf \
-    --dtype bfloat16 ${EXPORT:-}
-  pad= # litgpt has no layers of different widths
+  pad= # litgpt has no layers of different sizes, and DeciLM one number of query heads
   case "$name" in per-layer*) pad="--pad true" ;; esac
+  stage "hf-$name" nas export --checkpoint_dir "$trained" --extreme largest --format hf $pad \
+    --dtype bfloat16 ${EXPORT:-}
   stage "litgpt-$name" nas export --checkpoint_dir "$trained" --extreme largest $pad ${EXPORT:-}
 done
 }
