@@ -34,7 +34,7 @@ tool="python scripts/demo_smollm2.py"
 mkdir -p "$out"
 
 case "$budget" in # blocks of calibration; trials, their text; steps; questions, blocks of test text
-  small) calibration=32 order_blocks=2 score_blocks=4 trials=16 search_blocks=8 steps=30 limit=50 test_blocks=16
+  small) calibration=32 order_blocks=2 score_blocks=4 trials=24 search_blocks=8 steps=30 limit=50 test_blocks=16
     budgets="latency_ms <= 80%" repaired=false ;; # a repair takes minutes
   full) calibration=64 order_blocks=4 score_blocks=4 trials=40 search_blocks=16 steps=80 limit=200 test_blocks=32
     budgets="latency_ms <= 90%, latency_ms <= 80%, latency_ms <= 70%" repaired=true ;;
