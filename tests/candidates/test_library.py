@@ -80,16 +80,24 @@ def test_fitted_parts_are_nearer_to_the_whole_ones_than_slices(made):
     kept: dict[str, torch.Tensor] = {}
 
     def output(model) -> torch.Tensor:
-        hook = model.transformer.h[1].mlp.register_forward_hook(
-            lambda _m, _i, out: kept.update(out=out)
-        )
+        hooks = [
+            model.transformer.h[1].mlp.register_forward_hook(
+                lambda _m, _i, out: kept.update(out=out)
+            ),
+            model.transformer.h[2].norm_1.register_forward_pre_hook(
+                lambda _m, given: kept.update(stream=given[0])
+            ),
+        ]
         with torch.no_grad():
             model(SCORED[:, :-1])
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         return kept["out"].double()
 
-    whole, fitted = output(net.model), output(net.standalone(sub, library.patch(sub)))
-    sliced = output(net.standalone(sub))
+    whole = output(net.model)
+    root = kept["stream"].double().square().mean(-1, keepdim=True).sqrt()  # the next norm's
+    whole, fitted = whole / root, output(net.standalone(sub, library.patch(sub))) / root
+    sliced = output(net.standalone(sub)) / root
     assert (fitted - whole).square().sum() < (sliced - whole).square().sum()
     error = (fitted - whole).square().sum() / whole.square().sum()
     assert library.candidates[part][1].error == pytest.approx(float(error), rel=1e-3)
@@ -115,8 +123,13 @@ def test_linear_maps_are_least_squares_and_scored_as_models(family, made):
         getattr(block, name).register_forward_pre_hook(lambda _m, i, n=name: seen.update({n: i[0]}))
         proj = getattr(block, name).proj
         proj.register_forward_hook(lambda _m, _i, out, n=name: seen.update({f"{n} gives": out}))
+    if not net.config.parallel_residual:
+        block.norm_2.register_forward_pre_hook(lambda _m, i: seen.update({"attn stream": i[0]}))
+    block.register_forward_hook(lambda _m, _i, out: seen.update({"mlp stream": out}))
     with torch.no_grad():
         net.model(tokens[:48, :-1])
+    if net.config.parallel_residual:
+        seen["attn stream"] = seen["mlp stream"]
     original, scored = library.original, tokens[48:52]
     base = library.about["made"]["loss"]
     for name in ("attn", "mlp"):
@@ -136,7 +149,9 @@ def test_linear_maps_are_least_squares_and_scored_as_models(family, made):
         read, gives = seen[name].flatten(0, 1), seen[f"{name} gives"].flatten(0, 1)
         one = torch.ones(len(read), 1)
         read = torch.cat([read, one], 1) if net.config.bias else read
-        read, gives = read.double(), gives.double()
+        normed = seen[f"{name} {'gives' if net.config.post_mlp_norm else 'stream'}"].flatten(0, 1)
+        root = (normed.double().square().mean(-1, keepdim=True) + net.config.norm_eps).sqrt()
+        read, gives = read.double() / root, gives.double() / root
         # A LayerNorm's outputs and a constant are not independent: what they give is compared.
         wanted = read @ torch.linalg.lstsq(read, gives, driver="gelsd").solution
         off = (read @ found.double().mT - wanted).square().sum() / wanted.square().sum()

@@ -70,6 +70,23 @@ def steps(block: Any) -> list[Step]:
     return [Step((part,), _alone(block, part)) for part in parts]
 
 
+def seen_scale(step: Step, outputs: Tensor, stream: Tensor) -> Tensor:
+    """The factor by which the norm behind a step divides each token, (B, T, 1).
+
+    Least squares on the stream are weighted with it: errors count as the layers behind that norm
+    see them. Without it the few tokens on which a model rests its attention, whose stream is many
+    times larger, would decide alone.
+
+    Args:
+        step: what has run.
+        outputs: (B, T, D) of its writers, where a norm stands between them and the stream.
+        stream: (B, T, D) behind it.
+    """
+    normed = (outputs if step.parts[0].post_norm else stream).float()
+    eps = step.module.config.norm_eps
+    return (normed.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
 def _attention(block: Any) -> Part:
     return _part(block, "attn", "norm_1", ("qkv",), block.config.post_attention_norm)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from whittle_nas.calibration.blocks import run_block
-from whittle_nas.calibration.steps import Step, watch_writers
+from whittle_nas.calibration.steps import Step, seen_scale, watch_writers
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.least_squares import NormalEquations, best_step, error_after
 from whittle_nas.weights.patch import LowRank, Patch
@@ -43,12 +43,14 @@ class Goal:
 
     Attributes:
         outputs: (B, T, D) per batch, of its writer.
-        power: sum of their squares on held-back tokens.
+        scales: (B, T, 1) per batch, the weight of each token in all sums (`seen_scale`).
+        power: sum of the squares of the outputs on held-back tokens.
         fit: sums over the writer's own inputs, and a 1 for a bias, on tokens to fit; errors are 0.
         held: the same on held-back tokens.
     """
 
     outputs: Sequence[Tensor]
+    scales: Sequence[Tensor]
     power: float
     fit: NormalEquations
     held: NormalEquations
@@ -80,19 +82,26 @@ def run_whole(
     """
     sums = {part.name: _sums(step, part.name, text) for part in step.parts}
     given: dict[str, list[Tensor]] = {name: [] for name in sums}
+    scales: dict[str, list[Tensor]] = {name: [] for name in sums}
+    power = dict.fromkeys(sums, 0.0)
     after = []
     with watch_writers(step) as seen:
         for at, x in enumerate(text.states):
-            after.append(run_block(model, x.to(_device(step)), layer, step.module).to(x.device))
+            behind = run_block(model, x.to(_device(step)), layer, step.module)
+            after.append(behind.to(x.device))
+            held_back = at >= text.fitted
             for name, both in sums.items():
-                inputs = _with_one(seen.inputs[name], step, name).flatten(0, -2)
-                both[at >= text.fitted].gram.add_(_gram(inputs, both[0].products))
-                given[name].append(seen.outputs[name].to(x.device))
+                outputs = seen.outputs[name]
+                scale = seen_scale(step, outputs, behind)
+                inputs = _with_one(seen.inputs[name], step, name) * scale
+                both[held_back].gram.add_(_gram(inputs.flatten(0, -2), both[0].products))
+                power[name] += held_back * float((outputs * scale).double().square().sum())
+                given[name].append(outputs.to(x.device))
+                scales[name].append(scale.to(x.device))
     goals = {}
     for name, (fit, held) in sums.items():
         _check_finite(layer, name, fit, held)
-        power = sum(float(out.double().square().sum()) for out in given[name][text.fitted :])
-        goals[name] = Goal(given[name], power, fit, held)
+        goals[name] = Goal(given[name], scales[name], power[name], fit, held)
     return goals, after
 
 
@@ -149,11 +158,13 @@ def run_equations(
     """
     fit, held = _sums(step, kind, text)
     with watch_writers(step) as seen:
-        for at, (x, wanted) in enumerate(zip(text.states, goal.outputs, strict=True)):
+        together = zip(text.states, goal.outputs, goal.scales, strict=True)
+        for at, (x, wanted, weight) in enumerate(together):
             run_block(model, x.to(_device(step)), layer, step.module)
-            errors = wanted.to(_device(step)) - seen.outputs[kind]
+            scale = weight.to(_device(step))
+            errors = (wanted.to(_device(step)) - seen.outputs[kind]) * scale
             chosen = fit if at < text.fitted else held
-            inputs = _with_one(seen.inputs[kind], step, kind)
+            inputs = _with_one(seen.inputs[kind], step, kind) * scale
             chosen.add(inputs.flatten(0, -2), errors.flatten(0, -2))
     _check_finite(layer, kind, fit, held)
     return fit, held

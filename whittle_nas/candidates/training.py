@@ -84,8 +84,11 @@ def train_part(
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        held = (outputs(at) for at in range(text.fitted, len(text.states)))
-        error = sum(float((a - b).double().square().sum()) for a, b in held) / goal.power
+        error = 0.0
+        for at in range(text.fitted, len(text.states)):
+            given, wanted = outputs(at)
+            weighted = (given - wanted) * goal.scales[at].to(device)
+            error += float(weighted.double().square().sum()) / goal.power
     if not error < fitted.error:
         return fitted
     found = {f"{name}.weight": adapter.change() for name, adapter in adapters.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from whittle_nas.calibration import Stream, run_block
-from whittle_nas.calibration.steps import Step, nats, steps, watch_writers
+from whittle_nas.calibration.steps import Step, nats, seen_scale, steps, watch_writers
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.least_squares import Choice, NormalEquations, best_step
 from whittle_nas.repair.options import RepairOptions
@@ -199,7 +199,8 @@ class Lockstep:
                     _select(seen.inputs[p.name], c) for p, c in zip(parts, columns, strict=True)
                 ]
                 given = _sum([writer(a) for writer, a in zip(writers, kept, strict=True)])
-                _add(own[batch >= self._fitted], kept, wanted - given, _biased(writers))
+                scale = seen_scale(pair.narrow, wanted, self._x.states[batch][..., : self._k])
+                _add(own[batch >= self._fitted], kept, wanted - given, _biased(writers), scale)
         return own, outputs
 
     def _repair_writers(self, pair: Pair, own: Equations, outputs: list[Tensor]) -> None:
@@ -235,7 +236,8 @@ class Lockstep:
                 else:
                     wanted = x[..., : self._k] - after
                 inputs = [seen.inputs[part.name] for part in parts]
-                _add(equations[batch >= self._fitted], inputs, wanted, _biased(writers))
+                scale = seen_scale(pair.narrow, outputs[batch] if outputs else x, x[..., : self._k])
+                _add(equations[batch >= self._fitted], inputs, wanted, _biased(writers), scale)
         return equations
 
     def repair_head(self) -> float:
@@ -306,10 +308,20 @@ def _select(activations: Tensor, entries: int | Tensor | None) -> Tensor:
     return activations.index_select(-1, entries)
 
 
-def _add(equations: NormalEquations, inputs: list[Tensor], errors: Tensor, bias: bool) -> None:
-    """Tokens of one batch, (B, T, C) each; the bias is one more input, which is always 1."""
+def _add(
+    equations: NormalEquations,
+    inputs: list[Tensor],
+    errors: Tensor,
+    bias: bool,
+    scale: Tensor | float = 1.0,
+) -> None:
+    """Tokens of one batch, (B, T, C) each, times a factor (B, T, 1).
+
+    The bias is one more input, which is always 1.
+    """
     ones = [torch.ones_like(inputs[0][..., :1])] if bias else []
-    equations.add(torch.cat([*inputs, *ones], -1).flatten(0, 1), errors.flatten(0, 1))
+    scaled = torch.cat([*inputs, *ones], -1) * scale
+    equations.add(scaled.flatten(0, 1), (errors * scale).flatten(0, 1))
 
 
 def _through(weight: Tensor, step: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
