@@ -188,6 +188,7 @@ class Lockstep:
         names = [f"transformer.h.{pair.at}.{part.writer}.weight" for part in parts]
         columns = [self._plan.indices(name, self._device)[1] for name in names]
         own = self._equations(_inputs(writers), self._k)
+        loses = self._k < self._width or not _same_shapes(pair)  # else its own error is 0
         outputs: list[Tensor] = []
         with watch_writers(pair.whole) as seen:
             for batch, x in enumerate(self._x.states):
@@ -195,6 +196,8 @@ class Lockstep:
                 wanted = _sum([seen.outputs[part.name][..., : self._k] for part in parts])
                 if parts[0].post_norm:
                     outputs.append(wanted)
+                if not loses:
+                    continue
                 kept = [
                     _select(seen.inputs[p.name], c) for p, c in zip(parts, columns, strict=True)
                 ]
@@ -297,6 +300,13 @@ class Lockstep:
                 new = (old.double() + change).to(old.dtype)
                 setattr(linear, kind, nn.Parameter(new, requires_grad=False))
                 self._changed.add(f"{name}.{kind}")
+
+
+def _same_shapes(pair: Pair) -> bool:
+    """Whether a step keeps all that the whole model's has."""
+    names = [n for part in pair.narrow.parts for n in (*part.readers, part.writer)]
+    found = [(pair.whole.get(n).weight.shape, pair.narrow.get(n).weight.shape) for n in names]
+    return pair.whole.names() == pair.narrow.names() and all(a == b for a, b in found)
 
 
 def _select(activations: Tensor, entries: int | Tensor | None) -> Tensor:
