@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All speed figures of the README that need no GPU, one JSON file each; the machine must be quiet.
+# All speed figures of docs/results.md that need no GPU, one JSON file each; the machine must be quiet.
 #
 #   scripts/bench/run.sh [out_dir]          default: runs/bench; a finished benchmark is kept
 set -euo pipefail

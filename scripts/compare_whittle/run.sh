@@ -6,7 +6,7 @@
 # Makes the peer's own virtual environment in OUT_DIR/venv (Python 3.10 to 3.12: set PEER_PYTHON if
 # python3 is another one), then takes about a quarter of an hour on two cores. Writes results.json
 # and table.md there and prints the table; a rerun skips finished parts. The options are those of
-# compare_whittle.py, for instance `--parts step forward`.
+# compare.py, for instance `--parts step forward`.
 set -euo pipefail
 here=$(pwd)
 cd "$(dirname "$0")/../.."
