@@ -105,6 +105,17 @@ def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
     assert "supernet" not in yaml.safe_load(path.read_text())["stages"]
 
 
+def test_init_searches_over_what_the_budget_names(checkpoint_dir, tmp_path, capsys):
+    given = ("init", tmp_path / "recipe.yaml", "--checkpoint_dir", checkpoint_dir)
+    assert nas(*given, "--budget", "latency_ms <= 0.7x, num_params <= 60%") == 0
+    stages = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["stages"]
+    assert stages["search"]["objectives"] == "val_loss,latency_ms,num_params"
+    assert stages["exported"]["pick"] == "latency_ms <= 0.7x, num_params <= 60%"
+    for wrong, sentence in (("60%", "must be a metric"), ("speed <= 2", "unknown metric 'speed'")):
+        assert nas(*given, "--overwrite", "true", "--budget", wrong) == 2
+        assert f"--budget: {sentence}" in capsys.readouterr().err.replace("'60%' ", "")
+
+
 def test_init_counts_a_tied_table_once(bundled, tmp_path, capsys):
     """In a litgpt directory, where the weights say it, and in one of Hugging Face."""
     tied, exported = tmp_path / "tied", tmp_path / "exported"

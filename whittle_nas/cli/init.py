@@ -39,6 +39,8 @@ def init(
     """
     from whittle_nas.cli.common import resolve_device
     from whittle_nas.cli.defaults import fitted, model_config, stage_defaults
+    from whittle_nas.search.objectives import check_metric
+    from whittle_nas.space.front import parse_constraints
     from whittle_nas.train.memory import device_bytes
     from whittle_nas.weights.files import atomic_write_text
 
@@ -49,8 +51,12 @@ def init(
             raise ConfigError(f"--{name} {path} is not a file")
     if valid is not None and train is None:
         raise ConfigError(f"--valid {valid} needs --train, too")
+    limits = parse_constraints(budget, option="--budget")
+    named = dict.fromkeys(check_metric(limit.metric, "--budget") for limit in limits)
     config = model_config(checkpoint_dir)
     options = stage_defaults(config)
+    if {*named} - {"val_loss", "num_params"}:  # only what a search has measured can be a budget
+        options["search"]["objectives"] = ",".join({"val_loss": None, **named})
     if memory_gib is None:
         memory = device_bytes(resolve_device(device))
     else:

@@ -190,13 +190,17 @@ def _check_directories(options: Namespace) -> None:
 
 def _make_litgpt(options: Namespace) -> None:
     """Every command reads litgpt's format, also of a Hugging Face directory or an id of the hub."""
-    given = options.get("checkpoint_dir")
-    if given is None or (Path(str(given)) / WEIGHTS).is_file():
-        return
-    from whittle_nas.export.hf_in import litgpt_directory
+    for name in ("checkpoint_dir", "loss.teacher"):
+        given = options.get(name)
+        if given is None or (Path(str(given)) / WEIGHTS).is_file():
+            continue
+        if name == "loss.teacher" and not Path(given).is_dir():
+            continue  # a word
+        from whittle_nas.export.hf_in import litgpt_directory
 
-    with disk_errors(None):
-        options["checkpoint_dir"] = litgpt_directory(Path(str(given)), _say)
+        with disk_errors(None):
+            found = litgpt_directory(Path(str(given)), _say)
+        options[name] = found if name == "checkpoint_dir" else str(found)
 
 
 def _say(sentence: str) -> None:
