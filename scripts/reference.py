@@ -33,8 +33,8 @@ ORDER = (
 )
 ABOUT = """Every option is also a key of a `--config` file, where a nested one is nested:
 `nas <command> --print_config` prints a file to start from. Wrong input is answered by one sentence
-and exit status 2. After an interruption type the command again, `nas finetune` and `nas search` with
-`--resume true`."""
+and exit status 2. After an interruption type the command again, `nas finetune` and `nas search`
+with `--resume true`."""
 
 
 def main() -> None:
