@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from whittle_nas.calibration import Gram, SquareSums
+from whittle_nas.calibration import Gram, SquareSums, UnitGram
 from whittle_nas.errors import ConfigError
 from whittle_nas.prune.gptq import gptq
 from whittle_nas.prune.linears import output_error
@@ -166,6 +166,18 @@ def test_what_makes_up_for_its_errors_has_smaller_ones(layer):
     outputs = layer.rows @ layer.weight.T.double()
     change = layer.rows @ (layer.weight - rtn(layer.weight, grid).weight).T.double()
     assert plain == pytest.approx(float(change.square().sum() / outputs.square().sum()), rel=1e-4)
+
+
+def test_one_huge_token_does_not_decide_for_all(layer):
+    grid, ordinary = Grid(3, 32), layer.rows.float()
+    errors = {}
+    for kind in (Gram, UnitGram):
+        gram = kind()
+        gram.add(torch.cat([ordinary, 1000 * ordinary[:1]]))
+        new = gptq(layer.weight, factorise(gram, "mlp.proj"), grid).weight
+        errors[kind] = output_error(layer.weight, new, layer.gram)
+    rounded = output_error(layer.weight, rtn(layer.weight, grid).weight, layer.gram)
+    assert errors[UnitGram] < 0.8 * rounded < errors[Gram]
 
 
 def test_a_singular_hessian_is_damped_more_and_then_refused():

@@ -1,7 +1,14 @@
 """One pass over calibration text, block by block: what pruning, repair and candidates share."""
 
 from whittle_nas.calibration.blocks import embed, fetch_block, rotary, run_block
-from whittle_nas.calibration.statistics import Gram, Moments, SquareSums, Statistic, Sums
+from whittle_nas.calibration.statistics import (
+    Gram,
+    Moments,
+    SquareSums,
+    Statistic,
+    Sums,
+    UnitGram,
+)
 from whittle_nas.calibration.stream import Stream
 from whittle_nas.calibration.walk import walk
 
@@ -12,6 +19,7 @@ __all__ = [
     "Statistic",
     "Stream",
     "Sums",
+    "UnitGram",
     "embed",
     "fetch_block",
     "rotary",

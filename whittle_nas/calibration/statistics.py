@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -82,6 +83,18 @@ class Gram(Sums):
     def mean(self) -> Tensor:
         """E[x x^T] (C, C), float64."""
         return self.value() / self.count
+
+
+class UnitGram(Gram):
+    """The same of rows of unit length: every token counts alike.
+
+    Models rest their attention on a few tokens, whose inputs of some MLPs are a thousand times
+    larger than those of the rest. Alone they would fill the Hessian and its damping, and nothing
+    would be said of all others.
+    """
+
+    def _reduced(self, rows: Tensor) -> Tensor:
+        return super()._reduced(F.normalize(rows, dim=-1))
 
 
 class Moments:

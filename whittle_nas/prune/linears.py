@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whittle_nas.calibration import Gram, SquareSums, Statistic
+from whittle_nas.calibration import Gram, SquareSums, Statistic, UnitGram
 from whittle_nas.prune.gptq import gptq
 from whittle_nas.prune.magnitude import magnitude
 from whittle_nas.prune.options import Grid, Method, Sparsity
@@ -59,7 +59,7 @@ def watched(config: Any, method: Method) -> dict[str, Statistic]:
     kinds: dict[Method, type[Statistic]] = {
         Method.wanda: SquareSums,
         Method.sparsegpt: Gram,
-        Method.gptq: Gram,
+        Method.gptq: UnitGram,
     }
     if method not in kinds:
         return {}
