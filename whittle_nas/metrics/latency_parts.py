@@ -27,7 +27,7 @@ _STACK_BYTES = 256 * 2**20
 _STACK_MS = 200.0
 _WARMUP = 3  # runs, or as many as fit into `_WARM_MS`
 _WARM_MS = 100.0
-_ROUNDS = 3
+ROUNDS = 3
 _ROUND_MS = 150.0  # time of one round of repetitions
 _REPEATS = 50  # of one round at most
 _MOST_MS = 2000.0  # no round begins after that time
@@ -116,15 +116,15 @@ def time_ends(config: Any, load: Load, phase: Phase, *, whole: Any) -> float:
     return time_forward(model, load, phase)
 
 
-def time_whole(plan: SlicePlan, load: Load, phase: Phase) -> float:
-    """Milliseconds of a whole sub-network with random weights."""
+def time_whole(plan: SlicePlan, load: Load, phase: Phase, *, rounds: int = ROUNDS) -> float:
+    """Milliseconds of a whole sub-network with random weights; `rounds` as in `time_forward`."""
     with built_in(load.dtype), load.device:
         model = assemble(plan)
-    return time_forward(_ready(model, load), load, phase)
+    return time_forward(_ready(model, load), load, phase, rounds=rounds)
 
 
 @torch.inference_mode()
-def time_forward(model: Any, load: Load, phase: Phase, *, rounds: int = _ROUNDS) -> float:
+def time_forward(model: Any, load: Load, phase: Phase, *, rounds: int = ROUNDS) -> float:
     """Time of a forward pass of any litgpt model, in milliseconds.
 
     Args:

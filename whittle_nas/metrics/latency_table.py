@@ -26,7 +26,14 @@ from whittle_nas.metrics.latency_correction import (
     least_squares_at_least_zero,
     sums_are_right,
 )
-from whittle_nas.metrics.latency_parts import Load, Phase, time_ends, time_stack, time_whole
+from whittle_nas.metrics.latency_parts import (
+    ROUNDS,
+    Load,
+    Phase,
+    time_ends,
+    time_stack,
+    time_whole,
+)
 from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import LINEAR, PARTS, SIZES, Block, SubNetwork
 from whittle_nas.weights.config import BLOCKS, SHORTCUTS
@@ -95,9 +102,11 @@ class LatencyTable:
             self._write()
         return blocks, known[key]
 
-    def whole(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> float:
+    def whole(
+        self, sub: SubNetwork, phase: Phase = Phase.prefill, *, rounds: int = ROUNDS
+    ) -> float:
         """Milliseconds of the sub-network as one model, with random weights."""
-        return time_whole(self._plan(sub), self.load, phase)
+        return time_whole(self._plan(sub), self.load, phase, rounds=rounds)
 
     def accuracy(self, phase: Phase = Phase.prefill) -> Accuracy | None:
         """What `calibrate` found, None before."""

@@ -251,7 +251,7 @@ class Session:
             return dict(found.metrics)
         pool.submit(Job(0, full, whole=True))
         self._listener.on_step("the whole model", 0)
-        return {**pool.next()[1].metrics, **self.costs.of(full), **self.costs.whole(full)}
+        return {**pool.next()[1].metrics, **self.costs.of(full), **self.costs.whole([full])[0]}
 
     def _as_front(
         self, objectives: tuple[str, ...], trials: Sequence[Trial], how: dict[str, Any]
@@ -317,11 +317,10 @@ class Session:
 
     def _timed(self, members: Sequence[Trial]) -> list[Trial]:
         """The same trials, with times of whole models in place of the table's."""
-        if not self.costs.is_measured:
-            return list(members)
-        timed = []
-        for left, trial in zip(range(len(members) - 1, -1, -1), members, strict=True):
-            times = self.costs.whole(trial.sub)
-            timed.append(replace(trial, metrics={**trial.metrics, **times}))
-            self._listener.on_step("timing the front", left)
-        return timed
+        times = self.costs.whole(
+            [trial.sub for trial in members], partial(self._listener.on_step, "timing the front")
+        )
+        return [
+            replace(trial, metrics={**trial.metrics, **found})
+            for trial, found in zip(members, times, strict=True)
+        ]
