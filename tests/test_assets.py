@@ -91,6 +91,7 @@ def test_no_text_is_in_two_splits(texts):
     assert not eight_word_runs(texts["valid"]) & eight_word_runs(texts["test"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_bundled_model_is_far_better_than_unigrams(tokenizer, texts):
     model = load_model()

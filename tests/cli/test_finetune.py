@@ -125,7 +125,7 @@ def picks(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("share", ["cascade", "all"])
+@pytest.mark.parametrize("share", [pytest.param("cascade", marks=pytest.mark.slow), "all"])
 def test_chosen_sub_networks_become_ordinary_checkpoints(
     tmp_path, checkpoint_dir, text, picks, capsys, share
 ):
@@ -167,6 +167,7 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 def test_a_cascade_goes_on_from_what_the_larger_network_has_learnt(
     tmp_path, checkpoint_dir, text, picks, capsys
 ):
@@ -282,7 +283,16 @@ def test_instructions_with_masked_prompts(tmp_path, checkpoint_dir, instructions
     assert (out_dir / "lit_model.pth").is_file()
 
 
-@pytest.mark.parametrize("kind", ["random", "calibrate_mag", "calibrate_ppl", "pareto"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "random",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("calibrate_mag", "calibrate_ppl", "pareto")
+        ),
+    ],
+)
 def test_every_sampler_trains_and_its_grid_trains_again(tmp_path, checkpoint_dir, text, kind):
     out_dir = tmp_path / "out"
     options = ["--sampler.kind", kind, "--sampler.num_bins", 3, "--sampler.candidates_per_bin", 2]

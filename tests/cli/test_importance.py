@@ -73,6 +73,7 @@ def test_three_options_are_enough(checkpoint_dir, text, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_report_compares_before_and_after(checkpoint_dir, text, tmp_path, capsys):
     out = tmp_path / "sorted"
@@ -89,6 +90,7 @@ def test_the_report_compares_before_and_after(checkpoint_dir, text, tmp_path, ca
     assert {"with norm factors", "without norm factors"} & set(report["steps"])
 
 
+@pytest.mark.slow
 def test_same_seed_same_files_byte_for_byte(checkpoint_dir, text, tmp_path):
     outs = [tmp_path / "a", tmp_path / "b"]
     for out in outs:
@@ -99,6 +101,7 @@ def test_same_seed_same_files_byte_for_byte(checkpoint_dir, text, tmp_path):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_sorted_checkpoint_is_sorted_again(checkpoint_dir, text, tmp_path, capsys):
     once, again, direct = (tmp_path / name for name in ("once", "again", "direct"))
     orders = ("--basis", "permutation")
@@ -121,6 +124,7 @@ def test_a_sorted_checkpoint_is_sorted_again(checkpoint_dir, text, tmp_path, cap
 ENOUGH = ("--data.num_blocks", "16")  # 512 tokens for 48 channels
 
 
+@pytest.mark.slow
 def test_a_rotated_checkpoint_is_rotated_again(checkpoint_dir, text, tmp_path):
     """The second file says how the first model becomes the last one."""
     once, again = tmp_path / "once", tmp_path / "again"
@@ -134,6 +138,7 @@ def test_a_rotated_checkpoint_is_rotated_again(checkpoint_dir, text, tmp_path):
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_untied_and_said_so(checkpoint_dir, text, tmp_path, capsys):
     out, kept = tmp_path / "sorted", tmp_path / "kept"
     tensors = torch.load(checkpoint_dir / "lit_model.pth", weights_only=True)
@@ -151,6 +156,7 @@ def test_a_tied_head_is_untied_and_said_so(checkpoint_dir, text, tmp_path, capsy
     torch.testing.assert_close(logits(out), logits(checkpoint_dir), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_norm_factors_go_where_the_weights_go(checkpoint_dir, text, tmp_path, capsys):
     """Into `supernet.yaml`, the table beside it, slices and exports, until the model is whole."""
     out, small = tmp_path / "sorted", tmp_path / "small"
@@ -173,6 +179,7 @@ def test_norm_factors_go_where_the_weights_go(checkpoint_dir, text, tmp_path, ca
     assert load_supernet(tmp_path / "again").info.norms is None
 
 
+@pytest.mark.slow
 def test_layer_order_and_neurons_can_be_chosen(checkpoint_dir, text, tmp_path):
     for i, more in enumerate(
         (

@@ -50,7 +50,7 @@ def repaired(checkpoint_dir, calibration):
     return net.standalone(sub, found.patch)
 
 
-@pytest.mark.parametrize("format", ["litgpt", "hf"])
+@pytest.mark.parametrize("format", ["litgpt", pytest.param("hf", marks=pytest.mark.slow)])
 def test_a_repaired_export_is_an_ordinary_checkpoint(
     checkpoint_dir, tmp_path, calibration, repaired, format, capsys
 ):
@@ -70,6 +70,7 @@ def test_a_repaired_export_is_an_ordinary_checkpoint(
     assert "repaired on 672 calibration tokens" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluate_scores_the_repaired_subnetwork(checkpoint_dir, tmp_path, calibration, repaired):
     arguments = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *CHOICE]
     data = flags("data", calibration[1])
@@ -88,6 +89,7 @@ def loss_in(out_dir):
     return next(float(r["value"]) for r in rows if "nats_per_token" in r["metric"])
 
 
+@pytest.mark.slow
 def test_search_ranks_repaired_subnetworks_and_remembers_it(
     checkpoint_dir, tmp_path, calibration, capsys
 ):

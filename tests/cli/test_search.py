@@ -158,6 +158,7 @@ def test_lm_eval_tasks_as_objectives(checkpoint_dir, tmp_path, capsys):
     assert "has no metric 'f1'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_latency_table_of_profile_is_used(common, checkpoint_dir, tmp_path, capsys):
     table = tmp_path / "table.json"
     load = ["--batch", 1, "--tokens", 16]

@@ -145,6 +145,7 @@ def test_three_objectives(problem):
         assert len(set(searcher.proposals)) == 25
 
 
+@pytest.mark.slow
 def test_surrogate_with_two_modelled_objectives(problem):
     modelled = replace(problem, costs={})
     searcher = make_searcher(Method.surrogate, modelled, 0)

@@ -312,6 +312,7 @@ def test_latency_is_looked_up_and_the_front_timed_whole(request_, tmp_path):
     assert outcome.front.how_measured["latency_ms of the latency table"]["networks"] == 4
 
 
+@pytest.mark.slow
 def test_the_best_of_a_budget_are_ranked_again_after_a_training(request_, bundled):
     data = TextData(files=bundled / "train.jsonl", block_size=32, num_blocks=24)
     recovery = RecoveryOptions(

@@ -103,7 +103,7 @@ class KillAt(L.Callback):
             raise Killed
 
 
-@pytest.mark.parametrize("adapters", [True, False])
+@pytest.mark.parametrize("adapters", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_training_lowers_the_loss_of_every_network(tmp_path, adapters):
     module = train(make_module(adapters=adapters, total_steps=40), tmp_path)
     before, after = module.history[0], module.history[40]
@@ -163,8 +163,8 @@ def test_the_same_seed_is_the_same_curve(tmp_path):
 @pytest.mark.parametrize(
     ("killed_at", "accumulate"),
     [
-        (5, 2),
         (8, 1),
+        pytest.param(5, 2, marks=pytest.mark.slow),
         pytest.param(5, 1, marks=pytest.mark.slow),
         pytest.param(8, 2, marks=pytest.mark.slow),
     ],

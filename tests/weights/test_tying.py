@@ -141,7 +141,8 @@ def test_the_memory_estimate_counts_it_once(tied_dir):
     assert twice.weights - once.weights == 4 * config.padded_vocab_size * config.n_embd
 
 
-@pytest.mark.parametrize("how", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["lora", "full"])
+@pytest.mark.slow
 def test_the_tie_survives_every_command(tied_dir, tmp_path, text, how, capsys):
     chosen, trained, small, hf = (tmp_path / name for name in ("sorted", "trained", "small", "hf"))
     data = ["--data.files", text, "--data.block_size", 32]
