@@ -8,6 +8,7 @@ from typing import Any
 from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.errors import ConfigError
 
+_TURNS = 3  # over all networks
 _SMALLEST = "smallest"  # the sub-network that is shown where none is named
 _SHAPES = 12  # in shapes.png
 # For people; profile.json has the names and units of `nas search`.
@@ -44,7 +45,8 @@ def profile(
     """Show what sub-networks cost: parameters, FLOPs, memory and latency on this device.
 
     Costs that follow from the sizes are computed without building a model. Latency and peak memory
-    are measured: medians of repeated runs after a warm-up. The whole model is always shown for
+    are measured: all networks are timed in turn, three times, and of each the turn with the lowest
+    median counts, since machines drift. The whole model is always shown for
     comparison; beside it the sub-network of the given sizes, the entries of a front, or else the
     smallest member of the search space.
 
@@ -65,7 +67,7 @@ def profile(
         batch: Sequences that are run at once.
         tokens: Tokens per sequence: length of the prefill, and of the cache while decoding; by
             default the model's context, at most 512.
-        repeats: Timed runs.
+        repeats: Timed runs of each network, in three turns.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the weights; `stored` is that of the checkpoint, and float32 without
             one.
@@ -101,9 +103,10 @@ def profile(
     rows = []
     for name, sub in subs:
         costs = _analytic(source, sub, batch, tokens, number)
-        if supernet is not None:
-            costs |= _measured(supernet, sub, batch, tokens, repeats)
         rows.append({"name": name, "subnetwork": sub.to_dict(), **costs})
+    if supernet is not None:
+        measured = _measured(supernet, [sub for _, sub in subs], batch, tokens, repeats)
+        rows = [row | found for row, found in zip(rows, measured, strict=True)]
     _print(rows, dict(subs), f"batch {batch} x {tokens} tokens on {place}")
     if out_dir is not None:
         load = {"batch": batch, "tokens": tokens, "device": str(place)}
@@ -244,26 +247,38 @@ def _analytic(source: Any, sub: Any, batch: int, tokens: int, dtype: Any) -> dic
     }
 
 
-def _measured(supernet: Any, sub: Any, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
+def _measured(
+    supernet: Any, subs: list[Any], batch: int, tokens: int, repeats: int
+) -> list[dict[str, Any]]:
     import torch
 
     from whittle_nas.metrics import measured
 
-    model = supernet.standalone(sub)
-    device = model.lm_head.weight.device
-    prefill = measured.prefill_latency(model, batch=batch, tokens=tokens, repeats=repeats)
-    # The timed tokens must still fit into the context behind the cache.
-    context = max(1, min(tokens, model.max_seq_length - repeats - 2))
-    decode = measured.decode_latency(model, batch=batch, context=context, repeats=repeats)
-    ids = torch.zeros(batch, tokens, dtype=torch.long, device=device)
-    with torch.inference_mode():
-        peak = measured.peak_memory_bytes(lambda: model(ids), device)
-    return {
-        "latency_ms": prefill.median_ms,
-        "decode_ms_per_token": decode.median_ms,
-        "decode_tokens_per_s": batch * 1e3 / decode.median_ms,
-        "activation_bytes": peak,
-    }
+    repeats = -(-repeats // _TURNS)
+    times: list[list[tuple[float, float]]] = [[] for _ in subs]
+    for _ in range(_TURNS):
+        for sub, found in zip(subs, times, strict=True):
+            model = supernet.standalone(sub)
+            prefill = measured.prefill_latency(model, batch=batch, tokens=tokens, repeats=repeats)
+            # The timed tokens must still fit into the context behind the cache.
+            context = max(1, min(tokens, model.max_seq_length - repeats - 2))
+            decode = measured.decode_latency(model, batch=batch, context=context, repeats=repeats)
+            found.append((prefill.median_ms, decode.median_ms))
+    rows = []
+    for sub, found in zip(subs, times, strict=True):
+        model = supernet.standalone(sub)
+        device = model.lm_head.weight.device
+        ids = torch.zeros(batch, tokens, dtype=torch.long, device=device)
+        with torch.inference_mode():
+            peak = measured.peak_memory_bytes(lambda model=model, ids=ids: model(ids), device)
+        prefill, decode = map(min, zip(*found, strict=True))
+        rows.append({
+            "latency_ms": prefill,
+            "decode_ms_per_token": decode,
+            "decode_tokens_per_s": batch * 1e3 / decode,
+            "activation_bytes": peak,
+        })  # fmt: skip
+    return rows
 
 
 def _print(rows: list[dict[str, Any]], subs: dict[str, Any], title: str) -> None:
