@@ -3,25 +3,20 @@
     python scripts/studies/repair.py <checkpoint> <out.jsonl> --calibration <text> --held_out <text>
         [--sizes 90% 80% intermediate_size=1088 n_head=6,n_layer=20 ...] [--num_blocks 128] ...
 
-Text is a file, or a YAML file of a mix as `nas importance --data` takes it: calibration is then its
-training split, held-out text its validation split. A size of `80%` shrinks the residual stream and
-the neurons by the same factor until that share of the parameters is left. Rows that are in the
-output file are not computed again. Times are those of the repair alone, whole forward passes of
-calibration text included.
+A size of `80%` shrinks the residual stream and the neurons by the same factor until that share of
+the parameters is left. Rows that are in the output file are not computed again. Times are those of
+the repair alone, whole forward passes of calibration text included.
 """
 
 import argparse
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.options import Sizes
-from whittle_nas.data import Part, TextData, load_blocks
-from whittle_nas.data.options import MixSource
+from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
-from whittle_nas.reading import read_yaml
 from whittle_nas.repair.engine import repair
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet
@@ -71,18 +66,10 @@ def row_of(net: Any, text: str, calibration: Any, held_out: Any) -> dict[str, An
     }
 
 
-def text_of(
-    given: argparse.Namespace, path: Path, column: str, count: int, net: Any, part: Part
-) -> Any:
-    """Blocks (N, T + 1) of a file of text, or of that part of the mix in a YAML file."""
-    if path.suffix == ".yaml":
-        mix = read_yaml(path)
-        sources = [MixSource(**{**source, "files": [source["files"]]}) for source in mix["sources"]]
-        data = TextData(**{**mix, "sources": sources})
-    else:
-        data, part = TextData(files=[path], column=column), Part.TRAIN
-    data = replace(data, num_blocks=count, block_size=given.block_size)
-    return load_blocks(data, given.checkpoint, config=net.config, part=part).tokens
+def text_of(given: argparse.Namespace, path: Path, column: str, count: int, net: Any) -> Any:
+    """Blocks (N, T + 1) of one file."""
+    data = TextData(files=[path], column=column, num_blocks=count, block_size=given.block_size)
+    return load_blocks(data, given.checkpoint, config=net.config).tokens
 
 
 def main() -> None:
@@ -99,10 +86,8 @@ def main() -> None:
     parser.add_argument("--block_size", type=int, default=256)
     given = parser.parse_args()
     net = load_supernet(given.checkpoint)
-    calibration = text_of(given, given.calibration, "text", given.num_blocks, net, Part.TRAIN)
-    held_out = text_of(
-        given, given.held_out, given.held_out_column, given.held_out_blocks, net, Part.VALID
-    )
+    calibration = text_of(given, given.calibration, "text", given.num_blocks, net)
+    held_out = text_of(given, given.held_out, given.held_out_column, given.held_out_blocks, net)
     lines = given.out.read_text().splitlines() if given.out.is_file() else []
     rows = {row["size"]: row for row in map(json.loads, lines)}
     if "whole" not in rows:

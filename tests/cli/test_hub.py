@@ -74,6 +74,33 @@ def test_a_hugging_face_directory_in_and_no_hub(checkpoint_dir, tmp_path, monkey
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_teacher_may_be_a_hugging_face_directory(checkpoint_dir, bundled, tmp_path, capsys):
+    source = (
+        "export",
+        "--extreme",
+        "largest",
+        "--format",
+        "hf",
+        "--checkpoint_dir",
+        checkpoint_dir,
+    )
+    assert nas(*source, "--out_dir", tmp_path / "hf") == 0
+    data = (
+        "--data.files",
+        bundled / "train.jsonl",
+        "--data.num_blocks",
+        8,
+        "--data.block_size",
+        16,
+    )
+    train = ("finetune", "--checkpoint_dir", checkpoint_dir, *data, "--data.valid_fraction", 0.5)
+    short = ("--sandwich.strategy", "standard", "--trainer.max_steps", 1, "--batch_size", 2)
+    teacher = ("--loss.teacher", tmp_path / "hf")
+    assert nas(*train, *short, *teacher, "--out_dir", tmp_path / "trained") == 0
+    assert "converting it once" in capsys.readouterr().out
+    assert same_weights(tmp_path / "hf", checkpoint_dir)
+
+
 def test_an_upload_that_can_not_work_is_refused_first(
     checkpoint_dir, tmp_path, capsys, monkeypatch
 ):

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,7 +12,6 @@ import yaml
 from tests.cli.test_main import nas
 from whittle_nas.cli.parser import make_parser
 from whittle_nas.cli.search import search
-from whittle_nas.cli.search_report import _about_table
 from whittle_nas.search.objectives import parse_objectives
 from whittle_nas.space.front import read_front
 from whittle_nas.weights.info import SupernetInfo
@@ -176,12 +174,3 @@ def test_a_latency_table_of_profile_is_used(common, checkpoint_dir, tmp_path, ca
     assert not (tmp_path / "out" / "latency_table.json").exists()
     assert nas(*common, *options, "--overwrite", "true", "--costs.tokens", 32) == 2
     assert "was measured for" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("ranks", "busy"), [(0.95, False), (0.32, True)])
-def test_a_latency_table_that_ranks_badly_is_told(tmp_path, ranks, busy):
-    found = {"sum_error": 0.1, "networks": 12, "corrected_error": 0.05, "rank_correlation": ranks}
-    request = SimpleNamespace(costs=SimpleNamespace(latency_table=None), out_dir=tmp_path)
-    said = _about_table("latency_ms of the latency table", found, request)
-    assert ("while it is quiet" in said) == busy
-    assert (str(tmp_path / "latency_table.json") in said) == busy

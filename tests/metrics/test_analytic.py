@@ -1,5 +1,7 @@
 """Costs from sizes against what torch and litgpt count."""
 
+from functools import partial
+
 import pytest
 import torch
 from litgpt import GPT
@@ -7,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import tiny_config
+from whittle_nas.metrics import measured
 from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.space import SubNetwork
 
@@ -72,3 +75,18 @@ def test_peak_memory_of_known_tensors():
         second.add_(1)
 
     assert peak_memory_bytes(run, torch.device("cpu")) == pytest.approx(8 << 20, rel=0.01)
+
+
+def test_times_are_taken_in_turn_and_the_fastest_turn_counts():
+    order: list[str] = []
+    times = {"a": iter([3.0, 1.0, 2.0]), "b": iter([5.0, 7.0, 4.0])}
+
+    def timing(name):
+        order.append(name)
+        return {"ms": next(times[name])}
+
+    left: list[int] = []
+    found = measured.in_turn([partial(timing, n) for n in "ab"], on_progress=left.append)
+    assert order == ["a", "b"] * measured.TURNS
+    assert found == [{"ms": 1.0}, {"ms": 4.0}]
+    assert left == [5, 4, 3, 2, 1, 0]

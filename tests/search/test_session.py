@@ -312,6 +312,27 @@ def test_latency_is_looked_up_and_the_front_timed_whole(request_, tmp_path):
     assert outcome.front.how_measured["latency_ms of the latency table"]["networks"] == 4
 
 
+def test_a_latency_table_that_ranks_badly_is_told(request_, tmp_path):
+    table, told = tmp_path / "table.json", []
+    request = replace(
+        request_,
+        space=load_space({"n_embd": [24, 48], "n_layer": [1, 3]}, request_.checkpoint.config),
+        objectives=("val_loss", "latency_ms"),
+        costs=CostOptions(batch=1, tokens=16, latency_table=table, calibrate=4),
+        num_trials=2,
+    )
+    Session(request).run(resume=False)
+    for ranks in (0.95, 0.32):
+        content = json.loads(table.read_text())
+        content["corrections"]["prefill"]["rank_correlation"] = ranks
+        table.write_text(json.dumps(content))
+        again = replace(request, out_dir=tmp_path / str(ranks))
+        again.out_dir.mkdir()
+        Session(again, Listener(warn=told.append)).run(resume=False)
+    assert len(told) == 1
+    assert f"{table} rank whole networks at 0.32" in told[0]
+
+
 @pytest.mark.slow
 def test_the_best_of_a_budget_are_ranked_again_after_a_training(request_, bundled):
     data = TextData(files=bundled / "train.jsonl", block_size=32, num_blocks=24)

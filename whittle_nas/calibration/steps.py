@@ -70,7 +70,7 @@ def steps(block: Any) -> list[Step]:
     return [Step((part,), _alone(block, part)) for part in parts]
 
 
-def seen_scale(step: Step, outputs: Tensor, stream: Tensor) -> Tensor:
+def token_factor(step: Step, outputs: Tensor, stream: Tensor) -> Tensor:
     """The factor by which the norm behind a step divides each token, (B, T, 1).
 
     Least squares on the stream are weighted with it: errors count as the layers behind that norm

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from whittle_nas.calibration.blocks import run_block
-from whittle_nas.calibration.steps import Step, seen_scale, watch_writers
+from whittle_nas.calibration.steps import Step, token_factor, watch_writers
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.least_squares import NormalEquations, best_step, error_after
 from whittle_nas.weights.patch import LowRank, Patch
@@ -43,14 +43,14 @@ class Goal:
 
     Attributes:
         outputs: (B, T, D) per batch, of its writer.
-        scales: (B, T, 1) per batch, the weight of each token in all sums (`seen_scale`).
+        factors: (B, T, 1) per batch, the weight of each token in all sums (`token_factor`).
         power: sum of the squares of the outputs on held-back tokens.
         fit: sums over the writer's own inputs, and a 1 for a bias, on tokens to fit; errors are 0.
         held: the same on held-back tokens.
     """
 
     outputs: Sequence[Tensor]
-    scales: Sequence[Tensor]
+    factors: Sequence[Tensor]
     power: float
     fit: NormalEquations
     held: NormalEquations
@@ -82,7 +82,7 @@ def run_whole(
     """
     sums = {part.name: _sums(step, part.name, text) for part in step.parts}
     given: dict[str, list[Tensor]] = {name: [] for name in sums}
-    scales: dict[str, list[Tensor]] = {name: [] for name in sums}
+    factors: dict[str, list[Tensor]] = {name: [] for name in sums}
     power = dict.fromkeys(sums, 0.0)
     after = []
     with watch_writers(step) as seen:
@@ -92,16 +92,16 @@ def run_whole(
             held_back = at >= text.fitted
             for name, both in sums.items():
                 outputs = seen.outputs[name]
-                scale = seen_scale(step, outputs, behind)
+                scale = token_factor(step, outputs, behind)
                 inputs = _with_one(seen.inputs[name], step, name) * scale
                 both[held_back].gram.add_(_gram(inputs.flatten(0, -2), both[0].products))
                 power[name] += held_back * float((outputs * scale).double().square().sum())
                 given[name].append(outputs.to(x.device))
-                scales[name].append(scale.to(x.device))
+                factors[name].append(scale.to(x.device))
     goals = {}
     for name, (fit, held) in sums.items():
         _check_finite(layer, name, fit, held)
-        goals[name] = Goal(given[name], scales[name], power[name], fit, held)
+        goals[name] = Goal(given[name], factors[name], power[name], fit, held)
     return goals, after
 
 
@@ -158,7 +158,7 @@ def run_equations(
     """
     fit, held = _sums(step, kind, text)
     with watch_writers(step) as seen:
-        together = zip(text.states, goal.outputs, goal.scales, strict=True)
+        together = zip(text.states, goal.outputs, goal.factors, strict=True)
         for at, (x, wanted, weight) in enumerate(together):
             run_block(model, x.to(_device(step)), layer, step.module)
             scale = weight.to(_device(step))

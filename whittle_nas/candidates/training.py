@@ -87,7 +87,7 @@ def train_part(
         error = 0.0
         for at in range(text.fitted, len(text.states)):
             given, wanted = outputs(at)
-            weighted = (given - wanted) * goal.scales[at].to(device)
+            weighted = (given - wanted) * goal.factors[at].to(device)
             error += float(weighted.double().square().sum()) / goal.power
     if not error < fitted.error:
         return fitted

@@ -39,7 +39,7 @@ def init(
     """
     from whittle_nas.cli.common import resolve_device
     from whittle_nas.cli.defaults import fitted, model_config, stage_defaults
-    from whittle_nas.search.objectives import check_metric
+    from whittle_nas.search.objectives import QUALITY, check_metric, is_cost
     from whittle_nas.space.front import parse_constraints
     from whittle_nas.train.memory import device_bytes
     from whittle_nas.weights.files import atomic_write_text
@@ -55,8 +55,9 @@ def init(
     named = dict.fromkeys(check_metric(limit.metric, "--budget") for limit in limits)
     config = model_config(checkpoint_dir)
     options = stage_defaults(config)
-    if {*named} - {"val_loss", "num_params"}:  # only what a search has measured can be a budget
-        options["search"]["objectives"] = ",".join({"val_loss": None, **named})
+    if {*named} - {*QUALITY, "num_params"}:  # only what a search has measured can be a budget
+        cost = () if any(map(is_cost, named)) else ("num_params",)
+        options["search"]["objectives"] = ",".join(dict.fromkeys(("val_loss", *named, *cost)))
     if memory_gib is None:
         memory = device_bytes(resolve_device(device))
     else:

@@ -195,12 +195,11 @@ def _make_litgpt(options: Namespace) -> None:
         if given is None or (Path(str(given)) / WEIGHTS).is_file():
             continue
         if name == "loss.teacher" and not Path(given).is_dir():
-            continue  # a word
+            continue  # `original`, `in_place`; what is neither is refused where it is used
         from whittle_nas.export.hf_in import litgpt_directory
 
         with disk_errors(None):
-            found = litgpt_directory(Path(str(given)), _say)
-        options[name] = found if name == "checkpoint_dir" else str(found)
+            options[name] = type(given)(litgpt_directory(Path(str(given)), _say))
 
 
 def _say(sentence: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from whittle_nas.cli.options import DType, Sizes
 from whittle_nas.errors import ConfigError
 
-_TURNS = 3  # over all networks
 _SMALLEST = "smallest"  # the sub-network that is shown where none is named
 _SHAPES = 12  # in shapes.png
 # For people; profile.json has the names and units of `nas search`.
@@ -254,31 +254,32 @@ def _measured(
 
     from whittle_nas.metrics import measured
 
-    repeats = -(-repeats // _TURNS)
-    times: list[list[tuple[float, float]]] = [[] for _ in subs]
-    for _ in range(_TURNS):
-        for sub, found in zip(subs, times, strict=True):
-            model = supernet.standalone(sub)
-            prefill = measured.prefill_latency(model, batch=batch, tokens=tokens, repeats=repeats)
-            # The timed tokens must still fit into the context behind the cache.
-            context = max(1, min(tokens, model.max_seq_length - repeats - 2))
-            decode = measured.decode_latency(model, batch=batch, context=context, repeats=repeats)
-            found.append((prefill.median_ms, decode.median_ms))
-    rows = []
-    for sub, found in zip(subs, times, strict=True):
+    repeats = -(-repeats // measured.TURNS)
+
+    def times(sub: Any) -> dict[str, float]:
         model = supernet.standalone(sub)
-        device = model.lm_head.weight.device
-        ids = torch.zeros(batch, tokens, dtype=torch.long, device=device)
+        prefill = measured.prefill_latency(model, batch=batch, tokens=tokens, repeats=repeats)
+        # The timed tokens must still fit into the context behind the cache.
+        context = max(1, min(tokens, model.max_seq_length - repeats - 2))
+        decode = measured.decode_latency(model, batch=batch, context=context, repeats=repeats)
+        return {"latency_ms": prefill.median_ms, "decode_ms_per_token": decode.median_ms}
+
+    def peak(sub: Any) -> int:
+        model = supernet.standalone(sub)
+        ids = torch.zeros(batch, tokens, dtype=torch.long, device=model.lm_head.weight.device)
         with torch.inference_mode():
-            peak = measured.peak_memory_bytes(lambda model=model, ids=ids: model(ids), device)
-        prefill, decode = map(min, zip(*found, strict=True))
-        rows.append({
-            "latency_ms": prefill,
-            "decode_ms_per_token": decode,
-            "decode_tokens_per_s": batch * 1e3 / decode,
-            "activation_bytes": peak,
-        })  # fmt: skip
-    return rows
+            return measured.peak_memory_bytes(lambda: model(ids), ids.device)
+
+    return [
+        found
+        | {
+            "decode_tokens_per_s": batch * 1e3 / found["decode_ms_per_token"],
+            "activation_bytes": peak(sub),
+        }
+        for sub, found in zip(
+            subs, measured.in_turn([partial(times, s) for s in subs]), strict=True
+        )
+    ]
 
 
 def _print(rows: list[dict[str, Any]], subs: dict[str, Any], title: str) -> None:

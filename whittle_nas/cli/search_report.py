@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
@@ -14,7 +13,7 @@ from whittle_nas.plots import plot_front, plot_shapes
 from whittle_nas.search import budgets, html, rounds
 from whittle_nas.search.objectives import REPAIR
 from whittle_nas.search.options import Method
-from whittle_nas.search.request import TABLE, Request
+from whittle_nas.search.request import Request
 from whittle_nas.search.results import (
     best_per_budget,
     candidates,
@@ -28,7 +27,6 @@ from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.files import atomic_write_text
 
 _SHAPES = 6  # of a front, in shapes.png
-_RANKS = 0.8  # rank correlation below which a latency table was measured on a busy machine
 
 
 @contextmanager
@@ -80,7 +78,11 @@ def report(request: Request, outcome: Outcome) -> None:
         )
     for name, how in outcome.front.how_measured.items():
         if name.endswith("of the latency table"):
-            print(_about_table(name, how, request))
+            print(
+                f"{name}: {how['sum_error']:.1%} off {how['networks']} whole networks as a sum, "
+                f"{how['corrected_error']:.1%} corrected (medians), rank correlation "
+                f"{how['rank_correlation']:.3f}; the front was timed whole"
+            )
     _print_repair(outcome.trials)
     if outcome.recovered is not None:
         _print_recovered(outcome.recovered)
@@ -126,22 +128,6 @@ def _print_front(request: Request, outcome: Outcome) -> None:
     title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
     path = request.out_dir / "front.html"
     print_table(["index", *request.objectives, *varied], rows, title, all_in=path)
-
-
-def _about_table(name: str, how: dict[str, Any], request: Request) -> str:
-    """How far a latency table is from whole networks, and what to do if it is too far."""
-    found = (
-        f"{name}: {how['sum_error']:.1%} off {how['networks']} whole networks as a sum, "
-        f"{how['corrected_error']:.1%} corrected (medians), rank correlation "
-        f"{how['rank_correlation']:.3f}; the front was timed whole"
-    )
-    if how["rank_correlation"] >= _RANKS:
-        return found
-    table = request.costs.latency_table or request.out_dir / TABLE
-    return (
-        f"{found}\nwarning: times that rank networks so badly were measured on a busy machine: "
-        f"remove {table} and search again, with --overwrite true, while it is quiet"
-    )
 
 
 def _print_programs(request: Request) -> None:

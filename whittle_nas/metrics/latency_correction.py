@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 # what it measured a minute later, so it has to be clearly better, and sums to be off at all.
 _FORMS = (np.array([[1.0, 1.0, 0.0]]), np.eye(3))
 _CLEARLY = 0.7
+_RANKS = 0.8  # Spearman's; below, parts were timed while the machine was busy
 _GOOD_ENOUGH = 0.03
 
 
@@ -33,6 +34,11 @@ class Accuracy:
     corrected_error: float
     rank_correlation: float
     coefficients: tuple[float, float, float]
+
+    @property
+    def ranks(self) -> bool:
+        """Whether networks come in the order of their times, as on a quiet machine they do."""
+        return self.rank_correlation >= _RANKS
 
 
 def sums_are_right(parts: np.ndarray, whole: np.ndarray) -> bool:

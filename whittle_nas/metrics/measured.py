@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,33 @@ def time_runs(run: Callable[[], Any], device: torch.device, *, warmup: int, repe
         _synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
     return Timing(statistics.median(times), repeats)
+
+
+def in_turn(
+    timings: Sequence[Callable[[], Mapping[str, float]]],
+    *,
+    on_progress: Callable[[int], object] = lambda _: None,
+) -> list[dict[str, float]]:
+    """Times that are compared with one another: all are taken in turn, the fastest turn counts.
+
+    Machines get slower and faster by a fifth within minutes.
+
+    Args:
+        timings: of one network each: times by name.
+        on_progress: is told how many are left.
+
+    Returns:
+        For each, the lowest of its times by name.
+    """
+    found: list[dict[str, float]] = [{} for _ in timings]
+    left = TURNS * len(timings)
+    for _ in range(TURNS):
+        for timing, times in zip(timings, found, strict=True):
+            for name, time_ in timing().items():
+                times[name] = min(time_, times.get(name, time_))
+            left -= 1
+            on_progress(left)
+    return found
 
 
 @torch.inference_mode()

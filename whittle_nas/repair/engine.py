@@ -58,7 +58,7 @@ def repair(
 
     With what the slices of a layer get wrong, e (n, R), and its inputs a (n, C) on n tokens, its
     weight is changed by the minimum of |e - a W^T|^2 + ridge |W|^2, every token weighted by what
-    the next norm divides it by (`calibration.steps.seen_scale`). The last tokens are held back.
+    the next norm divides it by (`calibration.steps.token_factor`). The last tokens are held back.
     They choose for every layer the ridge, whether it makes up for the errors of the blocks before
     it or only for its own, and whether it is changed at all; and in the end, whether the whole
     sub-network is. Where text is short, a second pass lets every layer make up for its own error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from whittle_nas.calibration import Stream, run_block
-from whittle_nas.calibration.steps import Step, nats, seen_scale, steps, watch_writers
+from whittle_nas.calibration.steps import Step, nats, steps, token_factor, watch_writers
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.least_squares import Choice, NormalEquations, best_step
 from whittle_nas.repair.options import RepairOptions
@@ -202,7 +202,7 @@ class Lockstep:
                     _select(seen.inputs[p.name], c) for p, c in zip(parts, columns, strict=True)
                 ]
                 given = _sum([writer(a) for writer, a in zip(writers, kept, strict=True)])
-                scale = seen_scale(pair.narrow, wanted, self._x.states[batch][..., : self._k])
+                scale = token_factor(pair.narrow, wanted, self._x.states[batch][..., : self._k])
                 _add(own[batch >= self._fitted], kept, wanted - given, _biased(writers), scale)
         return own, outputs
 
@@ -239,7 +239,9 @@ class Lockstep:
                 else:
                     wanted = x[..., : self._k] - after
                 inputs = [seen.inputs[part.name] for part in parts]
-                scale = seen_scale(pair.narrow, outputs[batch] if outputs else x, x[..., : self._k])
+                scale = token_factor(
+                    pair.narrow, outputs[batch] if outputs else x, x[..., : self._k]
+                )
                 _add(equations[batch >= self._fitted], inputs, wanted, _biased(writers), scale)
         return equations
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.metrics.latency_correction import Accuracy
-from whittle_nas.metrics.latency_parts import ROUNDS, Load, Phase
+from whittle_nas.metrics.latency_parts import Load, Phase
 from whittle_nas.metrics.latency_table import LatencyTable
+from whittle_nas.metrics.measured import in_turn
 from whittle_nas.search.objectives import ANALYTIC
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.info import SupernetInfo
@@ -96,25 +97,19 @@ class Costs:
     def whole(
         self, subs: Sequence[SubNetwork], on_progress: Callable[[int], object] = lambda _: None
     ) -> list[dict[str, float]]:
-        """The wanted times of each, measured on the sub-network as one model.
-
-        All are timed in turn, and the fastest turn of each counts: machines get slower and faster
-        by a fifth within minutes, and the times are compared with one another.
+        """The wanted times of each, measured in turn on the sub-networks as models.
 
         Args:
             subs: sub-networks.
             on_progress: is told how many timings are left.
         """
-        found: list[dict[str, float]] = [{} for _ in subs]
-        left = ROUNDS * len(subs) if self._tables else 0
-        for _ in range(ROUNDS if left else 0):
-            for sub, times in zip(subs, found, strict=True):
-                for name, (table, phase) in self._tables.items():
-                    once = table.whole(sub, phase, rounds=1)
-                    times[name] = min(once, times.get(name, once))
-                left -= 1
-                on_progress(left)
-        return found
+        if not self._tables:
+            return [{} for _ in subs]
+        return in_turn([partial(self._once, sub) for sub in subs], on_progress=on_progress)
+
+    def _once(self, sub: SubNetwork) -> dict[str, float]:
+        tables = self._tables.items()
+        return {name: table.whole(sub, phase, rounds=1) for name, (table, phase) in tables}
 
     def calibrate(self, subs: Sequence[SubNetwork], on_progress: Callable[[], object]) -> None:
         """Fit the correction of a table that has none; half of the networks are often enough."""

@@ -136,12 +136,16 @@ class Request:
         dtype = self.dtype or self.checkpoint.state_dict()["lm_head.weight"].dtype
         return Load(self.costs.batch, tokens, self.device, dtype)
 
+    @property
+    def table(self) -> Path:
+        """The file of the latency table."""
+        return self.costs.latency_table or self.out_dir / TABLE
+
     def make_costs(self) -> Costs:
         """Costs of every sub-network."""
         measured = [name for name in self.wanted if name in MEASURED]
-        table = self.costs.latency_table or self.out_dir / TABLE
         config, info = self.checkpoint.config, self.checkpoint.info
-        return Costs(config, info, self.load, measured=measured, table=table)
+        return Costs(config, info, self.load, measured=measured, table=self.table)
 
     def first(self) -> list[SubNetwork]:
         """What is tried first: the ends of the space, fewer layers, and the grid that was trained.

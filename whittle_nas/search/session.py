@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -179,15 +179,21 @@ class Session:
         return ahead, recorded
 
     def _calibrate(self) -> None:
-        """Time whole networks for a new latency table."""
+        """Time whole networks for a new latency table; a table that ranks badly is told."""
         request, count = self.request, self.request.costs.calibrate
-        if not self.costs.is_measured or not count:
-            return
-        subs = calibration_networks(request.space, count, request.seed)
-        steps = iter(range(10**9))
-        self.costs.calibrate(
-            subs, lambda: self._listener.on_step("timing whole networks", count - next(steps) - 1)
-        )
+        if self.costs.is_measured and count:
+            subs = calibration_networks(request.space, count, request.seed)
+            left = iter(range(count - 1, -1, -1))
+            self.costs.calibrate(
+                subs, lambda: self._listener.on_step("timing whole networks", next(left))
+            )
+        for name, accuracy in self.costs.accuracies().items():
+            if not accuracy.ranks:
+                self._listener.warn(
+                    f"{name}: the times of {request.table} rank whole networks at "
+                    f"{accuracy.rank_correlation:.2f}: they were measured on a busy machine; "
+                    "remove the file and search again, with --overwrite true, while it is quiet"
+                )
 
     def _search(
         self, pool: Pool, ahead: int, on_trial: Callable[[Trial], None]
@@ -232,7 +238,7 @@ class Session:
                 f"evaluated{f' within --constraints {limits}' if limits else ''}; raise "
                 "--num_trials and --resume, or relax the constraints"
             )
-        measured = self._timed(self._on_all_data(pool, members))
+        measured, whole = self._timed(self._on_all_data(pool, members))
         kept = front_of(measured, request.objectives, request.constraints)
         if not kept:
             self._listener.warn(
@@ -242,16 +248,18 @@ class Session:
             kept = front_of(measured, request.objectives, ())
         how = request.how_measured(len(trials), self.costs.accuracies())
         front = self._as_front(request.objectives, kept, how)
-        return replace(front, whole={"metrics": self._whole(pool, measured)})
+        return replace(front, whole={"metrics": self._whole(pool, measured, whole)})
 
-    def _whole(self, pool: Pool, measured: Sequence[Trial]) -> dict[str, float]:
+    def _whole(
+        self, pool: Pool, measured: Sequence[Trial], times: Mapping[str, float]
+    ) -> dict[str, float]:
         """Metrics of the whole model, like those of the front; without quality if it fails."""
         full = SubNetwork.from_config(self.request.checkpoint.config)
         if (found := next((t for t in measured if t.sub == full), None)) is not None:
             return dict(found.metrics)
         pool.submit(Job(0, full, whole=True))
         self._listener.on_step("the whole model", 0)
-        return {**pool.next()[1].metrics, **self.costs.of(full), **self.costs.whole([full])[0]}
+        return {**pool.next()[1].metrics, **self.costs.of(full), **times}
 
     def _as_front(
         self, objectives: tuple[str, ...], trials: Sequence[Trial], how: dict[str, Any]
@@ -315,12 +323,15 @@ class Session:
             for number, trial in enumerate(members)
         ]
 
-    def _timed(self, members: Sequence[Trial]) -> list[Trial]:
-        """The same trials, with times of whole models in place of the table's."""
-        times = self.costs.whole(
-            [trial.sub for trial in members], partial(self._listener.on_step, "timing the front")
-        )
-        return [
-            replace(trial, metrics={**trial.metrics, **found})
-            for trial, found in zip(members, times, strict=True)
-        ]
+    def _timed(self, members: Sequence[Trial]) -> tuple[list[Trial], dict[str, float]]:
+        """The same trials, with times of whole networks in place of the table's.
+
+        Returns:
+            The trials, and the times of the whole model, to which budgets are compared.
+        """
+        full = SubNetwork.from_config(self.request.checkpoint.config)
+        subs = list(dict.fromkeys([*(trial.sub for trial in members), full]))
+        times = self.costs.whole(subs, partial(self._listener.on_step, "timing the front"))
+        found = dict(zip(subs, times, strict=True))
+        timed = [replace(t, metrics={**t.metrics, **found[t.sub]}) for t in members]
+        return timed, found[full]
