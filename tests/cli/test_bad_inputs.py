@@ -486,6 +486,8 @@ OPTIONS = [
         ("--constraints 'speed <= 3'", "'speed'"),
         ("--constraints 'num_params <= 1'", "nearest attainable"),
         ("--constraints 'num_params >= 9e9, flops <= 1'", "nearest attainable"),
+        ("--budgets 'latency_ms <= 80%'", "add latency_ms to --objectives"),
+        ("--budgets 'speed <= 80%'", "'speed'"),
         ("--method magic", "magic"),
         ("--num_trials 0", "--num_trials 0"),
         ("--num_trials 1.5", "num_trials"),

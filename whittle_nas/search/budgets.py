@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import yaml
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.front import Front, FrontEntry, entries_under, parse_amount
+from whittle_nas.search.objectives import ANALYTIC, QUALITY, check_metric
+from whittle_nas.space.front import (
+    Front,
+    FrontEntry,
+    entries_under,
+    parse_amount,
+    parse_constraints,
+)
 
 FILE_NAME = "picks.yaml"
 METRIC = "num_params"  # of a budget that names none
@@ -38,6 +45,26 @@ def parse_budgets(text: str | Sequence[str] | None) -> dict[str, str]:
         name = re.sub(r"[^\w.+=-]+", "_", f"{metric}-{amount.rstrip('%')}")
         found[name] = limit
     return found
+
+
+def check_budgets(budgets: Mapping[str, str], measured: Collection[str]) -> None:
+    """Whether the front will have what budgets name: found out after the search, it is too late.
+
+    Args:
+        budgets: of `parse_budgets`.
+        measured: metrics among the objectives and constraints; what follows from sizes, and loss
+            with perplexity, come with them.
+
+    Raises:
+        ConfigError: for a metric that is unknown, or that the search does not measure.
+    """
+    known = {*measured, *ANALYTIC, *(QUALITY if {*QUALITY} & {*measured} else ())}
+    for limit in parse_constraints(list(budgets.values()), option="--budgets"):
+        if check_metric(limit.metric, "--budgets") not in known:
+            raise ConfigError(
+                f"--budgets: {limit} is about something that this search does not measure: add "
+                f"{limit.metric} to --objectives"
+            )
 
 
 def pick_budgets(
