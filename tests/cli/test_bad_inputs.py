@@ -470,6 +470,7 @@ OPTIONS = [
         ("--trainer.callbacks '[{class_path: os.path}]'", "os.path"),
         ("--trainer.callbacks [3]", "3"),
         ("--validation.num_networks 0", "num_networks"),
+        ("--loss.teacher orignal", "loss.teacher=orignal must be original, in_place or"),
         ("--num_workers -1", "num_workers"),
         (f"--seed {10**30}", "seed"),
         ("--require_importance true", "not sorted"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from whittle_nas.errors import ConfigError, at_least
@@ -85,6 +86,11 @@ class LossOptions:
         at_least("loss.ce_weight", self.ce_weight or 0, 0)
         at_least("loss.kd_weight", self.kd_weight, 0)
         at_least("loss.hidden_weight", self.hidden_weight, 0)
+        if self.teacher not in (ORIGINAL, IN_PLACE) and not Path(self.teacher).is_dir():
+            raise ConfigError(
+                f"loss.teacher={self.teacher} must be {ORIGINAL}, {IN_PLACE} or the directory of a "
+                "checkpoint"
+            )
         if self.teacher_top_k is not None:
             at_least("loss.teacher_top_k", self.teacher_top_k, 1)
             if self.distillation is not Distillation.forward_kl:
