@@ -74,8 +74,7 @@ stage sorted nas importance --checkpoint_dir "$checkpoint" --device "$device" \
   --layer_order greedy --layer_blocks "$order_blocks" ${IMPORTANCE:-}
 sorted="--checkpoint_dir $out/sorted --device $device --dtype $dtype"
 load="--costs.batch 1 --costs.tokens 256"
-for route in $routes; do
-  searched=$out/searched-$route
+for route in $routes; do # all timing first, one after the other
   search="$sorted --objectives val_loss,latency_ms $load --resume true
     $text --data.num_blocks $search_blocks --search_blocks $search_blocks"
   case "$route" in
@@ -88,10 +87,15 @@ for route in $routes; do
     *) echo "ROUTES: $route must be mixed, depth or per-layer" >&2; exit 2 ;;
   esac
   stage "searched-$route" nas search $search $ways --budgets "$budgets" ${SEARCH:-}
+done
+$tool collect "$out" $routes # all choices in one file, for one measurement
+stage profiled nas profile --checkpoint_dir "$out/sorted" --subnetworks "$out/picks.yaml" \
+  --batch 1 --tokens 256 --device "$device" --dtype "$dtype"
+for route in $routes; do
   repair=--repair\ true # the parts of a library are repaired already
   [ "$route" != per-layer ] || repair=
   stage "trained-$route" nas finetune --checkpoint_dir "$out/sorted" --resume true $text \
-    --subnetworks "$searched/picks.yaml" $repair --weights all --optimizer.lr 1e-4 --batch_size $batch \
+    --subnetworks "$out/searched-$route/picks.yaml" $repair --weights all --optimizer.lr 1e-4 --batch_size $batch \
     --trainer.max_steps "$steps" --optimizer.warmup_steps $((steps / 10)) --trainer.log_every_n_steps 5 \
     --trainer.accelerator "$loader" --trainer.precision "$precision" \
     --validation.num_samples 16 --validation.every_n_steps "$steps" ${FINETUNE:-}
@@ -99,9 +103,6 @@ done
 score="--device $device --dtype $dtype --tasks $tasks --include_path $task_path --limit $limit
   --data.files $test --data.block_size 512 --data.num_blocks $test_blocks"
 stage evaluated nas evaluate --checkpoint_dir "$checkpoint" $score ${EVALUATE:-}
-$tool collect "$out" $routes # all choices in one file, for one measurement
-stage profiled nas profile --checkpoint_dir "$out/sorted" --subnetworks "$out/picks.yaml" \
-  --batch 1 --tokens 256 --device "$device" --dtype "$dtype"
 for name in $($tool names "$out"); do
   trained=$out/trained-${name/+//} # route+pick
   stage "evaluated-$name" nas evaluate --checkpoint_dir "$trained" $score ${EVALUATE:-}
