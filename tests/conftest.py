@@ -58,6 +58,28 @@ FAMILIES = {
     "OLMo-1B-hf": {**_MHA, "intermediate_size": 72},
     "falcon-40b": {**_GQA, "intermediate_size": 80},
 }  # fmt: skip
+# LayerNorm with biases and parallel blocks, grouped queries that rotate, norms on both sides, one
+# key head, norms of queries and keys, norms behind. The rest are tried with the slow tests.
+QUICK = (
+    "pythia-160m", "pythia-14m", "Llama-3.1-8B", "Gemma-2-2b", "falcon-7b", "Qwen3-0.6B",
+    "OLMo-2-1124-7B",
+)  # fmt: skip
+
+
+SLOW = {  # parameter of a test -> is this value of it slow?
+    "family": lambda family: family not in QUICK,
+    "method": lambda method: method == "surrogate",
+    "directory": lambda tokenizer: tokenizer == "neox20b",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is tried with a value of `SLOW`."""
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if any(name in given and slow(given[name]) for name, slow in SLOW.items()):
+            item.add_marker(pytest.mark.slow)
 
 
 def tiny_config(family: str, **changes) -> Any:

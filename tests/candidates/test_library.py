@@ -207,6 +207,7 @@ def test_compressed_parts_are_scored_counted_and_kept_dense(made):
         net.standalone(sub)
 
 
+@pytest.mark.slow
 def test_losses_around_a_network_are_those_of_its_neighbours(made):
     net, library = made("SmolLM2-135M")
     centre = (1, 0, 2, 1, 0, 2)  # layer 1 without attention, layer 2 without MLP

@@ -77,6 +77,7 @@ def test_any_rank_is_merged_after_the_training(tmp_path, checkpoint_dir, text, c
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_what_has_no_ranks_is_refused(tmp_path, checkpoint_dir, text, capsys):
     out = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "no"]
     learn = ["finetune", *out, "--data.files", text, "--lora.ranks", "[8]"]

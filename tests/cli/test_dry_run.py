@@ -34,6 +34,7 @@ def plan(command, *words):
     return plan_of(command, parser.instantiate_classes(options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_what_ships_fits_80_gb(folder, tmp_path, monkeypatch):
     """One device, or as many as the config names; what runs on the host needs no device."""

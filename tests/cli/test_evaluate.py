@@ -102,6 +102,7 @@ def test_a_module_is_scored_on_its_validation_split(common, tmp_path, capsys):
     assert about["num_blocks"] < whole / 2
 
 
+@pytest.mark.slow
 def test_every_way_to_choose_has_its_labels(common, front_file, checkpoint_dir, tmp_path):
     def labels(*options: object) -> set[str]:
         assert nas("evaluate", *common, "--tasks", "tiny_choice", *options) == 0
@@ -120,6 +121,7 @@ def test_every_way_to_choose_has_its_labels(common, front_file, checkpoint_dir, 
     assert labels("--subnetworks", subnetworks) == {"sub-0"}
 
 
+@pytest.mark.slow
 def test_an_exported_checkpoint_gives_the_numbers_of_its_source(common, checkpoint_dir, tmp_path):
     sizes = ["--subnetwork.n_layer", 2, "--subnetwork.n_embd", 32]
     exported = tmp_path / "exported"
@@ -165,6 +167,7 @@ def test_bad_input_is_one_sentence(common, capsys, options, message):
     assert message in fails(capsys, *common, *options)
 
 
+@pytest.mark.slow
 def test_a_front_of_other_weights_is_refused(common, front_file, tmp_path, capsys):
     options = [*common, "--tasks", "tiny_choice", "--front", front_file]
     assert "--index 7" in fails(capsys, *options, "--index", 7)
@@ -311,6 +314,7 @@ def test_every_config_is_understood(path):
         assert str(options.front.parent) == searched["out_dir"]
 
 
+@pytest.mark.slow
 def test_config_of_the_bundled_checkpoint_runs(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)

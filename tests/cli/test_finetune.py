@@ -93,6 +93,7 @@ def test_the_result_is_the_trained_super_network(tmp_path, checkpoint_dir, text,
     assert all(torch.equal(t, repeated[n]) for n, t in trained.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_merged_weights_have_the_loss_that_training_showed(tmp_path, checkpoint_dir, text):
     from whittle_nas.train.sampling import validation_networks
 
@@ -204,6 +205,7 @@ def test_a_cascade_goes_on_from_what_the_larger_network_has_learnt(
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights("out").items())
 
 
+@pytest.mark.slow
 def test_one_network_is_no_super_network(tmp_path, checkpoint_dir, text, capsys):
     """`standard` trains the whole model alone: nothing else is validated, printed or promised."""
     out_dir = tmp_path / "out"
@@ -235,6 +237,7 @@ def test_fixed_members_are_what_is_validated(tmp_path, checkpoint_dir, text):
     assert networks["member_0"]["n_layer"] == 1
 
 
+@pytest.mark.slow
 def test_a_space_that_was_fitted_to_the_model_is_the_default(tmp_path, checkpoint_dir, text):
     config = litgpt.Config.from_file(checkpoint_dir / "model_config.yaml")
     spec = {"n_layer": {"min": config.n_layer - 1, "max": config.n_layer}}
@@ -248,6 +251,7 @@ def test_a_space_that_was_fitted_to_the_model_is_the_default(tmp_path, checkpoin
     assert networks["smallest"]["n_embd"] == config.n_embd
 
 
+@pytest.mark.slow
 def test_a_whole_model_that_got_worse_is_told(tmp_path, checkpoint_dir, text, capsys):
     common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
     harmful = ["--optimizer.lr", 1.0, "--optimizer.warmup_steps", 0]
@@ -272,6 +276,7 @@ def test_all_weights_in_bfloat16_are_refused(tmp_path, checkpoint_dir, text, cap
     assert "bf16-mixed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_instructions_with_masked_prompts(tmp_path, checkpoint_dir, instructions, packing):
     out_dir = tmp_path / "out"
@@ -310,6 +315,7 @@ def test_every_sampler_trains_and_its_grid_trains_again(tmp_path, checkpoint_dir
     assert nas(*common, "--out_dir", tmp_path / "again", *again) == 0
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_keeps_the_stored_number_format(tmp_path, checkpoint_dir, text):
     path = checkpoint_dir / "lit_model.pth"
     stored = {name: t.bfloat16() for name, t in torch.load(path).items()}
@@ -327,6 +333,7 @@ def test_full_fine_tuning_keeps_the_stored_number_format(tmp_path, checkpoint_di
     assert not (out_dir / "lit_model.pth.lora").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_prints_memory_and_writes_nothing(tmp_path, checkpoint_dir, text, capsys):
     common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
     assert nas(*common, *text_options(text), "--trainer.fast_dev_run", "true") == 0
@@ -417,6 +424,7 @@ class Terminate(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_and_its_rerun_say_how_to_go_on(tmp_path, checkpoint_dir, text, capsys):
     common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out"]
     common += [*text_options(text), *SMALL]

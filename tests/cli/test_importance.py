@@ -193,6 +193,7 @@ def test_layer_order_and_neurons_can_be_chosen(checkpoint_dir, text, tmp_path):
         assert kept["layer_order"] == more[1]
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_from_its_record(checkpoint_dir, text, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert run(checkpoint_dir, first, text) == 0
@@ -289,6 +290,7 @@ def test_every_config_is_valid(path):
     assert Config.from_name(options.checkpoint_dir.name).n_layer > 1
 
 
+@pytest.mark.slow
 def test_the_mixes_are_valid(shared_data, bundled):
     """Both parse; the one of local files is read, and every source is there."""
     folder = Path(__file__).parents[2] / "whittle_nas" / "configs" / "data"

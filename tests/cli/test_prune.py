@@ -168,6 +168,7 @@ def test_smaller_models_are_ordinary_checkpoints(method, checkpoint_dir, tmp_pat
     assert not {key for key in found if f"`{key}`" not in documented}
 
 
+@pytest.mark.slow
 def test_shortcut_matrices_run_in_evaluate_and_profile_only(checkpoint_dir, tmp_path, text, capsys):
     out = tmp_path / "out"
     assert run(checkpoint_dir, out, text, "--method", "slicegpt", "--sparsity", "0.3") == 0

@@ -121,6 +121,7 @@ def test_wrong_input_is_one_sentence(common, arguments, words, capsys):
     assert words in error
 
 
+@pytest.mark.slow
 def test_sizes_that_were_not_trained_are_named(common, checkpoint_dir, capsys):
     info = SupernetInfo((0, 1, 2), search_space={"n_embd": [24, 48], "n_layer": [2, 3]})
     (checkpoint_dir / "supernet.yaml").write_text(info.dump())

@@ -173,6 +173,7 @@ def check_task(name: str, limit: int, stories: Path, stories_hf: Path, shared_da
         compare([r[0] for r in one["resps"]], [r[0] for r in other["resps"]])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_at_root")
 @pytest.mark.parametrize("name", ["local_story_next", "local_arc_easy"])
 def test_12_items_of_stories_have_hflms_scores(name, stories, stories_hf, shared_data):
@@ -216,6 +217,7 @@ def test_generation_equals_hugging_face_generate(stories, stories_hf):
         assert len(text) > 100
 
 
+@pytest.mark.slow
 def test_in_place_equals_exported(stories, tmp_path):
     sub = resized(load_supernet(stories).full, **SUB)
     requests = instances("loglikelihood", choices())

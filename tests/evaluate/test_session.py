@@ -75,6 +75,7 @@ def test_an_interruption_while_writing_leaves_nothing(session, subnetworks, monk
     assert session.find(pair) is not None
 
 
+@pytest.mark.slow
 def test_reused_questions_give_the_same_results(session, subnetworks, task_folder):
     """The questions are built for the first sub-network and asked again of the others."""
     first, second, _ = subnetworks

@@ -35,11 +35,11 @@ def exported(model, out_dir, **options):
     return target, loaded
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_are_litgpts(name, tmp_path):
-    target, _ = exported(tiny(name), tmp_path)
-    assert target.model_type == FAMILIES[name][1]
-    if name != "Gemma-2-27b":  # see below
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_litgpts(family, tmp_path):
+    target, _ = exported(tiny(family), tmp_path)
+    assert target.model_type == FAMILIES[family][1]
+    if family != "Gemma-2-27b":  # see below
         assert (target.query_scale, target.notes) == (1.0, ())
 
 
@@ -75,13 +75,13 @@ def test_logits_of_a_sub_network(name, sizes, model_type, tmp_path):
     assert (target.query_scale == 1.0) == keeps_scale
 
 
-@pytest.mark.parametrize("name", sorted(ROTATING & FAMILIES.keys()))
-def test_a_rotated_model_is_an_ordinary_one(name, tmp_path):
+@pytest.mark.parametrize("family", sorted(ROTATING & FAMILIES.keys()))
+def test_a_rotated_model_is_an_ordinary_one(family, tmp_path):
     """Its sub-networks with norm factors too: nothing in the files says that it was rotated."""
-    plain = tiny(name)
+    plain = tiny(family)
     turned = moved(plain, random_bases(plain.config))
     target, _ = exported(turned, tmp_path)
-    assert target.model_type == FAMILIES[name][1]
+    assert target.model_type == FAMILIES[family][1]
     narrow = scaled(turned).standalone(narrowed_stream(plain.config, 0.75))
     exported(narrow, tmp_path)
 
@@ -109,17 +109,17 @@ def test_attention_is_scaled_as_in_llama_cpp(name, n_layer, divisor):
     assert target.query_scale == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["Llama-3.2-1B", "Gemma-2b", "pythia-14m", "falcon-7b", "phi-2"])
-def test_equal_tables_are_stored_once(name, tmp_path):
-    model = tiny(name)
+@pytest.mark.parametrize("family", ["Llama-3.2-1B", "Gemma-2b", "pythia-14m", "falcon-7b", "phi-2"])
+def test_equal_tables_are_stored_once(family, tmp_path):
+    model = tiny(family)
     model.lm_head.weight.copy_(model.transformer.wte.weight)
     exported(model, tmp_path)
     written = load_file(tmp_path / "model.safetensors")
-    everything = dict(to_hf(model.config, model.state_dict(), model_type=FAMILIES[name][1]))
+    everything = dict(to_hf(model.config, model.state_dict(), model_type=FAMILIES[family][1]))
     assert everything.keys() - written.keys() <= {"lm_head.weight", "embed_out.weight"}
     assert len(everything) - len(written) == 1
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
-    back = from_hf(model.config, written, model_type=FAMILIES[name][1])
+    back = from_hf(model.config, written, model_type=FAMILIES[family][1])
     assert torch.equal(back["lm_head.weight"], model.lm_head.weight)
 
 

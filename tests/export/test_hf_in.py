@@ -32,9 +32,9 @@ def check_converted(model, directory: Path):
     return loaded.config
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_stay(name, tmp_path):
-    model = tiny(name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_stay(family, tmp_path):
+    model = tiny(family)
     check_converted(model, written(model, tmp_path / "some-model"))
 
 

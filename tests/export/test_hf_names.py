@@ -77,10 +77,10 @@ def test_what_has_no_counterpart_is_refused_before_any_work(name, changes, messa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_name_map_in_both_directions(name):
-    model = tiny(name)
-    weights, way = model.state_dict(), {"model_type": FAMILIES[name][1]}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_name_map_in_both_directions(family):
+    model = tiny(family)
+    weights, way = model.state_dict(), {"model_type": FAMILIES[family][1]}
     back = from_hf(model.config, dict(to_hf(model.config, weights, **way)), **way)
     assert back.keys() == weights.keys()
     for key, tensor in weights.items():
@@ -88,17 +88,17 @@ def test_name_map_in_both_directions(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["Llama-2-7b-hf", "Qwen2.5-0.5B", "Qwen3-0.6B", "OLMo-2-1124-7B", "Gemma-3-4b-it"]
+    "family", ["Llama-2-7b-hf", "Qwen2.5-0.5B", "Qwen3-0.6B", "OLMo-2-1124-7B", "Gemma-3-4b-it"]
 )
-def test_query_scale_in_both_directions(name):
-    model = tiny(name)
-    weights, way = model.state_dict(), {"model_type": FAMILIES[name][1], "query_scale": 0.7}
+def test_query_scale_in_both_directions(family):
+    model = tiny(family)
+    weights, way = model.state_dict(), {"model_type": FAMILIES[family][1], "query_scale": 0.7}
     written = dict(to_hf(model.config, weights, **way))
     back = from_hf(model.config, written, **way)
     for key, tensor in weights.items():
         torch.testing.assert_close(back[key], tensor)
     changed = {"q_norm"} if model.config.norm_qk else {"q_proj"}
-    plain = dict(to_hf(model.config, weights, model_type=FAMILIES[name][1]))
+    plain = dict(to_hf(model.config, weights, model_type=FAMILIES[family][1]))
     assert {
         key.split(".")[-2] for key in plain if not torch.equal(plain[key], written[key])
     } == changed
@@ -121,13 +121,13 @@ LITGPTS_CONVERTERS = {
 }  # litgpt 0.5.13's own map for OLMo-2 raises a KeyError on post_attention_norm
 
 
-@pytest.mark.parametrize("name", LITGPTS_CONVERTERS)
-def test_name_map_is_litgpts(name):
-    model = tiny(name)
+@pytest.mark.parametrize("family", LITGPTS_CONVERTERS)
+def test_name_map_is_litgpts(family):
+    model = tiny(family)
     weights, expected = model.state_dict(), {}
-    LITGPTS_CONVERTERS[name](model.config, expected, weights)
-    found = dict(to_hf(model.config, weights, model_type=FAMILIES[name][1]))
-    if name.startswith("Gemma"):  # litgpt assumes that these are tied
+    LITGPTS_CONVERTERS[family](model.config, expected, weights)
+    found = dict(to_hf(model.config, weights, model_type=FAMILIES[family][1]))
+    if family.startswith("Gemma"):  # litgpt assumes that these are tied
         del found["lm_head.weight"]
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():

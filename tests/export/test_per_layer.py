@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import FAMILIES, fill_random, tiny_config
+from tests.conftest import fill_random, tiny_config
 from tests.weights.test_per_layer import members
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.checkpoint import plan_export, write_export
@@ -38,12 +38,6 @@ def exported(source, sub, tmp_path, **options):
     return out_dir, planned
 
 
-# The rest of the families differ from these in nothing that sizes touch.
-QUICK = ("pythia-160m", "Llama-3.1-8B", "Gemma-2-2b", "falcon-7b", "OLMo-2-1124-7B", "Qwen3-0.6B")
-QUICK_FIRST = [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
-
-
-@pytest.mark.parametrize("family", QUICK_FIRST, indirect=True)
 @torch.inference_mode()
 def test_directories_of_their_own_and_padded_ones(tiny_gpt, tmp_path):
     source, supernet = checkpoint(tiny_gpt, tmp_path), SuperNetwork(tiny_gpt)

@@ -46,6 +46,7 @@ def test_losses_are_those_of_the_model_without_the_layer(kind):
     assert loss_of(model, tokens, kept=kept, batch_size=2) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("min_layers", [1, 3])
 def test_greedy_drops_the_cheapest_layer_each_time(min_layers, bundled):
     """On a trained model, whose layers differ in what they are worth."""
@@ -76,6 +77,7 @@ def test_greedy_with_every_layer_on_the_shortlist_is_exact(monkeypatch):
         kept.remove(layer)
 
 
+@pytest.mark.slow
 def test_fewer_layers_run_than_by_trying_them_all():
     model = narrow_model("Llama-3.1-8B", 16)
     blocks = Counter()

@@ -71,6 +71,7 @@ def test_the_best_under_each_budget_is_written(searched):
         assert sizes == {k: v for k, v in best["subnetwork"].items() if k != "layers"}
 
 
+@pytest.mark.slow
 def test_other_commands_read_the_file(searched, bundled, tmp_path, capsys):
     source = ["--checkpoint_dir", bundled, "--subnetworks", searched / "picks.yaml"]
     assert nas("profile", *source, "--measure", "false") == 0

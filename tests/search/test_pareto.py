@@ -48,6 +48,7 @@ def test_improvement_is_the_difference(objectives):
     assert improvement(candidates, front, reference) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_expected_growth_against_sampling():
     rng = np.random.default_rng(4)
     seen = rng.uniform(0, 1, (10, 2))

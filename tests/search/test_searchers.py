@@ -130,6 +130,7 @@ def test_better_than_random(method, problem):
     assert area(method) > area(Method.random)
 
 
+@pytest.mark.slow
 def test_three_objectives(problem):
     three = replace(
         problem,

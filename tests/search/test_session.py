@@ -110,6 +110,7 @@ def test_interrupted_and_resumed_is_uninterrupted(request_, tmp_path, method):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_search_is_extended(request_, tmp_path):
     Session(replace(request_, num_trials=9)).run(resume=False)
     Session(request_).run(resume=True)
@@ -294,6 +295,7 @@ def test_halving_saves_blocks_and_keeps_the_front(request_):
     assert {e.subnetwork for e in outcome.front.entries} <= {trial.sub for trial in complete}
 
 
+@pytest.mark.slow
 def test_latency_is_looked_up_and_the_front_timed_whole(request_, tmp_path):
     space = load_space({"n_embd": [24, 48], "n_layer": [1, 3]}, request_.checkpoint.config)
     request = replace(

@@ -103,6 +103,7 @@ def test_a_subnetwork_survives_its_plain_form(sub):
         assert f"{name}={size}" in str(sub).split()
 
 
+@pytest.mark.slow
 @few
 @given(plain | st.fixed_dictionaries(dict.fromkeys(SIZES, plain)))
 def test_no_other_values_become_a_subnetwork(values):
@@ -113,6 +114,7 @@ def test_no_other_values_become_a_subnetwork(values):
 # Search spaces
 
 
+@pytest.mark.slow
 @few
 @given(spaces())
 def test_a_space_lists_what_it_counts_and_holds(space):
@@ -131,6 +133,7 @@ def test_a_space_holds_nothing_else(space, sub):
     assert space.contains(near) == (near in set(space.members()))
 
 
+@pytest.mark.slow
 @few
 @given(spaces())
 def test_every_member_lies_between_the_ends(space):

@@ -203,6 +203,7 @@ def test_memory_counts_stored_formats_and_teachers():
     assert estimate(teacher_top_k=4).logits - plain.logits == chunk + tokens * (4 * 12 + 4)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_file(checkpoint):
     """Under bf16-mixed, frozen weights stay as they are stored, here in float32."""
     memory = Memory.of(checkpoint.path, checkpoint.config, TextData(files="x", block_size=8))

@@ -152,6 +152,7 @@ def test_zeros_of_a_pruned_model_stay(tmp_path):
         assert not torch.equal(matrix, old)
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_curve(tmp_path):
     first = train(make_module(total_steps=6), tmp_path / "a")
     again = train(make_module(total_steps=6), tmp_path / "b")

@@ -26,8 +26,6 @@ from whittle_nas.weights.patch import Patch
 from whittle_nas.weights.supernet import SuperNetwork
 
 IDS = torch.randint(0, 90, (2, 14), generator=torch.Generator().manual_seed(0))
-QUICK = ("Llama-3.1-8B", "falcon-7b")
-SOME = [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
 
 
 def shape_of(config) -> tuple[Block, ...]:
@@ -84,7 +82,7 @@ def narrower(net: SuperNetwork) -> list[SubNetwork]:
     ]
 
 
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_sliced_stand_alone_exported_and_cached_are_the_same(family, tmp_path):
     net = with_maps(family)

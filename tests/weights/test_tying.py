@@ -168,6 +168,7 @@ def test_the_tie_survives_every_command(tied_dir, tmp_path, text, how, capsys):
     assert sum(t.numel() for t in load_file(hf / "model.safetensors").values()) == count
 
 
+@pytest.mark.slow
 def test_untying_is_said(tied_dir, tmp_path, text, capsys):
     out_dir, small = tmp_path / "apart", tmp_path / "small"
     data = ["--data.files", text, "--data.block_size", 32, "--data.valid_fraction", 0.2]
