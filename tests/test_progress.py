@@ -26,6 +26,17 @@ def test_a_line_comes_while_an_item_takes_long(monkeypatch):
     assert heard.getvalue().splitlines()[0].startswith("scoring: 2/8 (00:00, ")
 
 
+def test_no_time_is_left_when_all_is_counted(monkeypatch):
+    heard = Heard()
+    monkeypatch.setattr("sys.stderr", heard)
+    with Lines("trials", 2, seconds=0.01) as lines:
+        lines.update(2)
+        lines.set_description_str("timing the front, 3 left")
+        heard.line.clear()
+        assert heard.line.wait(60)
+    assert heard.getvalue().splitlines()[-1] == "timing the front, 3 left: 2/2 (00:00)"
+
+
 def test_a_log_file_gets_lines_and_quick_work_leaves_none(monkeypatch):
     heard = Heard()
     monkeypatch.setattr("sys.stderr", heard)

@@ -14,6 +14,7 @@ Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 LINE_SECONDS = 10.0
 _LINE = "{desc}: {n_fmt}/{total_fmt} ({elapsed}, {remaining} left{postfix})"
+_LAST = "{desc}: {n_fmt}/{total_fmt} ({elapsed}{postfix})"  # what follows is not counted
 
 
 def no_progress(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:  # noqa: ARG001
@@ -84,7 +85,7 @@ class Lines:
                 time.monotonic() - self._start,
                 prefix=self._label,
                 postfix=self._postfix,
-                bar_format=_LINE,
+                bar_format=_LINE if self.n < self._total else _LAST,
             )
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()

@@ -30,7 +30,7 @@ from whittle_nas.weights.checkpoint import write_checkpoint
 
 Content = str | bytes | dict | list | None | Callable[[Path], object]
 
-PROGRESS = re.compile(r"^[\w ,]+: \d+/\d+ \(\d\d:\d\d, .* left\)\n", re.MULTILINE)
+PROGRESS = re.compile(r"^[\w ,]+: \d+/\d+ \(\d\d:\d\d(, .*)?\)\n", re.MULTILINE)
 HANG = 120  # seconds until a case is given up; each takes well under one
 MARKER = "executed"
 NEEDED = {

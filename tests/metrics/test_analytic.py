@@ -77,16 +77,23 @@ def test_peak_memory_of_known_tensors():
     assert peak_memory_bytes(run, torch.device("cpu")) == pytest.approx(8 << 20, rel=0.01)
 
 
-def test_times_are_taken_in_turn_and_the_fastest_turn_counts():
-    order: list[str] = []
-    times = {"a": iter([3.0, 1.0, 2.0]), "b": iter([5.0, 7.0, 4.0])}
+def test_times_are_taken_in_turn_at_one_speed():
+    """The machine is a third slower for half of the time, in two long stretches."""
+    true, order, left = [1.0, 2.0, 4.0, 8.0], [], []
 
-    def timing(name):
-        order.append(name)
-        return {"ms": next(times[name])}
+    def timing(number):
+        order.append(number)
+        slow = len(order) in range(5, 11) or len(order) in range(16, 21)
+        return {"ms": true[number] * (1.33 if slow else 1.0), "twice": 2 * true[number]}
 
-    left: list[int] = []
-    found = measured.in_turn([partial(timing, n) for n in "ab"], on_progress=left.append)
-    assert order == ["a", "b"] * measured.TURNS
-    assert found == [{"ms": 1.0}, {"ms": 4.0}]
-    assert left == [5, 4, 3, 2, 1, 0]
+    runs = [partial(timing, number) for number in range(4)]
+    found = measured.in_turn(runs, on_progress=left.append)
+    turns = [sorted(order[at : at + 4]) for at in range(0, len(order), 4)]
+    assert turns == [[0, 1, 2, 3]] * measured.TURNS
+    assert left == list(range(4 * measured.TURNS - 1, -1, -1))
+    whole = found[-1]["ms"]
+    assert [times["ms"] / whole for times in found] == pytest.approx([0.125, 0.25, 0.5, 1.0], rel=1e-2)
+    assert 8.0 <= whole <= 8.0 * 1.33 * 1.001
+    assert [times["twice"] for times in found] == pytest.approx([2.0, 4.0, 8.0, 16.0], rel=1e-2)
+    assert measured.at_one_speed([0, 0, 0], [3.0, 1.0, 2.0]) == pytest.approx([2.0])
+    assert measured.in_turn([]) == []

@@ -49,6 +49,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(latency_table, "time_stack", stack)
     monkeypatch.setattr(latency_table, "time_ends", ends)
     monkeypatch.setattr(latency_table, "time_whole", whole)
+    monkeypatch.setattr(latency_table, "time_pace", lambda *_: 1.0)
     return calls
 
 
@@ -63,6 +64,22 @@ def test_every_part_is_measured_once_and_kept(tmp_path, counted):
     assert len(counted) == 2
     first.milliseconds(sub, Phase.decode)
     assert len(counted) == 4
+
+
+@pytest.mark.usefixtures("counted")
+def test_parts_of_slow_and_of_fast_minutes_are_comparable(tmp_path, monkeypatch):
+    """A device that is twice as slow while the second part is timed, and says so."""
+    steady, slow = latency_table.time_stack, [1.0]
+    monkeypatch.setattr(latency_table, "time_stack", lambda *a, **k: slow[0] * steady(*a, **k))
+    monkeypatch.setattr(latency_table, "time_pace", lambda *_: 3.0 * slow[0])
+    latency, small, large = table(tmp_path / "t.json"), *uniform_pair()
+    first = latency.parts(large)[0]
+    slow[0] = 2.0
+    assert latency.parts(small)[0] / first == pytest.approx((1 + 1.28) / (1 + 2.304))
+
+
+def uniform_pair():
+    return uniform(32, 4, 4, 8, 40, 3), uniform(32, 4, 4, 8, 72, 3)
 
 
 @pytest.mark.usefixtures("counted")

@@ -67,7 +67,7 @@ def profile(
         batch: Sequences that are run at once.
         tokens: Tokens per sequence: length of the prefill, and of the cache while decoding; by
             default the model's context, at most 512.
-        repeats: Timed runs of each network, in three turns.
+        repeats: Timed runs of each network, spread over five turns.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the weights; `stored` is that of the checkpoint, and float32 without
             one.
@@ -253,6 +253,7 @@ def _measured(
     import torch
 
     from whittle_nas.metrics import measured
+    from whittle_nas.progress import bar
 
     repeats = -(-repeats // measured.TURNS)
 
@@ -270,15 +271,16 @@ def _measured(
         with torch.inference_mode():
             return measured.peak_memory_bytes(lambda: model(ids), ids.device)
 
+    runs = [partial(times, sub) for sub in subs]
+    with bar("timing in turns", measured.TURNS * len(runs)) as shown:
+        timed = measured.in_turn(runs, on_progress=lambda _: shown.update(1))
     return [
         found
         | {
             "decode_tokens_per_s": batch * 1e3 / found["decode_ms_per_token"],
             "activation_bytes": peak(sub),
         }
-        for sub, found in zip(
-            subs, measured.in_turn([partial(times, s) for s in subs]), strict=True
-        )
+        for sub, found in zip(subs, timed, strict=True)
     ]
 
 

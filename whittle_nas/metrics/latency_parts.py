@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -121,6 +122,26 @@ def time_whole(plan: SlicePlan, load: Load, phase: Phase, *, rounds: int = ROUND
     with built_in(load.dtype), load.device:
         model = assemble(plan)
     return time_forward(_ready(model, load), load, phase, rounds=rounds)
+
+
+@torch.inference_mode()
+def time_pace(config: Any, load: Load, phase: Phase) -> float:
+    """Milliseconds of products such as a model is made of: how fast the device is at the moment.
+
+    As many matrices take turns as no cache holds, but for those of tiny models.
+
+    Args:
+        config: litgpt config of the super-network.
+        load: what it works on.
+        phase: what is timed beside it.
+    """
+    like: Any = {"device": load.device, "dtype": load.dtype}
+    width, height = config.n_embd, config.intermediate_size
+    rows = load.batch * (load.tokens if phase is Phase.prefill else 1)
+    copies = min(128, -(-_STACK_BYTES // (width * height * load.dtype.itemsize)))
+    left, matrices = torch.ones(rows, width, **like), torch.ones(copies, width, height, **like)
+    turn = cycle(matrices)
+    return _median(lambda: left @ next(turn), load.device, ROUNDS)
 
 
 @torch.inference_mode()

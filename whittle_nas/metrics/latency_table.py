@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from whittle_nas.metrics.latency_parts import (
     Load,
     Phase,
     time_ends,
+    time_pace,
     time_stack,
     time_whole,
 )
@@ -42,6 +44,7 @@ from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan, plan_slices
 
 FORMAT = 2  # block times without what the model does around its blocks
+_PACE = "pace"  # key of the device's speed to which all times are set
 _Kind = tuple[int, int]  # whether a layer has a sliding window, and which RoPE
 
 
@@ -93,12 +96,14 @@ class LatencyTable:
         known, blocks = self._of(phase), 0.0
         for (block, kind), layers in self._kinds(sub).items():
             if (key := _block_key(sub.n_embd, block, kind)) not in known:
-                known[key] = self._time_block(sub, block, kind, phase)
+                timing = partial(self._time_block, sub, block, kind, phase)
+                known[key] = self._paced(timing, phase)
                 self._write()
             blocks += layers * known[key]
         if (key := _ends_key(sub)) not in known:
             config = self._plan(sub).config
-            known[key] = time_ends(config, self.load, phase, whole=self._config)
+            timing = partial(time_ends, config, self.load, phase, whole=self._config)
+            known[key] = self._paced(timing, phase)
             self._write()
         return blocks, known[key]
 
@@ -135,7 +140,7 @@ class LatencyTable:
         parts, whole = [], []
         for sub in subs:
             parts.append(self.parts(sub, phase))
-            whole.append(self.whole(sub, phase))
+            whole.append(self._paced(partial(self.whole, sub, phase), phase))
             on_progress()
             if len(parts) == enough and sums_are_right(np.array(parts), np.array(whole)):
                 break
@@ -143,6 +148,17 @@ class LatencyTable:
         self._corrections[phase.value] = asdict(found)
         self._write()
         return found
+
+    def _paced(self, timing: Callable[[], float], phase: Phase) -> float:
+        """A time as it would have been at the device's speed when the first one was taken.
+
+        Parts are timed when they are first seen, minutes apart, and shared machines change their
+        speed by a quarter.
+        """
+        known, pace = self._of(phase), partial(time_pace, self._config, self.load, phase)
+        before = pace()
+        time, after = timing(), pace()
+        return time * known.setdefault(_PACE, before) / ((before + after) / 2)
 
     def _corrected(self, parts: tuple[float, float], phase: Phase) -> float:
         found = self._corrections.get(phase.value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-TURNS = 3
+TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,61 @@ def in_turn(
     *,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> list[dict[str, float]]:
-    """Times that are compared with one another: all are taken in turn, the fastest turn counts.
+    """Times that are compared with one another: all are taken in turn, and set to one speed.
 
-    Machines get slower and faster by a fifth within minutes.
+    Shared machines get slower and faster by a quarter, and stay so for seconds or minutes.
 
     Args:
         timings: of one network each: times by name.
         on_progress: is told how many are left.
 
     Returns:
-        For each, the lowest of its times by name.
+        For each its times by name, see `at_one_speed`.
     """
+    order: list[int] = []
+    rng = random.Random(0)
+    for _ in range(TURNS):  # each in another order: everything has many neighbours
+        order += rng.sample(range(len(timings)), len(timings))
+    taken = []
+    for left, number in enumerate(order, 1 - len(order)):
+        taken.append(timings[number]())
+        on_progress(-left)
     found: list[dict[str, float]] = [{} for _ in timings]
-    left = TURNS * len(timings)
-    for _ in range(TURNS):
-        for timing, times in zip(timings, found, strict=True):
-            for name, time_ in timing().items():
-                times[name] = min(time_, times.get(name, time_))
-            left -= 1
-            on_progress(left)
+    for name in taken[0] if taken else ():
+        for times, time_ in zip(
+            found, at_one_speed(order, [one[name] for one in taken]), strict=True
+        ):
+            times[name] = time_
     return found
+
+
+def at_one_speed(order: Sequence[int], times: Sequence[float]) -> list[float]:
+    """The times of things that were timed one after the other while the machine's speed changed.
+
+    The logarithm of a time is that of its thing plus that of the speed, which is the same for most
+    neighbours: minimised is the sum of absolute differences between what neighbours' times say
+    about two things and what is found.
+
+    Args:
+        order: which thing was timed, one after the other; all of 0 to the largest are in it.
+        times: what was measured.
+
+    Returns:
+        The time of each thing, at the median speed.
+    """
+    which, logs = np.array(order), np.log(np.maximum(times, 1e-9))
+    steps, count = np.diff(logs), which.max() + 1
+    design = np.zeros((len(steps) + 1, count))
+    rows = np.arange(len(steps))
+    design[rows, which[1:]] += 1
+    design[rows, which[:-1]] -= 1
+    design[-1] = 1  # differences say nothing about the mean
+    target, weights = np.append(steps, 0.0), np.ones(len(design))
+    found = np.zeros(count)
+    for _ in range(30):  # least squares, weighted until they are least absolute differences
+        found = np.linalg.lstsq(design * weights[:, None], target * weights, rcond=None)[0]
+        weights = np.maximum(np.abs(design @ found - target), 1e-3) ** -0.5
+    return np.exp(found + np.median(logs - found[which])).tolist()
 
 
 @torch.inference_mode()
