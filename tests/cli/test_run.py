@@ -98,11 +98,31 @@ def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
     capsys.readouterr()
     assert nas("run", path, "--until", "exported", "--dry_run") == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line[1] for line in lines] == ["importance", "finetune", "search", "evaluate", "export"]
-    assert lines[-1][lines[-1].index("--pick") + 1] == "num_params <= 60%"
+    assert [line[1] for line in lines] == ["importance", "search", "finetune", "evaluate", "export"]
+    pairs = [dict(zip(line[2::2], line[3::2], strict=True)) for line in lines]
+    _, _, trained, evaluated, exported = pairs
+    runs = tmp_path / "runs"
+    assert trained["--checkpoint_dir"] == str(runs / "sorted")
+    assert trained["--subnetworks"] == str(runs / "search" / "picks.yaml")
+    for options in (evaluated, exported):  # the trained network, whole: no front is about it
+        assert options["--checkpoint_dir"] == str(runs / "trained" / "num_params-60")
+        assert "--front" not in options
     assert nas(*given, "--overwrite", "true", "--memory_gib", 0.001) == 0
     assert "does not fit" in capsys.readouterr().out
-    assert "supernet" not in yaml.safe_load(path.read_text())["stages"]
+    assert stages_of(path) == ["sorted", "search", "evaluated", "exported", "exported_hf"]
+    assert yaml.safe_load(path.read_text())["stages"]["exported"]["repair"]
+
+
+def stages_of(path):
+    return list(yaml.safe_load(path.read_text())["stages"])
+
+
+def test_init_for_many_sizes_trains_first(checkpoint_dir, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    given = ("init", path, "--checkpoint_dir", checkpoint_dir, "--route", "supernet")
+    assert nas(*given) == 0
+    assert stages_of(path)[:3] == ["sorted", "supernet", "search"]
+    assert yaml.safe_load(path.read_text())["stages"]["exported"]["pick"] == "num_params <= 60%"
 
 
 def test_init_searches_over_what_the_budget_names(checkpoint_dir, tmp_path, capsys):
@@ -110,13 +130,15 @@ def test_init_searches_over_what_the_budget_names(checkpoint_dir, tmp_path, caps
     assert nas(*given, "--budget", "latency_ms <= 0.7x, num_params <= 60%") == 0
     stages = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["stages"]
     assert stages["search"]["objectives"] == "val_loss,latency_ms,num_params"
-    assert stages["exported"]["pick"] == "latency_ms <= 0.7x, num_params <= 60%"
+    assert stages["search"]["constraints"] == "latency_ms <= 0.7x"
+    assert stages["search"]["budgets"] == "num_params <= 60%"
     wrong = {"60%": "'60%' must be a metric", "speed <= 2": "unknown metric 'speed'"}
     for budget, sentence in wrong.items():
         assert nas(*given, "--overwrite", "true", "--budget", budget) == 2
         assert f"--budget: {sentence}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_init_counts_a_tied_table_once(bundled, tmp_path, capsys):
     """In a litgpt directory, where the weights say it, and in one of Hugging Face."""
     tied, exported = tmp_path / "tied", tmp_path / "exported"

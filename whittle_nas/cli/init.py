@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from whittle_nas.errors import ConfigError
+
+
+class Route(str, Enum):
+    """What a recipe trains."""
+
+    chosen = "chosen"
+    supernet = "supernet"
+    nothing = "nothing"
 
 
 def init(
@@ -16,6 +25,7 @@ def init(
     train: str | None = None,
     valid: str | None = None,
     budget: str = "num_params <= 60%",
+    route: Route = Route.chosen,
     device: str = "auto",
     memory_gib: float | None = None,
     overwrite: bool = False,
@@ -23,7 +33,7 @@ def init(
     """Write a commented recipe for `nas run`: a checkpoint, a device and a budget.
 
     It says what the training will need and whether that fits the device. Where it does not, the
-    recipe sorts and searches without training. Nothing is downloaded or loaded.
+    recipe trains nothing: it sorts, searches and repairs. Nothing is downloaded or loaded.
 
     Args:
         checkpoint_dir: A litgpt or Hugging Face directory, or an id of the hub.
@@ -33,6 +43,9 @@ def init(
         valid: Text file to search with; by default a tenth of `train`.
         budget: What is exported: the best under this, such as "num_params <= 60%" or
             "num_params <= 6e9, latency_ms <= 40".
+        route: What is trained: the network that the search has `chosen`, repaired first; the
+            `supernet`, all sizes at once before the search, where many are wanted or the size is
+            not known; or `nothing`.
         device: Where it will run: `auto`, `cpu`, `cuda`.
         memory_gib: Memory of that device; by default what this machine's has.
         overwrite: Replace the file.
@@ -66,7 +79,12 @@ def init(
         raise ConfigError(f"--memory_gib {memory_gib} must be above 0")
     options["finetune"], needed = fitted(config, options["finetune"], memory)
     fits = needed <= memory
-    text = _text(checkpoint_dir, out_dir, train, valid, budget, device, options, (needed, memory))
+    left_out = ""
+    if not fits and route is not Route.nothing:
+        left_out = f"training needs {needed / 2**30:.1f} GiB of {memory / 2**30:.1f}: left out"
+        route = Route.nothing
+    stages = _stages(route, budget, options)
+    text = _text(checkpoint_dir, out_dir, train, valid, device, stages, left_out)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(recipe, text)
     _report(recipe, config, needed, memory, fits)
@@ -77,12 +95,49 @@ def _report(recipe: Path, config: Any, needed: int, memory: int, fits: bool) -> 
     from whittle_nas.weights.axes import num_params
 
     print(
-        f"{config.name}: {num_params(config):,} parameters; training its super-network needs about "
+        f"{config.name}: {num_params(config):,} parameters; training needs about "
         f"{needed / 2**30:.1f} GiB, the device has {memory / 2**30:.1f}"
     )
     if not fits:
-        print("it does not fit: the recipe sorts and searches without training")
+        print("it does not fit: the recipe trains nothing")
     print(f"wrote {recipe}; run it with: {command_line('nas', 'run', recipe)}")
+
+
+def _stages(
+    route: Route, budget: str, options: dict[str, dict[str, Any]]
+) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Name, command, comment and options of each stage."""
+    from whittle_nas.search.budgets import parse_budgets
+
+    *others, last = budget.split(",")
+    (pick,) = parse_budgets([last.strip()])
+    best: dict[str, Any] = {"pick": budget}
+    front = "the front on held-out text; add `tasks: arc_easy,piqa`"
+    stages = [("sorted", "importance", "logits stay, the important weights come first", {})]
+    search: dict[str, Any] = {}
+    after = [("evaluated", "evaluate", front, {})]
+    if route is Route.supernet:
+        stages.append(("supernet", "finetune", "all sub-networks at once", {}))
+    elif route is Route.nothing:
+        best["repair"] = True  # closed-form repair wins part of the quality back
+    else:
+        limits = {"constraints": ",".join(others)} if others else {}
+        search = {**limits, "budgets": last.strip()}
+        chosen = {"subnetworks": "search", "repair": True}
+        trained = {"checkpoint_dir": f"trained/{pick}"}
+        best = trained | {"extreme": "largest"}
+        after = [
+            ("trained", "finetune", "the best under the budget, repaired, then taught", chosen),
+            ("evaluated", "evaluate", "add `tasks: arc_easy,piqa`", trained),
+        ]
+    stages += [("search", "search", "the front of quality against cost", search), *after]
+    stages += [
+        ("exported", "export", "the best under the budget", best),
+        ("exported_hf", "export", "the same for transformers", best | {"format": "hf"}),
+    ]
+    return [
+        (name, command, what, options.get(command, {}) | own) for name, command, what, own in stages
+    ]
 
 
 def _text(
@@ -90,24 +145,11 @@ def _text(
     out_dir: str | None,
     train: str | None,
     valid: str | None,
-    budget: str,
     device: str,
-    options: dict[str, dict[str, Any]],
-    memory: tuple[int, int],
+    stages: list[tuple[str, str, str, dict[str, Any]]],
+    left_out: str,
 ) -> str:
-    needed, there = memory
-    fits = needed <= there
     name = Path(checkpoint_dir).name
-    # Without a training, closed-form repair wins part of the quality back.
-    chosen: dict[str, Any] = {"pick": budget} | ({} if fits else {"repair": True})
-    stages = [
-        ("sorted", "importance", "logits stay, the important weights come first", {}),
-        ("supernet", "finetune", "all sub-networks at once", {}),
-        ("search", "search", "the front of quality against cost", {}),
-        ("evaluated", "evaluate", "the front on held-out text; add `tasks: arc_easy,piqa`", {}),
-        ("exported", "export", "the best under the budget", chosen),
-        ("exported_hf", "export", "the same for transformers", chosen | {"format": "hf"}),
-    ]
     lines = [
         f"# {name} made smaller; run it with: nas run <this file>",
         "# Every stage has the options of its command (nas <command> --help); its directory is",
@@ -119,20 +161,15 @@ def _text(
         f"  train: {_yaml(train or 'train.jsonl')}",
         f"  valid: {_yaml(valid)}" if valid else "  # valid: valid.jsonl # else a tenth of train",
         "stages:",
+        *([f"  # {left_out}"] if left_out else []),
     ]
-    for stage, command, what, more in stages:
-        skipped = command == "finetune" and not fits
-        mark = "  # " if skipped else "  "
-        lines.append(f"{mark}{stage}: # {what}")
-        if skipped:
-            lines.append(f"  #   needs {needed / 2**30:.1f} GiB of {there / 2**30:.1f}: left out")
-        lines.append(f"{mark}  command: {command}")
-        own = options.get(command, {}) | more
-        if command in ("importance", "search", "evaluate") and device != "auto":
-            own["device"] = device
-        if command == "finetune" and device != "auto":
-            own["trainer.accelerator"] = device
-        lines += [f"{mark}  {key}: {_yaml(value)}{_note(key)}" for key, value in own.items()]
+    for stage, command, what, options in stages:
+        lines += [f"  {stage}: # {what}", f"    command: {command}"]
+        if device != "auto" and command in ("importance", "search", "evaluate"):
+            options = options | {"device": device}
+        if device != "auto" and command == "finetune":
+            options = options | {"trainer.accelerator": device}
+        lines += [f"    {key}: {_yaml(value)}{_note(key)}" for key, value in options.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,7 @@ _TEXTS = ("train", "valid", "test")
 CHECKPOINTS = ("importance", "finetune", "finetune-supernet", "prune")
 _FROM_FRONT = ("evaluate", "export", "profile")
 _RESUMABLE = ("finetune", "finetune-supernet", "search")
+_FILES = {"checkpoint_dir": "", "front": "front.json", "subnetworks": "picks.yaml"}
 _HELD_OUT = 0.1  # of the training text, where there is no validation text
 
 
@@ -69,7 +70,8 @@ def read_stages(
         chosen = {"subnetwork", "front", "extreme", "subnetworks"} & {
             k.split(".")[0] for k in given
         }
-        if chosen and "front" not in given:
+        elsewhere = "checkpoint_dir" in given and not _was_searched(given["checkpoint_dir"], stages)
+        if (chosen or elsewhere) and "front" not in given:
             chained.pop("front", None)
         own = flat(given)
         options = {**_fitting(defaults.get(command, {}), own), **chained, **own}
@@ -138,7 +140,12 @@ def chosen_stages(stages: Sequence[Stage], start: str | None, end: str | None) -
 
 def _chained(command: str, recipe: Mapping[str, Any], before: Sequence[Stage]) -> dict[str, Any]:
     """What a stage takes from those before it, and from the recipe's texts."""
-    trained = [stage for stage in before if stage.command in CHECKPOINTS]
+    # Chosen networks become a checkpoint each, which is named: trained/<name>.
+    trained = [
+        stage
+        for stage in before
+        if stage.command in CHECKPOINTS and "subnetworks" not in stage.options
+    ]
     searched = [stage for stage in before if stage.command == "search"]
     source = trained[-1].out_dir if trained else recipe["checkpoint_dir"]
     options: dict[str, Any] = {"checkpoint_dir": str(source)}
@@ -177,13 +184,21 @@ def _texts(command: str, text: Mapping[str, str]) -> dict[str, Any]:
     return {"data.files": train} if command == "prune" else {}
 
 
+def _was_searched(checkpoint_dir: str, before: Sequence[Stage]) -> bool:
+    """Whether a front that there is would be about this checkpoint."""
+    found = _resolved({"checkpoint_dir": checkpoint_dir}, before)["checkpoint_dir"]
+    searched = [stage for stage in before if stage.command == "search"]
+    return not searched or searched[-1].options["checkpoint_dir"] == found
+
+
 def _resolved(options: Mapping[str, Any], before: Sequence[Stage]) -> dict[str, Any]:
-    """A checkpoint or front may be named by the stage that writes it."""
+    """A checkpoint, front or list of choices may be named by the stage that writes it."""
     found = dict(options)
     places = {stage.name: stage.out_dir for stage in before}
-    for key, file in (("checkpoint_dir", ""), ("front", "front.json")):
-        if found.get(key) in places:
-            found[key] = str(places[found[key]] / file)
+    for key, file in _FILES.items():
+        first, _, rest = str(found.get(key)).partition("/")
+        if first in places and (not rest or key == "checkpoint_dir"):
+            found[key] = str(places[first] / (rest or file))
     return found
 
 
