@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole line on SmolLM2-135M-Instruct, as a user would run it, three ways to the same latency:
-#   mixed      every layer gets the same smaller number of heads and neurons, and there are fewer
-#   depth      only fewer layers
+# The whole line on SmolLM2-135M-Instruct, as a user would run it, three ways to the same cost:
+#   width      every layer gets the same smaller number of neurons
+#   depth      fewer layers
 #   per-layer  every layer gets its own number of heads and neurons, by an integer program
-# Sort, search loss against latency, repair and train the choices, evaluate, export to litgpt and
+# Sort, search loss against that cost, repair and train the choices, evaluate, export to litgpt and
 # transformers, generate, and one table of it all.
 # A rerun skips finished stages and goes on with the one that was interrupted.
 #
@@ -12,7 +12,7 @@
 # BUDGET=full (default) takes about three hours on two cores, BUDGET=small less than one.
 # DEVICE=cuda takes minutes. Other knobs, all optional:
 #   CHECKPOINT   a litgpt checkpoint instead of SmolLM2
-#   ROUTES       which of the three ways, "mixed depth per-layer"
+#   ROUTES       which of the three ways, "width depth per-layer"
 #   COST         what is searched beside loss: latency_ms, or flops where other work on the machine
 #                spoils its times
 #   BUDGETS      of the networks that are chosen, as `nas search --budgets` takes them
@@ -45,7 +45,7 @@ case "$budget" in # blocks of calibration; trials, their text; steps; questions,
     budgets="$cost <= 80%" repaired=true ;; # tries the script
   *) echo "BUDGET=$budget must be full, small or tiny" >&2; exit 2 ;;
 esac
-budgets=${BUDGETS:-$budgets} routes=${ROUTES:-mixed depth per-layer}
+budgets=${BUDGETS:-$budgets} routes=${ROUTES:-width depth per-layer}
 precision=32-true dtype=float32 loader=cpu batch=4
 if [ "$device" != cpu ]; then precision=bf16-mixed dtype=bfloat16 loader=cuda batch=16; fi
 
@@ -81,13 +81,13 @@ for route in $routes; do # all timing first, one after the other
   search="$sorted --objectives val_loss,$cost $load --resume true
     $text --data.num_blocks $search_blocks --search_blocks $search_blocks"
   case "$route" in
-    mixed) ways="--search_space $config/space.yaml --repair $repaired --num_trials $trials" ;;
+    width) ways="--search_space $config/width.yaml --repair $repaired --num_trials $trials" ;;
     depth) ways="--search_space $config/depth.yaml --num_trials $trials" ;; # the order is given
     per-layer)
       stage library nas candidates $sorted $load $text --data.num_blocks "$calibration" \
         --score_blocks "$score_blocks" --rank null ${CANDIDATES:-}
       ways="--method ilp --candidates $out/library --num_solutions 1" ;;
-    *) echo "ROUTES: $route must be mixed, depth or per-layer" >&2; exit 2 ;;
+    *) echo "ROUTES: $route must be width, depth or per-layer" >&2; exit 2 ;;
   esac
   stage "searched-$route" nas search $search $ways --budgets "$budgets" ${SEARCH:-}
 done

@@ -29,6 +29,7 @@ prompt=${PROMPT:-The function returns}
 echo "-- litgpt generate $out/exported --prompt \"$prompt\""
 litgpt generate "$out/exported" --prompt "$prompt" --max_new_tokens 60 --temperature 0.5
 echo
-echo "Pictures:" "$out"/*/importance.png "$out"/*/curves.png "$out"/search/front.html
+shopt -s nullglob
+echo "Pictures:" "$out"/*/importance.png "$out"/*/curves.png "$out"/*/*/curves.png "$out"/*/front.html
 echo "Exported: $out/exported (litgpt)  $out/exported_hf (transformers)"
 echo "To type nas yourself:  source $PWD/.venv/bin/activate"

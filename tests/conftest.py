@@ -58,15 +58,15 @@ FAMILIES = {
     "OLMo-1B-hf": {**_MHA, "intermediate_size": 72},
     "falcon-40b": {**_GQA, "intermediate_size": 80},
 }  # fmt: skip
-# LayerNorm with biases and parallel blocks, grouped queries that rotate, norms on both sides, one
-# key head, norms of queries and keys, norms behind. The rest are tried with the slow tests.
+# One family of each kind: LayerNorm with biases and parallel blocks, grouped queries that rotate,
+# norms on both sides, one key head, norms of queries and keys, norms behind. Slow tests try all.
 QUICK = (
     "pythia-160m", "pythia-14m", "Llama-3.1-8B", "Gemma-2-2b", "falcon-7b", "Qwen3-0.6B",
     "OLMo-2-1124-7B",
 )  # fmt: skip
 
 
-SLOW = {  # parameter of a test -> is this value of it slow?
+SLOW = {  # parameter of a test -> whether this value of it is slow
     "family": lambda family: family not in QUICK,
     "method": lambda method: method == "surrogate",
     "directory": lambda tokenizer: tokenizer == "neox20b",

@@ -42,24 +42,24 @@ def test_the_demos_table_reads_what_the_commands_write(checkpoint_dir, bundled, 
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
     out, half = tmp_path / "out", {"n_layer": 1, "intermediate_size": 36}
-    picks = out / "searched-mixed" / "picks.yaml"
+    picks = out / "searched-width" / "picks.yaml"
     picks.parent.mkdir(parents=True)
     picks.write_text(yaml.safe_dump([{"name": "half", **half, "candidates": "somewhere"}]))
     assert demo.timed(out / "times.csv", "sorted", ["true"]) == 0
     assert demo.timed(out / "times.csv", "search", ["false"]) == 1
-    demo.collect(out, ["mixed"])
-    assert demo.names(out) == ["mixed+half"]
+    demo.collect(out, ["width"])
+    assert demo.names(out) == ["width+half"]
     source = ["--checkpoint_dir", checkpoint_dir]
     text = ["--data.files", bundled / "test.jsonl", "--data.block_size", 32]
     assert nas("finetune", *source, "--subnetworks", out / "picks.yaml", *text,
                "--data.valid_fraction", 0.5, "--trainer.max_steps", 1, "--optimizer.lr", 1e-12,
                "--weights", "all", "--out_dir", out / "trained") == 0  # fmt: skip
-    (out / "trained" / "mixed+half").rename(out / "trained" / "half")
-    (out / "trained").rename(out / "trained-mixed")
+    (out / "trained" / "width+half").rename(out / "trained" / "half")
+    (out / "trained").rename(out / "trained-width")
     load = ["--batch", 1, "--tokens", 16, "--repeats", 1]
     assert nas("profile", *source, "--subnetworks", out / "picks.yaml", *load,
                "--out_dir", out / "profiled") == 0  # fmt: skip
-    for name, where in (("", checkpoint_dir), ("-mixed+half", out / "trained-mixed" / "half")):
+    for name, where in (("", checkpoint_dir), ("-width+half", out / "trained-width" / "half")):
         scored = ["--checkpoint_dir", where, *text, "--data.num_blocks", 2]
         assert nas("evaluate", *scored, "--out_dir", out / f"evaluated{name}") == 0
     head, _, *rows = demo.table(out, checkpoint_dir).splitlines()
@@ -68,11 +68,11 @@ def test_the_demos_table_reads_what_the_commands_write(checkpoint_dir, bundled, 
     }
     columns = [cell.strip() for cell in head.split("|")[1:-1]]
     by_name = {name: dict(zip(columns, row, strict=False)) for name, row in cells.items()}
-    untouched, chosen = by_name["untouched"], by_name["mixed+half"]
+    untouched, chosen = by_name["untouched"], by_name["width+half"]
     assert chosen["loss before training"] == chosen["after it"] != ""
     assert {"MB", "text", "prefill ms", "decode ms/token"} < set(columns)
     counts = [int(row["parameters"].replace(",", "")) for row in (chosen, untouched)]
-    config = open_checkpoint(out / "trained-mixed" / "half").config
+    config = open_checkpoint(out / "trained-width" / "half").config
     assert counts == [num_params(config), num_params(open_checkpoint(checkpoint_dir).config)]
     assert {"sorted", "search (exit 1)"} < set(cells)
     demo.picture(out)

@@ -1,5 +1,6 @@
 """`nas run` and `nas init`: one file, the whole line."""
 
+import json
 import shlex
 import shutil
 
@@ -43,6 +44,23 @@ def test_each_stage_reads_what_the_ones_before_it_wrote():
     assert found["supernet"].options["valid.files"] == "b.jsonl"
     assert found["search"].options["data.files"] == "b.jsonl"
     assert found["search"].words()[-2:] == ["--out_dir", "runs/search"]
+
+
+def test_a_network_that_was_trained_alone_is_read_by_name_and_has_no_front():
+    one = {"command": "finetune", "subnetworks": "search"}
+    found = stages({
+        "sorted": {"command": "importance"}, "search": {"budgets": {"small": "num_params <= 60%"}},
+        "trained": one, "together": {**one, "share": "all"},
+        "scores": {"command": "evaluate", "checkpoint_dir": "trained/small"},
+        "front": {"command": "evaluate"},
+    })  # fmt: skip
+    assert found["search"].options["budgets"] == {"small": "num_params <= 60%"}
+    assert found["trained"].options["subnetworks"] == "runs/search/picks.yaml"
+    assert found["together"].options["checkpoint_dir"] == "runs/sorted"  # trained is many
+    assert found["scores"].options["checkpoint_dir"] == "runs/trained/small"
+    assert "front" not in found["scores"].options
+    assert found["front"].options["checkpoint_dir"] == "runs/together"
+    assert found["front"].options["front"] == "runs/search/front.json"
 
 
 def test_the_recipe_replaces_defaults_whole_groups_too():
@@ -105,7 +123,7 @@ def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
     assert trained["--checkpoint_dir"] == str(runs / "sorted")
     assert trained["--subnetworks"] == str(runs / "search" / "picks.yaml")
     for options in (evaluated, exported):  # the trained network, whole: no front is about it
-        assert options["--checkpoint_dir"] == str(runs / "trained" / "num_params-60")
+        assert options["--checkpoint_dir"] == str(runs / "trained" / "chosen")
         assert "--front" not in options
     assert nas(*given, "--overwrite", "true", "--memory_gib", 0.001) == 0
     assert "does not fit" in capsys.readouterr().out
@@ -126,16 +144,24 @@ def test_init_for_many_sizes_trains_first(checkpoint_dir, tmp_path):
 
 
 def test_init_searches_over_what_the_budget_names(checkpoint_dir, tmp_path, capsys):
-    given = ("init", tmp_path / "recipe.yaml", "--checkpoint_dir", checkpoint_dir)
+    text = tmp_path / "text.txt"
+    text.write_text("words " * 100)
+    given = ("init", tmp_path / "recipe.yaml", "--checkpoint_dir", checkpoint_dir, "--train", text)
     assert nas(*given, "--budget", "latency_ms <= 0.7x, num_params <= 60%") == 0
     stages = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["stages"]
     assert stages["search"]["objectives"] == "val_loss,latency_ms,num_params"
-    assert stages["search"]["constraints"] == "latency_ms <= 0.7x"
-    assert stages["search"]["budgets"] == "num_params <= 60%"
-    wrong = {"60%": "'60%' must be a metric", "speed <= 2": "unknown metric 'speed'"}
+    assert stages["search"]["budgets"] == {"chosen": "latency_ms <= 0.7x, num_params <= 60%"}
+    assert nas("run", tmp_path / "recipe.yaml", "--until", "search", "--dry_run") == 0
+    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads(line[line.index("--budgets") + 1]) == stages["search"]["budgets"]
+    wrong = {
+        "60%": "--budget: '60%' must be a metric",
+        "speed <= 2": "--budget: unknown metric 'speed'",
+        " , ": "--budget is empty",
+    }
     for budget, sentence in wrong.items():
         assert nas(*given, "--overwrite", "true", "--budget", budget) == 2
-        assert f"--budget: {sentence}" in capsys.readouterr().err
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -193,3 +219,10 @@ def test_finished_stages_are_kept_and_changed_ones_refused(
     assert "stage small is finished with other options" in capfd.readouterr().err
     assert nas("run", path, "--from", "small") == 0
     assert "extreme: largest" in (tmp_path / "out/small/run.yaml").read_text()
+    # `--from sorted` that was interrupted before it came to `small`: that is still to be run again.
+    left, run_file = tmp_path / "out/stages.json", tmp_path / "out/small/run.yaml"
+    left.write_text(json.dumps({**json.loads(left.read_text()), "--from": ["small"]}))
+    made = run_file.stat().st_mtime_ns
+    assert nas("run", path) == 0
+    assert run_file.stat().st_mtime_ns > made
+    assert set(json.loads(left.read_text())) == {"sorted", "small"}

@@ -8,7 +8,7 @@ import yaml
 from tests.cli.test_main import nas
 from tests.conftest import uniform
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.budgets import nested_picks, parse_budgets
+from whittle_nas.search.budgets import check_budgets, nested_picks, parse_budgets
 from whittle_nas.space.front import FrontEntry
 
 
@@ -19,6 +19,14 @@ def test_budgets_are_shares_numbers_or_limits():
         "latency_ms-0.7x": "latency_ms <= 0.7x",
     }
     assert parse_budgets(None) == {}
+    both = {"small": "latency_ms <= 0.7x, num_params <= 60%"}
+    assert parse_budgets(both) == both
+    check_budgets(both, ["val_loss", "latency_ms"])
+    with pytest.raises(ConfigError, match="add latency_ms to --objectives"):
+        check_budgets(both, ["val_loss"])
+    for wrong in ({"a/b": "flops <= 60%"}, {"small": "60%"}, {"small": ""}):
+        with pytest.raises(ConfigError, match="--budgets: "):
+            parse_budgets(wrong)
     with pytest.raises(ConfigError, match="--budgets: 'half'"):
         parse_budgets("90%, half")
 

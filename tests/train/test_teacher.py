@@ -185,15 +185,18 @@ def test_memory_counts_stored_formats_and_teachers():
     config = litgpt.Config(**CONFIG)
 
     def estimate(options=LoraOptions(r=2), precision="bf16-mixed", **more):  # noqa: B008
-        stored = more.pop("stored", torch.bfloat16)
+        stored, apart = more.pop("stored", torch.bfloat16), more.pop("apart", False)
         return estimate_memory(
             config, options, batch=2, tokens=16, precision=precision, loss=LossOptions(**more),
-            stored=stored,
+            stored=stored, apart=apart,
         )  # fmt: skip
 
     half, single = estimate(), estimate(stored=torch.float32)
     assert single.weights == 2 * half.weights
-    assert half.teacher == 0
+    assert half.teacher == 0  # the same weights, adapters off
+    assert (
+        estimate(apart=True).teacher == half.weights
+    )  # a sub-network is taught by the whole model
     assert estimate(None).teacher == half.weights  # a frozen copy
     assert estimate(None, teacher="in_place").teacher == 0
     plain = estimate(distillation=Distillation.none)

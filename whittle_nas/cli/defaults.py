@@ -69,7 +69,9 @@ def stage_defaults(config: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def fitted(config: Any, options: dict[str, Any], memory: int) -> tuple[dict[str, Any], int]:
+def fitted(
+    config: Any, options: dict[str, Any], memory: int, *, apart: bool = False
+) -> tuple[dict[str, Any], int]:
     """Training options that fit a device, and the bytes that they need there.
 
     Rows per forward pass are halved, then activations recomputed; a step keeps its rows. What
@@ -79,12 +81,15 @@ def fitted(config: Any, options: dict[str, Any], memory: int) -> tuple[dict[str,
         config: litgpt config.
         options: of `nas finetune`, as of `stage_defaults`.
         memory: bytes of the device, of which a tenth stays free.
+        apart: as of `estimate_memory`.
     """
     needed = 0
     for recompute in (False, True):
         rows = options["batch_size"]
         while rows:
-            needed = _training_bytes(config, options, memory, rows=rows, recompute=recompute)
+            needed = _training_bytes(
+                config, options, memory, rows=rows, recompute=recompute, apart=apart
+            )
             if needed <= 0.9 * memory:
                 changed = {"batch_size": rows}
                 if rows < options["batch_size"]:
@@ -97,7 +102,7 @@ def fitted(config: Any, options: dict[str, Any], memory: int) -> tuple[dict[str,
 
 
 def _training_bytes(
-    config: Any, options: dict[str, Any], memory: int, *, rows: int, recompute: bool
+    config: Any, options: dict[str, Any], memory: int, *, rows: int, recompute: bool, apart: bool
 ) -> int:
     from whittle_nas.train.memory import choose_adapters, estimate_memory
     from whittle_nas.train.options import LoraOptions, LossOptions, Weights
@@ -111,6 +116,7 @@ def _training_bytes(
             precision=options.get("trainer.precision", "32-true"),
             loss=LossOptions(),
             checkpoint_blocks=recompute,
+            apart=apart,
         ).total
 
     chosen = choose_adapters(LoraOptions(), Weights.auto, lambda: needed(None), memory, config)

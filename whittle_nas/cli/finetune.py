@@ -122,7 +122,9 @@ def finetune(
     first = is_first_process()
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
     found = None if dry else _open(checkpoint_dir, untie_head=untie_head)
-    memory = Memory.of(checkpoint_dir, None if found is None else found.config, data)
+    config = None if found is None else found.config
+    apart = subnetworks is not None and share is not Share.all
+    memory = Memory.of(checkpoint_dir, config, data, apart=apart)
     if memory is not None:
         options = memory.with_adapters(options, weights)
         if first:

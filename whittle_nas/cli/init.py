@@ -8,6 +8,8 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 
+_NAME = "chosen"  # of the network that the default recipe trains
+
 
 class Route(str, Enum):
     """What a recipe trains."""
@@ -65,6 +67,8 @@ def init(
     if valid is not None and train is None:
         raise ConfigError(f"--valid {valid} needs --train, too")
     limits = parse_constraints(budget, option="--budget")
+    if not limits:
+        raise ConfigError('--budget is empty; give limits such as "num_params <= 60%"')
     named = dict.fromkeys(check_metric(limit.metric, "--budget") for limit in limits)
     config = model_config(checkpoint_dir)
     options = stage_defaults(config)
@@ -77,7 +81,8 @@ def init(
         memory = int(memory_gib * 2**30)
     if memory <= 0:
         raise ConfigError(f"--memory_gib {memory_gib} must be above 0")
-    options["finetune"], needed = fitted(config, options["finetune"], memory)
+    apart = route is Route.chosen  # what is trained is not the whole model, which teaches it
+    options["finetune"], needed = fitted(config, options["finetune"], memory, apart=apart)
     fits = needed <= memory
     left_out = ""
     if not fits and route is not Route.nothing:
@@ -107,28 +112,24 @@ def _stages(
     route: Route, budget: str, options: dict[str, dict[str, Any]]
 ) -> list[tuple[str, str, str, dict[str, Any]]]:
     """Name, command, comment and options of each stage."""
-    from whittle_nas.search.budgets import parse_budgets
-
-    *others, last = budget.split(",")
-    (pick,) = parse_budgets([last.strip()])
     best: dict[str, Any] = {"pick": budget}
-    front = "the front on held-out text; add `tasks: arc_easy,piqa`"
-    stages = [("sorted", "importance", "logits stay, the important weights come first", {})]
     search: dict[str, Any] = {}
+    stages = [("sorted", "importance", "logits stay, the important weights come first", {})]
+    front = "the front on held-out text; add `tasks: arc_easy,piqa`"
     after = [("evaluated", "evaluate", front, {})]
     if route is Route.supernet:
         stages.append(("supernet", "finetune", "all sub-networks at once", {}))
     elif route is Route.nothing:
         best["repair"] = True  # closed-form repair wins part of the quality back
     else:
-        limits = {"constraints": ",".join(others)} if others else {}
-        search = {**limits, "budgets": last.strip()}
+        search = {"budgets": {_NAME: budget}}
         chosen = {"subnetworks": "search", "repair": True}
-        trained = {"checkpoint_dir": f"trained/{pick}"}
+        trained = {"checkpoint_dir": f"trained/{_NAME}"}
         best = trained | {"extreme": "largest"}
+        scores = "the trained network on held-out text; add `tasks: arc_easy,piqa`"
         after = [
-            ("trained", "finetune", "the best under the budget, repaired, then taught", chosen),
-            ("evaluated", "evaluate", "add `tasks: arc_easy,piqa`", trained),
+            ("trained", "finetune", "the best under the budget: repaired, then taught", chosen),
+            ("evaluated", "evaluate", scores, trained),
         ]
     stages += [("search", "search", "the front of quality against cost", search), *after]
     stages += [
@@ -153,8 +154,9 @@ def _text(
     lines = [
         f"# {name} made smaller; run it with: nas run <this file>",
         "# Every stage has the options of its command (nas <command> --help); its directory is",
-        "# out_dir/<stage>. What is not said here follows from the order: each stage reads the",
-        "# checkpoint of the one before it, and the last ones choose from the search's front.",
+        "# out_dir/<stage>. What is not said here follows from the order: a stage reads the last",
+        "# checkpoint before it, and chooses from the front of the last search. It may also name",
+        "# what it reads: search, sorted, trained/<one of the networks that were trained>.",
         f"checkpoint_dir: {_yaml(checkpoint_dir)}",
         f"out_dir: {_yaml(out_dir or f'runs/{name}')}",
         "text: # one text per line of JSON, or plain text",

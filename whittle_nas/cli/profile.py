@@ -45,8 +45,8 @@ def profile(
     """Show what sub-networks cost: parameters, FLOPs, memory and latency on this device.
 
     Costs that follow from the sizes are computed without building a model. Latency and peak memory
-    are measured: all networks are timed in turn, three times, and of each the turn with the lowest
-    median counts, since machines drift. The whole model is always shown for
+    are measured: all networks are timed in five turns, each in another order, and their times are
+    set to one speed of the machine, since machines drift. The whole model is always shown for
     comparison; beside it the sub-network of the given sizes, the entries of a front, or else the
     smallest member of the search space.
 

@@ -17,6 +17,7 @@ _TEXTS = ("train", "valid", "test")
 CHECKPOINTS = ("importance", "finetune", "finetune-supernet", "prune")
 _FROM_FRONT = ("evaluate", "export", "profile")
 _RESUMABLE = ("finetune", "finetune-supernet", "search")
+_MAPPINGS = ("gen_kwargs", "budgets")  # options that are mappings, not groups of options
 _FILES = {"checkpoint_dir": "", "front": "front.json", "subnetworks": "picks.yaml"}
 _HELD_OUT = 0.1  # of the training text, where there is no validation text
 
@@ -70,10 +71,9 @@ def read_stages(
         chosen = {"subnetwork", "front", "extreme", "subnetworks"} & {
             k.split(".")[0] for k in given
         }
-        elsewhere = "checkpoint_dir" in given and not _was_searched(given["checkpoint_dir"], stages)
-        if (chosen or elsewhere) and "front" not in given:
+        if (chosen or _is_inside(given.get("checkpoint_dir"), stages)) and "front" not in given:
             chained.pop("front", None)
-        own = flat(given)
+        own = _resolved(flat(given), stages)
         options = {**_fitting(defaults.get(command, {}), own), **chained, **own}
         train = (recipe.get("text") or {}).get("train")
         if command == "export" and own.get("repair") and train and "data.files" not in own:
@@ -87,7 +87,7 @@ def read_stages(
         if "config" in own:  # before everything that replaces what it says
             options = {"config": own["config"], **options}
         out_dir = Path(recipe["out_dir"]) / name
-        stages.append(Stage(name, command, _resolved(options, stages), out_dir))
+        stages.append(Stage(name, command, options, out_dir))
     return stages
 
 
@@ -114,7 +114,7 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options by their dotted names, as on the command line."""
     found: dict[str, Any] = {}
     for name, value in options.items():
-        if isinstance(value, dict) and value and prefix + name != "gen_kwargs":
+        if isinstance(value, dict) and value and prefix + name not in _MAPPINGS:
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value
@@ -144,7 +144,8 @@ def _chained(command: str, recipe: Mapping[str, Any], before: Sequence[Stage]) -
     trained = [
         stage
         for stage in before
-        if stage.command in CHECKPOINTS and "subnetworks" not in stage.options
+        if stage.command in CHECKPOINTS
+        and ("subnetworks" not in stage.options or stage.options.get("share") == "all")
     ]
     searched = [stage for stage in before if stage.command == "search"]
     source = trained[-1].out_dir if trained else recipe["checkpoint_dir"]
@@ -184,11 +185,10 @@ def _texts(command: str, text: Mapping[str, str]) -> dict[str, Any]:
     return {"data.files": train} if command == "prune" else {}
 
 
-def _was_searched(checkpoint_dir: str, before: Sequence[Stage]) -> bool:
-    """Whether a front that there is would be about this checkpoint."""
-    found = _resolved({"checkpoint_dir": checkpoint_dir}, before)["checkpoint_dir"]
-    searched = [stage for stage in before if stage.command == "search"]
-    return not searched or searched[-1].options["checkpoint_dir"] == found
+def _is_inside(checkpoint_dir: str | None, before: Sequence[Stage]) -> bool:
+    """Whether this is one of the networks that a stage has trained: no front is about it."""
+    first, _, rest = str(checkpoint_dir).partition("/")
+    return bool(rest) and first in {stage.name for stage in before}
 
 
 def _resolved(options: Mapping[str, Any], before: Sequence[Stage]) -> dict[str, Any]:

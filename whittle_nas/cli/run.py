@@ -11,7 +11,8 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 
-_LINES = "stages.json"  # the command lines of finished stages
+_LINES = "stages.json"  # the command lines of finished stages, and, by this key:
+_AGAIN = "--from"  # the names of those that `--from` asked for and that have not begun since
 
 
 def run(
@@ -21,7 +22,7 @@ def run(
     until: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Run the whole line from one file: sort, train, search, evaluate, export.
+    """Run the whole line from one file: sort, search, train, evaluate, export.
 
     `nas run recipe.yaml` runs the stages of the file in their order, each as the command that
     `--dry_run` prints. A finished stage is not run again; one that was interrupted goes on.
@@ -43,11 +44,13 @@ def run(
             print(command_line("nas", *stage.words()))
         return
     finished = _finished(stages[0].out_dir.parent)
+    if from_stage is not None:
+        finished[_AGAIN] = [stage.name for stage in stages[wanted]]
     for stage in stages[: wanted.start]:
         if not _is_done(stage):
             raise ConfigError(f"--from {from_stage}: stage {stage.name} before it is not finished")
     for stage in stages[wanted]:
-        _run(stage, finished, again=from_stage is not None)
+        _run(stage, finished)
 
 
 def _read(path: Path) -> list[Any]:
@@ -81,11 +84,11 @@ def _check(stage: Any, path: Path) -> None:
         raise ConfigError(f"{path}: stage {stage.name}: {error}") from None
 
 
-def _run(stage: Any, finished: dict[str, Any], *, again: bool) -> None:
+def _run(stage: Any, finished: dict[str, Any]) -> None:
     from whittle_nas.cli.common import command_line
-    from whittle_nas.weights.files import atomic_write_text
 
     words = stage.words()
+    again = stage.name in finished.get(_AGAIN, ())
     if _is_done(stage) and not again:
         if finished.get(stage.name, words) != words:
             raise ConfigError(
@@ -98,11 +101,21 @@ def _run(stage: Any, finished: dict[str, Any], *, again: bool) -> None:
     options = ["--overwrite", "true"] if again or _left(stage) else []
     if again and "--resume" in words:
         options += ["--resume", "false"]
+    if again:  # interrupted from now on, it goes on
+        finished[_AGAIN].remove(stage.name)
+        finished.pop(stage.name, None)
+        _save(stage.out_dir.parent, finished)
     _call([*words, *options], stage.name)
-    atomic_write_text(
-        stage.out_dir.parent / _LINES, json.dumps({**finished, stage.name: words}, indent=2) + "\n"
-    )
     finished[stage.name] = words
+    _save(stage.out_dir.parent, finished)
+
+
+def _save(out_dir: Path, finished: dict[str, Any]) -> None:
+    from whittle_nas.weights.files import atomic_write_text
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in finished.items() if name != _AGAIN or value}
+    atomic_write_text(out_dir / _LINES, json.dumps(kept, indent=2) + "\n")
 
 
 def _call(words: Sequence[str], name: str) -> None:

@@ -30,7 +30,7 @@ def search(
     data: TextData = TextData(),
     objectives: list[str] | str = "val_loss,num_params",
     constraints: list[str] | str | None = None,
-    budgets: list[str] | str | None = None,
+    budgets: dict[str, str] | list[str] | str | None = None,
     nested: bool = False,
     method: Method = Method.surrogate,
     candidates: Path | None = None,
@@ -75,7 +75,8 @@ def search(
             as shares of the whole model's: "num_params <= 60%, latency_ms <= 0.7x".
         budgets: The best of the front under each of these goes to `picks.yaml`, for `nas evaluate`,
             `nas export`, `nas finetune` and `nas profile`: shares of the parameters such as
-            "90%, 75%, 50%", or limits as in `constraints`.
+            "90%, 75%, 50%", or limits as in `constraints`. With names, each may be several limits:
+            `{small: "latency_ms <= 0.7x, num_params <= 60%"}`.
         nested: Choose picks that are parts of each other where that costs at most a tenth of the
             loss, so that `nas finetune --subnetworks` can train each from a larger one.
         method: Who proposes the next sub-network: `surrogate` models the loss and takes what should

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,17 @@ class Task:
         found = repair(supernet_of(whole), inside, text, progress=progress_bar)
         return repaired(start, found.patch)
 
-    def prepare(self) -> None:
-        """Make the directory, without what an earlier run left unless it goes on."""
+    def prepare(self, names: Iterable[str] = ()) -> None:
+        """Make the directory, without what an earlier run left unless it goes on.
+
+        Args:
+            names: of the networks that get directories of their own in it.
+        """
         if self.is_dry or not is_first_process():
             return
         if not self.resume:
-            remove_run(self.out_dir, (WEIGHTS, "checkpoints", "logs"))
+            for path in (self.out_dir, *(self.out_dir / name for name in names)):
+                remove_run(path, (WEIGHTS, "checkpoints", "logs"))
         self.out_dir.mkdir(parents=True, exist_ok=True)
 
 
@@ -168,7 +173,7 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
             "it and train the export with --sandwich.strategy standard"
         )
     teacher = whole_teacher(task.options, task.checkpoint)
-    task.prepare()
+    task.prepare(chosen)
     count = parameter_counter(task.checkpoint.config)
     rows: list[Row] = []
     done: list[Slice] = []

@@ -25,14 +25,18 @@ class Memory:
         checkpoint_dir: the checkpoint.
         config: of its model.
         data: gives the tokens per sample.
+        apart: whether sub-networks are trained alone, beside the model that teaches them.
     """
 
     checkpoint_dir: Path
     config: Any
     data: TextData
+    apart: bool = False
 
     @classmethod
-    def of(cls, checkpoint_dir: Path, config: Any, data: TextData) -> Memory | None:
+    def of(
+        cls, checkpoint_dir: Path, config: Any, data: TextData, *, apart: bool = False
+    ) -> Memory | None:
         """For a model without weights the file has to say the config; None if it can't."""
         from whittle_nas.weights.checkpoint import read_model_config
 
@@ -41,7 +45,7 @@ class Memory:
                 return None  # open_checkpoint says what is missing
             config = read_model_config(checkpoint_dir / "model_config.yaml")
             check_supported(config)
-        return cls(checkpoint_dir, config, data)
+        return cls(checkpoint_dir, config, data, apart)
 
     def needed(self, options: Any) -> Any:
         """`MemoryEstimate` of a training; `options` are `train.run.TrainingOptions`."""
@@ -58,6 +62,7 @@ class Memory:
             checkpoint_blocks=options.checkpoint_blocks,
             stored=stored_format(self.checkpoint_dir),
             shards=num_devices(options.trainer) if options.trainer.is_sharded else 1,
+            apart=self.apart,
         )
 
     def there(self, options: Any) -> int:

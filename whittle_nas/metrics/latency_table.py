@@ -43,7 +43,7 @@ from whittle_nas.weights.files import atomic_write_text
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.slicing import SlicePlan, plan_slices
 
-FORMAT = 2  # block times without what the model does around its blocks
+FORMAT = 3  # times at one speed of the device
 _PACE = "pace"  # key of the device's speed to which all times are set
 _Kind = tuple[int, int]  # whether a layer has a sliding window, and which RoPE
 

@@ -85,9 +85,8 @@ def in_turn(
 def at_one_speed(order: Sequence[int], times: Sequence[float]) -> list[float]:
     """The times of things that were timed one after the other while the machine's speed changed.
 
-    The logarithm of a time is that of its thing plus that of the speed, which is the same for most
-    neighbours: minimised is the sum of absolute differences between what neighbours' times say
-    about two things and what is found.
+    Most neighbours were timed at the same speed, so the ratio of their times should be that of what
+    is found for their things: the absolute errors of the logarithms are least.
 
     Args:
         order: which thing was timed, one after the other; all of 0 to the largest are in it.

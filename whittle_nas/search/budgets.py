@@ -23,12 +23,22 @@ _BREAK = 0.1  # of the loss: how much worse a pick may be to be a part of a larg
 _TRIED = 64  # entries under each budget
 
 
-def parse_budgets(text: str | Sequence[str] | None) -> dict[str, str]:
+def parse_budgets(text: Mapping[str, str] | str | Sequence[str] | None) -> dict[str, str]:
     """Read `"90%, 60%, latency_ms <= 0.7x"`: limits by the name that their pick will have.
+
+    With names of one's own each budget may be several limits:
+    `{"small": "latency_ms <= 0.7x, num_params <= 60%"}`.
 
     Raises:
         ConfigError: for a part that is neither a limit, nor a number or a share of `num_params`.
     """
+    if isinstance(text, Mapping):
+        for name, limits in text.items():
+            if not re.fullmatch(r"\w[\w.+=-]*", name):
+                raise ConfigError(f"--budgets: {name!r} must be a name of letters and digits")
+            if not parse_constraints(limits, option="--budgets"):
+                raise ConfigError(f"--budgets: {name} must be limits such as num_params <= 60%")
+        return dict(text)
     parts = text.split(",") if isinstance(text, str) else list(text or ())
     found: dict[str, str] = {}
     for part in filter(None, map(str.strip, map(str, parts))):
@@ -59,7 +69,7 @@ def check_budgets(budgets: Mapping[str, str], measured: Collection[str]) -> None
         ConfigError: for a metric that is unknown, or that the search does not measure.
     """
     known = {*measured, *ANALYTIC, *(QUALITY if {*QUALITY} & {*measured} else ())}
-    for limit in parse_constraints(list(budgets.values()), option="--budgets"):
+    for limit in parse_constraints(",".join(budgets.values()), option="--budgets"):
         if check_metric(limit.metric, "--budgets") not in known:
             raise ConfigError(
                 f"--budgets: {limit} is about something that this search does not measure: add "

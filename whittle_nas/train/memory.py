@@ -72,6 +72,7 @@ def estimate_memory(
     checkpoint_blocks: bool = False,
     stored: torch.dtype = torch.bfloat16,
     shards: int = 1,
+    apart: bool = False,
 ) -> MemoryEstimate:
     """Bytes that the training of a super-network needs per device.
 
@@ -88,6 +89,8 @@ def estimate_memory(
         checkpoint_blocks: whether activations are recomputed.
         stored: number format of the checkpoint's weights.
         shards: devices that share the parameters, with FSDP.
+        apart: a sub-network is trained alone, at most as large as the model, which teaches it: then
+            the teacher is not the trained model with its adapters off.
     """
     compute = torch.float32 if precision == "32-true" else torch.bfloat16
     trained_bytes = 2 if precision == "bf16-true" else 4
@@ -96,7 +99,8 @@ def estimate_memory(
     mixed = precision == "bf16-mixed"  # leaves frozen weights as they are
     frozen_bytes = stored.itemsize if mixed else compute.itemsize
     weight_bytes = frozen_bytes if options else trained_bytes
-    copied = loss.has_frozen_teacher and (options is None or loss.teacher != ORIGINAL)
+    same = options is not None and loss.teacher == ORIGINAL and not apart
+    copied = loss.has_frozen_teacher and not same
     one = _saved_bytes(config, options, 1, batch, tokens, compute)
     block = _saved_bytes(config, options, 2, batch, tokens, compute) - one
     kept = block * config.n_layer
