@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -25,17 +26,21 @@ from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import write_checkpoint
 
 
-class RandomWeights(dict):
+class RandomWeights(Mapping[str, torch.Tensor]):
     """A state dict that makes each tensor when it is asked for."""
 
     def __init__(self, config: Config, dtype: torch.dtype) -> None:
-        super().__init__()
         self.config, self.dtype = config, dtype
+        self.names = list(axes.parameter_names(config))
 
-    def items(self):
-        """Name and tensor, one at a time."""
-        for name in axes.parameter_names(self.config):
-            yield name, torch.randn(axes.shape(name, self.config)).to(self.dtype)
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.randn(axes.shape(name, self.config)).to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def make_checkpoint(path: Path, gigabytes: float, **sizes: int) -> None:
