@@ -9,7 +9,8 @@
 #
 #   scripts/demo_smollm2.sh [out_dir]        default: runs/smollm2-$BUDGET
 #
-# BUDGET=full (default) takes about three hours on two cores, BUDGET=small less than one.
+# BUDGET=small took about two hours on two cores for two choices per route; BUDGET=full (default) was
+# not run to its end here and takes several times that.
 # DEVICE=cuda takes minutes. Other knobs, all optional:
 #   CHECKPOINT   a litgpt checkpoint instead of SmolLM2
 #   ROUTES       which of the three ways, "width depth per-layer"

@@ -96,6 +96,6 @@ def test_times_are_taken_in_turn_at_one_speed():
         [0.125, 0.25, 0.5, 1.0], rel=1e-2
     )
     assert 8.0 <= whole <= 8.0 * 1.33 * 1.001
-    assert [times["twice"] for times in found] == pytest.approx([2.0, 4.0, 8.0, 16.0], rel=1e-2)
+    assert [times["twice"] for times in found] == pytest.approx([2.0, 4.0, 8.0, 16.0])
     assert measured.at_one_speed([0, 0, 0], [3.0, 1.0, 2.0]) == pytest.approx([2.0])
     assert measured.in_turn([]) == []

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import linprog
 
 TURNS = 5
 
@@ -96,17 +97,18 @@ def at_one_speed(order: Sequence[int], times: Sequence[float]) -> list[float]:
         The time of each thing, at the median speed.
     """
     which, logs = np.array(order), np.log(np.maximum(times, 1e-9))
-    steps, count = np.diff(logs), which.max() + 1
-    design = np.zeros((len(steps) + 1, count))
-    rows = np.arange(len(steps))
-    design[rows, which[1:]] += 1
-    design[rows, which[:-1]] -= 1
-    design[-1] = 1  # differences say nothing about the mean
-    target, weights = np.append(steps, 0.0), np.ones(len(design))
-    found = np.zeros(count)
-    for _ in range(30):  # least squares, weighted until they are least absolute differences
-        found = np.linalg.lstsq(design * weights[:, None], target * weights, rcond=None)[0]
-        weights = np.maximum(np.abs(design @ found - target), 1e-3) ** -0.5
+    steps, count = len(which) - 1, which.max() + 1
+    ratios = np.zeros((steps, count))
+    ratios[np.arange(steps), which[1:]] += 1
+    ratios[np.arange(steps), which[:-1]] -= 1
+    # Unknown are the things and the absolute errors, whose sum is least; the first thing is 0.
+    errors, target = np.eye(steps), np.diff(logs)
+    found = linprog(
+        np.repeat([0.0, 1.0], [count, steps]),
+        A_ub=np.block([[ratios, -errors], [-ratios, -errors]]),
+        b_ub=np.concatenate([target, -target]),
+        bounds=[(0, 0), *[(None, None)] * (count - 1), *[(0, None)] * steps],
+    ).x[:count]
     return np.exp(found + np.median(logs - found[which])).tolist()
 
 
