@@ -135,9 +135,12 @@ def stages_of(path):
     return list(yaml.safe_load(path.read_text())["stages"])
 
 
-def test_init_for_many_sizes_trains_first(checkpoint_dir, tmp_path):
+def test_init_for_many_sizes_trains_first(checkpoint_dir, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     given = ("init", path, "--checkpoint_dir", checkpoint_dir, "--route", "supernet")
+    assert nas(*given[:-1], "cascade") == 2
+    sentence = "--route cascade must be one of chosen, supernet, nothing (see nas init --help)"
+    assert sentence in capsys.readouterr().err
     assert nas(*given) == 0
     assert stages_of(path)[:3] == ["sorted", "supernet", "search"]
     assert yaml.safe_load(path.read_text())["stages"]["exported"]["pick"] == "num_params <= 60%"

@@ -34,6 +34,7 @@ _KINDS = {
     "NoneType": "null", "int": "a whole number", "float": "a number", "str": "text",
     "bool": "true or false", "list": "a list", "dict": "a mapping", "pathlib.Path": "a path",
 }  # fmt: skip
+_MEMBER = re.compile(r'key "([\w.]+)": Expected a member of <enum [^>]+>: {(.+?)}. Got value: (.*)')
 _UNKNOWN = re.compile(r"Unrecognized arguments: (--[\w.]+)")
 _REQUIRED = re.compile(r'Key "([\w.]+)" is required')
 
@@ -117,6 +118,9 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
             reason = f"--{missing[1]} is required"
         elif union := _UNION.search(reason):
             reason = _none_of(*union.groups())
+        elif member := _MEMBER.search(reason):
+            name, members, value = member.groups()
+            reason = f"--{name} {value} must be one of {members.replace(',', ', ')}"
         elif unknown := _UNKNOWN.search(reason):
             reason += did_you_mean(unknown[1], list(parser._option_string_actions))
         raise ConfigError(f"{reason} (see {parser.prog} --help)") from None
