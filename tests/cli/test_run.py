@@ -11,6 +11,7 @@ import yaml
 from tests.cli.test_main import nas
 from whittle_nas.cli.recipe import Stage, chosen_stages, read_stages
 from whittle_nas.errors import ConfigError
+from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import open_checkpoint
 
 COMMANDS = ("importance", "finetune", "search", "evaluate", "export", "prune", "profile")
@@ -186,6 +187,19 @@ def test_init_counts_a_tied_table_once(bundled, tmp_path, capsys):
         assert f"{whole - table:,} parameters" in capsys.readouterr().out
     assert nas("init", tmp_path / "untied.yaml", "--checkpoint_dir", bundled) == 0
     assert f"{whole:,} parameters" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_init_says_how_many_parameters_a_rotation_leaves(shared_data, tmp_path, capsys):
+    tied = shared_data / "checkpoints" / "stories260K"
+    text = ("--data.files", shared_data / "tinystories" / "valid.jsonl", "--data.num_blocks", 16)
+    assert nas("importance", "--checkpoint_dir", tied, *text, "--out_dir", tmp_path / "sorted") == 0
+    after = num_params(open_checkpoint(tmp_path / "sorted").config)
+    for number, directory in enumerate((tied, tmp_path / "sorted")):
+        assert nas("init", tmp_path / f"{number}.yaml", "--checkpoint_dir", directory) == 0
+        said = capsys.readouterr().out
+        assert f"{after:,} parameters" in said
+        assert ("shares of a budget are of these" in said) == (directory == tied)
 
 
 @pytest.mark.slow

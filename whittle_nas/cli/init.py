@@ -95,14 +95,33 @@ def init(
     _report(recipe, config, needed, memory, fits)
 
 
+def _sorted_config(config: Any) -> Any:
+    """The config after sorting, where a rotation gives a tied head a table of its own."""
+    from whittle_nas.importance.bases import TOKENS_PER_DIRECTION, choose_rotation
+    from whittle_nas.importance.options import Basis
+    from whittle_nas.weights.axes import is_tied
+    from whittle_nas.weights.tying import untied
+
+    enough = TOKENS_PER_DIRECTION * config.n_embd
+    rotated = choose_rotation(Basis.auto, config, tied=is_tied(config), num_tokens=enough)[0]
+    return untied(config) if rotated else config
+
+
 def _report(recipe: Path, config: Any, needed: int, memory: int, fits: bool) -> None:
     from whittle_nas.cli.common import command_line
     from whittle_nas.weights.axes import num_params
+
+    after = num_params(_sorted_config(config))
 
     print(
         f"{config.name}: {num_params(config):,} parameters; training needs about "
         f"{needed / 2**30:.1f} GiB, the device has {memory / 2**30:.1f}"
     )
+    if after != num_params(config):
+        print(
+            f"sorting rotates it, which gives its tied head a table of its own: {after:,} "
+            "parameters, and shares of a budget are of these"
+        )
     if not fits:
         print("it does not fit: the recipe trains nothing")
     print(f"wrote {recipe}; run it with: {command_line('nas', 'run', recipe)}")

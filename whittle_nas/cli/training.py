@@ -28,6 +28,7 @@ from whittle_nas.space.limited import limited
 from whittle_nas.train import adapters
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.choices import SamplerKind, SamplerOptions, SandwichOptions, Share, Strategy
+from whittle_nas.train.fit import fitting_device
 from whittle_nas.train.output import write_outputs
 from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss
@@ -81,8 +82,8 @@ class Task:
         if not repair_it or inside is None:
             return start
         text = text_of(self.samples)
-        found = repair(supernet_of(whole), inside, text, progress=progress_bar)
-        return repaired(start, found.patch)
+        supernet = supernet_of(whole, device=fitting_device(self.options.trainer))
+        return repaired(start, repair(supernet, inside, text, progress=progress_bar).patch)
 
     def prepare(self, names: Iterable[str] = ()) -> None:
         """Make the directory, without what an earlier run left unless it goes on.

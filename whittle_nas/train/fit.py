@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,19 @@ def _trainer(
         logger=loggers,
         default_root_dir=out_dir,
     )
+
+
+def fitting_device(options: TrainerOptions) -> torch.device:
+    """Where least squares are solved before a training: this process's GPU, if one trains.
+
+    The host where the weights are shared out over processes, and where a device (Apple's) has no
+    double precision.
+    """
+    if options.is_sharded:
+        return torch.device("cpu")
+    trainer = make_trainer(replace(options, logger=[], callbacks=[]), None)
+    device = trainer.strategy.root_device
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def num_devices(options: TrainerOptions) -> int:
