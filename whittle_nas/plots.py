@@ -262,6 +262,7 @@ def plot_scores(
     costs: Mapping[str, Sequence[float]],
     values: Sequence[float],
     stderrs: Sequence[float | None],
+    stars: Sequence[bool] = (),
 ) -> None:
     """One task's score of N sub-networks against their costs, one panel per cost.
 
@@ -274,6 +275,7 @@ def plot_scores(
         values: N scores.
         stderrs: their standard errors, drawn as bars of one standard error to each side; None
             where there is none, as of a perplexity.
+        stars: N times whether it is the whole model.
     """
     from matplotlib.figure import Figure
 
@@ -284,6 +286,8 @@ def plot_scores(
         at = [value / unit for value in at]
         bars = [error or 0.0 for error in stderrs] if any(stderrs) else None
         panel.errorbar(at, values, yerr=bars, fmt="o", color=BLUE, capsize=3)
+        for x, y in itertools.compress(zip(at, values, strict=True), stars):
+            panel.scatter([x], [y], **_STAR)
         if len(labels) <= 20:  # more would hide the points
             for label, x, y in zip(labels, at, values, strict=True):
                 panel.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)

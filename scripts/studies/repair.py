@@ -56,6 +56,7 @@ def row_of(net: Any, text: str, calibration: Any, held_out: Any) -> dict[str, An
         "share": count(sub) / count(net.full),
         "plain": nats_per_token(net.standalone(sub), held_out),
         "repaired": nats_per_token(net.standalone(sub, found.patch), held_out),
+        "held_back": [found.before, found.after],
         "seconds": found.seconds,
         "tokens": found.tokens,
         "local": sum(choice.source == "local" for choice in chosen),

@@ -66,6 +66,15 @@ def test_any_rank_is_merged_after_the_training(tmp_path, checkpoint_dir, text, c
     (found,) = loss_sums(model, collate(held_out), [model.full]).tolist()
     of_rank = found / len(labels_of(collate(held_out)))
     assert of_rank == pytest.approx(losses["by_rank"][2]["full"], rel=1e-5)
+    # Repair fits what is exported: the weights of that rank, and not those of the file.
+    fitted = ["--repair", "true", "--data.files", text, "--data.block_size", 32]
+    small = ["export", "--checkpoint_dir", out_dir, "--subnetwork.intermediate_size", 36]
+    assert nas(*small, *fitted, "--lora_r", 2, "--out_dir", tmp_path / "fitted") == 0
+    assert nas("export", "--checkpoint_dir", tmp_path / "2", *small[3:], *fitted,
+               "--out_dir", tmp_path / "expected") == 0  # fmt: skip
+    expected = weights(tmp_path / "expected")
+    for name, tensor in weights(tmp_path / "fitted").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
     capsys.readouterr()
     shutil.rmtree(tmp_path / "4")
     for wrong, words in ((0, "--lora_r 0"), (5, "at most the trained 4")):

@@ -12,7 +12,7 @@ from whittle_nas.evaluate.report import Score
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import open_checkpoint
 
-SUB = uniform(8, 2, 1, 4, 16, 2, of=2)
+SUB, WHOLE = uniform(8, 2, 1, 4, 16, 2, of=2), uniform(8, 2, 1, 4, 32, 2, of=2)
 
 
 def content(page: str) -> dict:
@@ -31,7 +31,8 @@ def test_scores_costs_and_sizes_are_columns():
     data = content(
         render(
             "ckpt",
-            {"a": SUB, "full": SUB},
+            {"a": SUB, "full": WHOLE},
+            whole=WHOLE,
             costs=[{"num_params": 7, "latency_ms": None, "flops": 3, "val_loss": 2.0},
                    {"num_params": 9, "latency_ms": None}],
             scores=[first, second],
@@ -52,11 +53,14 @@ def test_scores_costs_and_sizes_are_columns():
     assert data["rows"][0]["stderrs"][:3] == [0.1, None, None]
     assert data["rows"][1]["values"][:6] == [0.5, 0.25, 3.0, 9, None, None]
     assert (data["x"], data["y"]) == ("num_params", "arc acc")
+    assert data["original"] == data["rows"][1]
 
 
 def test_a_task_without_numbers_is_no_obstacle():
-    page = render("c", {"a": SUB}, costs=[{"num_params": 7}], scores=[[]], headlines={}, about={})
-    assert content(page)["y"] == "num_params"
+    what = {"costs": [{"num_params": 7}], "scores": [[]], "headlines": {}, "about": {}}
+    data = content(render("c", {"a": SUB}, whole=WHOLE, **what))
+    assert data["y"] == "num_params"
+    assert data["original"] is None
 
 
 def test_command_leaves_the_page_and_its_lines_run(
@@ -72,6 +76,7 @@ def test_command_leaves_the_page_and_its_lines_run(
     data = content((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert [row["label"] for row in data["rows"]] == ["subnetwork", "full"]
     assert data["y"].startswith("tiny_choice acc")
+    assert data["original"]["label"] == "full"
     words = shlex.split(data["rows"][0]["command"])
     assert nas(*words[1:]) == 0
     exported = SubNetwork.from_config(open_checkpoint(tmp_path / "exported-subnetwork").config)

@@ -197,8 +197,14 @@ def test_a_cascade_goes_on_from_what_the_larger_network_has_learnt(
     assert start("apart") != pytest.approx(start("out"), rel=1e-4)
     # What is finished is not trained again, and what follows goes on from it.
     before, when = weights("out"), (out_dir / "wide" / "lit_model.pth").stat().st_mtime_ns
+    with pytest.raises(ConfigError, match=f"trained alone; give one of them, such as {out_dir}/n"):
+        open_checkpoint(out_dir)
     (out_dir / "narrow" / "lit_model.pth").unlink()
     capsys.readouterr()
+    assert nas(*common, "--out_dir", out_dir) == 2
+    assert "interrupted; go on with --resume true" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="unfinished training"):
+        open_checkpoint(out_dir)
     assert nas(*common, "--out_dir", out_dir, "--resume", "true") == 0
     assert "wide is trained already" in capsys.readouterr().out
     assert (out_dir / "wide" / "lit_model.pth").stat().st_mtime_ns == when

@@ -18,7 +18,9 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.importance.narrowing import narrowed_stream
 from whittle_nas.importance.sorting import SortedTensors, read_importance
 from whittle_nas.space import SubNetwork
+from whittle_nas.space.subnetwork import SIZES
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
+from whittle_nas.weights.counting import parameter_counter
 
 CONFIGS = sorted((Path(__file__).parents[2] / "whittle_nas" / "configs").glob("*/importance.yaml"))
 QUICK = ["--data.num_blocks", "4", "--data.block_size", "32", "--layer_blocks", "2"]
@@ -149,10 +151,18 @@ def test_a_tied_head_is_untied_and_said_so(checkpoint_dir, text, tmp_path, capsy
     assert "unties the head" in capsys.readouterr().out
     assert open_checkpoint(kept).tied
     assert json.loads((kept / "config.json").read_text())["tie_word_embeddings"] is True
-    assert run(checkpoint_dir, out, text, *ENOUGH, "--basis", "rotation") == 0
+    proof = ["--report.num_subnetworks", "3", "--report.repair", "true"]
+    proof += ["--report.data.files", str(text)]
+    assert run(checkpoint_dir, out, text, *ENOUGH, "--basis", "rotation", *proof) == 0
     assert "the head is untied" in capsys.readouterr().out
     assert not open_checkpoint(out).tied
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    report = json.loads((out / "rpd.json").read_text())
+    found = open_checkpoint(out)
+    for row in report["subnetworks"]:  # both tables count, and repair is a step of its own
+        sub = SubNetwork.uniform(found.info.layer_order, **{name: row[name] for name in SIZES})
+        assert row["num_params"] == parameter_counter(found.config)(sub)
+    assert set(report["steps"]) >= {"permuted", "repaired"}
     torch.testing.assert_close(logits(out), logits(checkpoint_dir), rtol=1e-4, atol=1e-4)
 
 

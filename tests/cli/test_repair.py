@@ -100,8 +100,9 @@ def test_search_ranks_repaired_subnetworks_and_remembers_it(
     assert nas("search", *arguments, *data, "--repair", "true", *more, "--budgets", "90%") == 0
     shown = capsys.readouterr().out
     assert "losses are those after repair" in shown
-    (command,) = [line for line in shown.splitlines() if line.startswith("train them with:")]
-    assert "--repair true" in command
+    commands = [line for line in shown.splitlines() if " with: nas " in line]
+    assert len(commands) == 3  # evaluate, export, train
+    assert all("--repair true" in command for command in commands)
     assert json.loads((out_dir / "search.json").read_text())["repair"] == tokens_id(tokens)
     front = json.loads((out_dir / "front.json").read_text())
     assert front["how_measured"]["repair"] == {"blocks": 24, "block_size": 32}
@@ -112,6 +113,25 @@ def test_search_ranks_repaired_subnetworks_and_remembers_it(
         assert entry.metrics["repair_seconds"] > 0
     assert nas("search", *arguments, *data, "--resume", "true") == 2
     assert "repair was" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_recovered_starts_repaired_as_its_trial_was(checkpoint_dir, tmp_path, calibration):
+    tokens, options = calibration
+    words = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", "--num_trials", 6]
+    words += flags("data", options) + flags("calibration", options)
+    recovery = ["budget", "num_params <= 95%", "candidates", 2, "steps", 2]
+    recovery += [f"data.{word}" if at % 2 == 0 else word for at, word in enumerate(options)]
+    assert nas("search", *words, "--repair", "true", *flags("recovery", recovery)) == 0
+    net = load_supernet(checkpoint_dir)
+    entries = read_front(tmp_path / "out" / "recovery.json", net.info.layer_order).entries
+    assert len(entries) == 2
+    for entry in entries:
+        model = net.standalone(entry.subnetwork, repair(net, entry.subnetwork, tokens).patch)
+        # the training's numbers are float32, the trials' those of the file
+        assert entry.metrics["val_loss"] == pytest.approx(nats_per_token(model, tokens), rel=1e-3)
+        plain = nats_per_token(net.standalone(entry.subnetwork), tokens)
+        assert plain > 1.01 * entry.metrics["val_loss"]
 
 
 @pytest.mark.parametrize("command", ["export", "search", "evaluate"])

@@ -21,6 +21,7 @@ def render(
     checkpoint_dir: str,
     subnetworks: Mapping[str, SubNetwork],
     *,
+    whole: SubNetwork,
     costs: Sequence[Mapping[str, float | None]],
     scores: Sequence[Sequence[Score]],
     headlines: Mapping[str, str],
@@ -31,6 +32,7 @@ def render(
     Args:
         checkpoint_dir: the super-network.
         subnetworks: N sub-networks by their name.
+        whole: the whole model, a star in the chart where it is one of them.
         costs: of each one, everything known but its scores.
         scores: of each one, all numbers of all tasks.
         headlines: for each task the metric that stands for it.
@@ -53,6 +55,9 @@ def render(
         rows=rows,
         x="num_params",
         y=known[0] if known else "num_params",
+        original=next(
+            (row for row, sub in zip(rows, subnetworks.values(), strict=True) if sub == whole), None
+        ),
         details={
             "Questions": _questions(scores),
             "How it was measured": json.dumps(about, indent=1, default=str),

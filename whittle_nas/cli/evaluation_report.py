@@ -58,7 +58,7 @@ def write_report(session: Session, evaluated: Sequence[Evaluated]) -> None:
         found.append([score for result in results.values() for score in scores(result.results)])
     atomic_write_text(session.out_dir / "results.csv", table.getvalue())
     atomic_write_text(session.out_dir / "report.html", _page(session, evaluated, shown, found))
-    _draw(session.out_dir, evaluated, shown)
+    _draw(session, evaluated, shown)
     _print(evaluated, shown, session.out_dir / "report.html")
     if session.text is not None:
         print(f"text is {session.text.blocks}")
@@ -133,6 +133,7 @@ def _page(
     return render(
         str(session.checkpoint.path),
         {one.label: one.pairs[0].subnetwork for one in evaluated},
+        whole=SubNetwork.from_config(session.checkpoint.config),
         costs=[
             {**one.measured, "num_params": one.num_params, "latency_ms": one.latency_ms}
             for one in evaluated
@@ -143,10 +144,13 @@ def _page(
     )
 
 
-def _draw(out_dir: Path, evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]]) -> None:
+def _draw(
+    session: Session, evaluated: Sequence[Evaluated], shown: Sequence[dict[str, Score]]
+) -> None:
     """A picture per task, whose panels are the costs that are known of every sub-network."""
     from whittle_nas.plots import plot_scores
 
+    whole = SubNetwork.from_config(session.checkpoint.config)
     costs = {"parameters": [float(one.num_params) for one in evaluated]}
     timed = [one.latency_ms for one in evaluated if one.latency_ms is not None]
     if len(timed) == len(evaluated):
@@ -155,13 +159,14 @@ def _draw(out_dir: Path, evaluated: Sequence[Evaluated], shown: Sequence[dict[st
         rows = [at for at, numbers in enumerate(shown) if task in numbers]
         points = [shown[at][task] for at in rows]
         plot_scores(
-            out_dir / f"{task.replace('/', '_')}.png",
+            session.out_dir / f"{task.replace('/', '_')}.png",
             title=task,
             metric=points[0].metric,
             labels=[evaluated[at].label for at in rows],
             costs={name: [values[at] for at in rows] for name, values in costs.items()},
             values=[point.value for point in points],
             stderrs=[point.stderr for point in points],
+            stars=[evaluated[at].pairs[0].subnetwork == whole for at in rows],
         )
 
 

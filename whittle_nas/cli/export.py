@@ -182,9 +182,10 @@ def _repaired(checkpoint: Any, sub: Any, text: Any, device: Any) -> tuple[Any, s
     from whittle_nas.cli.common import progress_bar
     from whittle_nas.cli.repairing import sentences
     from whittle_nas.repair.engine import repair
-    from whittle_nas.weights.checkpoint import load_supernet
+    from whittle_nas.weights.checkpoint import supernet_of
 
-    supernet = load_supernet(checkpoint.path, device=device)
+    # not from its path: at another rank its weights are no file's
+    supernet = supernet_of(checkpoint, device=device)
     found = repair(supernet, sub, text, progress=progress_bar)
     return found.patch, *sentences(found)
 

@@ -175,11 +175,10 @@ def finetune(
 
 def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse what is in the way; of an interrupted training say how it goes on."""
-    from whittle_nas.train.fit import newest_checkpoint
+    from whittle_nas.weights.checkpoint import is_unfinished
     from whittle_nas.weights.files import check_free
 
-    finished = (out_dir / "lit_model.pth").is_file()
-    if not (resume or overwrite or finished) and newest_checkpoint(out_dir) is not None:
+    if not (resume or overwrite) and is_unfinished(out_dir):
         raise ConfigError(
             f"--out_dir {out_dir} holds a training that was interrupted; go on with --resume true, "
             "or begin anew with --overwrite true"

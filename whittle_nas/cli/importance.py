@@ -34,12 +34,15 @@ class ReportOptions:
         data: Text to measure on, with the options of `data`; by default what `data.valid_fraction`
             holds out.
         num_blocks: Use at most this many blocks of it.
+        repair: Measure each of them once more, repaired on the calibration text as
+            `nas export --repair true` does; takes seconds to minutes per sub-network.
     """
 
     num_subnetworks: int = 0
     search_space: str = "aligned"
     data: TextData | None = None
     num_blocks: int = 32
+    repair: bool = False
 
 
 def importance(
@@ -179,7 +182,9 @@ def importance(
             supernet = load_supernet(partial, **where)
             after = trial.run(supernet, "after sorting")
             steps = trial.steps(checkpoint, measured, settled, supernet)
-            trial.write(partial, before, after, steps)
+            if report.repair:
+                steps["repaired"] = trial.run(supernet, "repaired", blocks.tokens)
+            trial.write(partial, before, after, steps, supernet.config)
     print(f"calibrated on {blocks}")
     _summary(found, [*measured.notes, settled.note], out_dir)
 
@@ -190,6 +195,10 @@ def _plan_trial(report: ReportOptions, data: TextData, checkpoint: Any, *, seed:
 
     check_least(0, **{"report.num_subnetworks": report.num_subnetworks})
     if report.num_subnetworks == 0:
+        if report.repair:
+            raise ConfigError(
+                "--report.repair true is about random sub-networks: give --report.num_subnetworks"
+            )
         return None
     from whittle_nas.cli.importance_report import plan_trial
 

@@ -21,14 +21,16 @@ from whittle_nas.data import Part, TextData, TokenBlocks, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.importance.options import LayerCriterion, SweepOptions
 from whittle_nas.importance.pipeline import Measured, Settled
-from whittle_nas.importance.report import draw_subnetworks, make_report, perplexities
+from whittle_nas.importance.report import Report, draw_subnetworks, make_report, perplexities
 from whittle_nas.importance.sorting import SortedTensors
 from whittle_nas.importance.sweep import sweep
 from whittle_nas.plots import plot_before_after, plot_importance, plot_sweep
+from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.info import FILE_NAME
 from whittle_nas.weights.norms import NormTable
+from whittle_nas.weights.patch import Patch
 from whittle_nas.weights.supernet import SuperNetwork
 
 _SWEPT = 256  # tokens of a block that the sweep looks at: many texts say more than long ones
@@ -40,17 +42,28 @@ class Trial:
 
     subnetworks: list[SubNetwork]
     text: TokenBlocks
-    config: Any
     conditions: dict[str, Any]
     layer_order: Sequence[int]
 
-    def run(self, supernet: SuperNetwork, label: str) -> list[float]:
-        """Perplexity of every sub-network; the layers that it keeps follow the order of now."""
+    def run(
+        self, supernet: SuperNetwork, label: str, calibration: torch.Tensor | None = None
+    ) -> list[float]:
+        """Perplexity of every sub-network; the layers that it keeps follow the order of now.
+
+        With calibration text (N, T + 1) every sub-network is repaired on it first.
+        """
         now = supernet.info.layer_order
+
+        def repaired(sub: SubNetwork) -> Patch | None:
+            if calibration is None or sub == supernet.full:
+                return None
+            return repair(supernet, sub, calibration).patch
+
         return perplexities(
             supernet,
             [sub.reordered(self.layer_order, now) for sub in self.subnetworks],
             lambda model: nats_per_token(model, self.text.tokens),
+            patch_of=repaired,
             label=label,
             progress=progress_bar,
         )
@@ -83,13 +96,18 @@ class Trial:
         before: list[float],
         after: list[float],
         steps: Mapping[str, list[float]],
+        config: Any,
     ) -> None:
-        """Write `rpd.json` and `rpd.png`, and print the figures."""
-        report = make_report(self.subnetworks[1:], before, after, self.config)
-        means = {
-            name: make_report(self.subnetworks[1:], before, other, self.config).improvement.mean
-            for name, other in steps.items()
-        }
+        """Write `rpd.json` and `rpd.png`, and print the figures.
+
+        Sizes are counted by the `config` of the sorted model, whose head may be untied.
+        """
+
+        def report_of(perplexities: list[float]) -> Report:
+            return make_report(self.subnetworks[1:], before, perplexities, config)
+
+        report = report_of(after)
+        means = {name: report_of(other).improvement.mean for name, other in steps.items()}
         text = json.dumps({**self.conditions, **report.to_dict(), "steps": means}, indent=2)
         (out_dir / "rpd.json").write_text(text + "\n", encoding="utf-8")
         found = report.improvement
@@ -122,7 +140,7 @@ def plan_trial(
     drawn = draw_subnetworks(found, count, seed=seed)
     conditions = {"search_space": found.to_dict(), "seed": seed, "data": dict(blocks.about)}
     subs = [SubNetwork.from_config(config), *drawn]
-    return Trial(subs, blocks, config, conditions, checkpoint.info.layer_order)
+    return Trial(subs, blocks, conditions, checkpoint.info.layer_order)
 
 
 def draw_scores(

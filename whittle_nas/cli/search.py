@@ -132,6 +132,11 @@ def search(
     wanted = parse_budgets(budgets)
     if nested and not wanted:
         raise ConfigError("--nested true is about the picks of --budgets: give these")
+    if repair and candidates is not None:
+        raise ConfigError(
+            "--repair true fits plain slices and --candidates brings parts that are fitted "
+            "already: leave one of the two out"
+        )
     counts = {"num_trials": num_trials, "search_blocks": search_blocks, "devices": devices}
     check_least(1, **counts, batch_size=batch_size)
     _check_directory(out_dir, resume=resume, overwrite=overwrite)

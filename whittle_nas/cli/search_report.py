@@ -89,10 +89,18 @@ def report(request: Request, outcome: Outcome) -> None:
     print(f"trials, front and pictures: {request.out_dir}")
     source = ("--checkpoint_dir", request.checkpoint.path)
     evaluate = ("nas", "evaluate", *source, "--front", path, "--tasks", "<tasks>")
-    print(f"evaluate all with: {command_line(*evaluate, '--out_dir', '<dir>')}")
-    choice = _export_choice(request, outcome)
-    export = command_line("nas", "export", *source, *choice, "--out_dir", "<dir>")
-    print(f"export the {'middle' if outcome.recovered is None else 'best'} one with: {export}")
+    print(f"evaluate all with: {_with_repair(request, evaluate, '--calibration.files')}")
+    export = ("nas", "export", *source, *_export_choice(request, outcome))
+    print(
+        f"export the {'middle' if outcome.recovered is None else 'best'} one with: "
+        f"{_with_repair(request, export, '--data.files')}"
+    )
+
+
+def _with_repair(request: Request, words: Sequence[object], text: str) -> str:
+    """A command about the networks of a search, which come out as they were searched."""
+    mended = ("--repair", "true", text, "<text>") if request.calibration is not None else ()
+    return command_line(*words, *mended, "--out_dir", "<dir>")
 
 
 def _draw(request: Request, outcome: Outcome, growth: Sequence[float]) -> None:
@@ -178,7 +186,12 @@ def _export_choice(request: Request, outcome: Outcome) -> list[object]:
     cost = request.objectives[-1]
     values = sorted(entry.metrics[cost] for entry in outcome.front.entries)
     budget = values[len(values) // 2]
-    return ["--front", request.out_dir / "front.json", "--pick", f"{cost} <= {budget:.6g}"]
+    return [
+        "--front",
+        request.out_dir / "front.json",
+        "--pick",
+        f"{cost} <= {int(budget) if float(budget).is_integer() else budget!r}",
+    ]
 
 
 def write_picks(

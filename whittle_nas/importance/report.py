@@ -16,6 +16,7 @@ from whittle_nas.progress import Progress, no_progress
 from whittle_nas.space.searchspace import SearchSpace
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.counting import parameter_counter
+from whittle_nas.weights.patch import Patch
 from whittle_nas.weights.supernet import SuperNetwork
 
 
@@ -107,6 +108,7 @@ def perplexities(
     subnetworks: Sequence[SubNetwork],
     nats_per_token: Callable[[Any], float],
     *,
+    patch_of: Callable[[SubNetwork], Patch | None] = lambda _: None,
     label: str = "",
     progress: Progress = no_progress,
 ) -> list[float]:
@@ -116,12 +118,13 @@ def perplexities(
         supernet: sorted or not.
         subnetworks: sizes.
         nats_per_token: measures a litgpt model.
+        patch_of: what is special to a sub-network.
         label: of the progress bar.
         progress: shows how far it is.
     """
     found = []
     for sub in progress(subnetworks, label, len(subnetworks)):
-        nats = nats_per_token(supernet.standalone(sub))
+        nats = nats_per_token(supernet.standalone(sub, patch_of(sub)))
         # beyond this a float has no exponential; no useful network comes near
         found.append(math.exp(min(nats, 700.0)))
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,12 +73,14 @@ class Choice:
         ridge: in units of the mean diagonal; NaN if the layer stays.
         error: squared error on held-back text, as a share of that of the layer as it is.
         step: (R, C) to add; None if the layer stays.
+        singular: nothing could be fitted, whatever the ridge.
     """
 
     source: str = ""
     ridge: float = math.nan
     error: float = 1.0
     step: Tensor | None = None
+    singular: bool = False
 
 
 def ridge_step(fit: NormalEquations, ridge: float, *, free: int = 0) -> Tensor | None:
@@ -126,9 +128,9 @@ def best_step(
         ridges: see `ridge_step`, in rising order.
         free: see `ridge_step`.
     """
-    best, before, at = Choice(), float(held_back.power), len(ridges) // 2
+    best, before, at = Choice(singular=True), float(held_back.power), len(ridges) // 2
     if before <= 0:
-        return best
+        return Choice()
     for source, fit in fits.items():
 
         def tried(place: int, source: str = source, fit: NormalEquations = fit) -> Choice:
@@ -139,6 +141,8 @@ def best_step(
         found, place = _climb(tried, at, len(ridges))
         if found.error < best.error:
             best, at = found, place
+        elif found.step is not None:
+            best = replace(best, singular=False)
     return best
 
 

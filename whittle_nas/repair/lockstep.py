@@ -95,6 +95,11 @@ class Lockstep:
                 f"repair fitted {fitted} calibration tokens to layers of {self.most_inputs} "
                 "inputs, where only the ridge decides: more text would repair more"
             )
+        if dead := [name for name, choice in self.choices.items() if choice.singular]:
+            found.append(
+                f"{', '.join(dead)} can't be fitted and stay as they are: their inputs are 0 on "
+                "the calibration text"
+            )
         return tuple(found)
 
     def patch(self) -> Patch:

@@ -33,7 +33,7 @@ from whittle_nas.train.options import (
 from whittle_nas.train.run import TrainingOptions
 from whittle_nas.train.specialise import slice_of, specialise
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
-from whittle_nas.weights.patch import PatchSource
+from whittle_nas.weights.patch import Patch
 from whittle_nas.weights.supernet import SuperNetwork
 
 RECOVERED = "recovered_val_loss"
@@ -77,7 +77,7 @@ class Recovery:
         valid: validation samples.
         device: where to train.
         seed: of the order of the data and of the adapters.
-        library: candidates that the sub-networks are made of; None: plain slices.
+        patch_of: what is special to a sub-network: its repair, or parts of a library.
     """
 
     options: RecoveryOptions
@@ -87,14 +87,13 @@ class Recovery:
     valid: Sequence[Sample]
     device: torch.device
     seed: int
-    library: PatchSource | None = None
+    patch_of: Callable[[SubNetwork], Patch | None] = lambda _: None
 
     def losses_of(
         self, sub: SubNetwork, on_step: Callable[[], object] = lambda: None
     ) -> tuple[float, float]:
         """Validation loss of a sub-network before and after its training; inf if it diverges."""
-        patch = None if self.library is None else self.library.patch(sub)
-        start = slice_of(self.checkpoint, sub, patch)
+        start = slice_of(self.checkpoint, sub, self.patch_of(sub))
         torch.manual_seed(self.seed)  # of the adapters
         try:
             trained = specialise(

@@ -9,6 +9,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import calibration_networks
+from whittle_nas.repair.engine import repair
 from whittle_nas.search import budgets, rounds, settings
 from whittle_nas.search.constraints import check_attainable, excess_function
 from whittle_nas.search.evaluation import Job
@@ -32,6 +33,7 @@ from whittle_nas.search.workers import Pool, make_pool
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.files import atomic_write_text, remove_run
+from whittle_nas.weights.patch import Patch
 
 FILES = (
     FILE_NAME, settings.FILE_NAME, "front.json", "front.png", "shapes.png", "front.html",
@@ -282,15 +284,22 @@ class Session:
 
         assert request.training is not None
         best = recovery.best_of_budget(trials, request.constraints, options)
+        teacher = recovery.load_teacher(request.checkpoint, request.device, request.load.dtype)
+
+        def patch_of(sub: SubNetwork) -> Patch | None:
+            if request.calibration is not None:  # as its trial was
+                return repair(teacher, sub, request.calibration).patch
+            return request.library and request.library.patch(sub)
+
         training = recovery.Recovery(
             options,
             request.checkpoint,
-            recovery.load_teacher(request.checkpoint, request.device, request.load.dtype),
+            teacher,
             from_blocks(request.training),
             from_blocks(request.tokens),
             request.device,
             request.seed,
-            request.library,
+            patch_of,
         )
         what = "recovery, training steps"
         found = recovery.recover(training, best, partial(self._listener.on_step, what))

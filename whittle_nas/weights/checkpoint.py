@@ -22,7 +22,7 @@ from whittle_nas.space.rules import check_supported
 from whittle_nas.weights import axes
 from whittle_nas.weights.assembly import build, renew_tables
 from whittle_nas.weights.config import config_of, stored
-from whittle_nas.weights.files import WEIGHTS
+from whittle_nas.weights.files import RUN_FILE, WEIGHTS
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
 from whittle_nas.weights.norms import IMPORTANCE
 from whittle_nas.weights.shortcuts import check_no_shortcuts, model_class
@@ -95,10 +95,15 @@ def open_checkpoint(
             "or an id of the hub, such as EleutherAI/pythia-160m"
         )
     missing = [name for name in (WEIGHTS, MODEL_CONFIG) if not (path / name).is_file()]
-    if missing and any(path.glob("checkpoints/*.ckpt")):
+    if missing and is_unfinished(path):
         raise ConfigError(
             f"--checkpoint_dir {path} is an unfinished training: finish it with the command that "
             "began it and --resume true"
+        )
+    if missing and (alone := sorted(file.parent for file in path.glob(f"*/{WEIGHTS}"))):
+        raise ConfigError(
+            f"--checkpoint_dir {path} holds networks that were trained alone; give one of them, "
+            f"such as {alone[0]}"
         )
     if missing:
         raise ConfigError(
@@ -135,6 +140,13 @@ def load_supernet(
     return supernet_of(
         open_checkpoint(path, shortcuts=True, per_layer=True), device=device, dtype=dtype
     )
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a training stopped here: of one checkpoint, or of networks in folders of theirs."""
+    begun = {file.parents[1] for file in path.glob("**/checkpoints/*.ckpt")}
+    between = any(path.glob(f"*/{WEIGHTS}")) and not (path / RUN_FILE).is_file()
+    return between or any(not (directory / WEIGHTS).is_file() for directory in begun)
 
 
 def supernet_of(
