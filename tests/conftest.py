@@ -8,7 +8,7 @@ import gc
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,10 @@ FAMILIES = {
     "OLMo-1B-hf": {**_MHA, "intermediate_size": 72},
     "falcon-40b": {**_GQA, "intermediate_size": 80},
 }  # fmt: skip
-# One family of each kind: LayerNorm with biases and parallel blocks, grouped queries that rotate,
-# norms on both sides, one key head, norms of queries and keys, norms behind. Slow tests try all.
+# LayerNorm with biases and parallel blocks, grouped queries that rotate, norms on both sides, norms
+# of queries and keys. Slow tests try all.
 QUICK = (
-    "pythia-160m", "pythia-14m", "Llama-3.1-8B", "Gemma-2-2b", "falcon-7b", "Qwen3-0.6B",
-    "OLMo-2-1124-7B",
+    "pythia-160m", "pythia-14m", "Llama-3.1-8B", "Gemma-2-2b", "Qwen3-0.6B",
 )  # fmt: skip
 
 
@@ -80,6 +79,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = item.callspec.params if hasattr(item, "callspec") else {}
         if any(name in given and slow(given[name]) for name, slow in SLOW.items()):
             item.add_marker(pytest.mark.slow)
+
+
+def first_of(values: Iterable[Any], every: int | None = None) -> list[Any]:
+    """Values of a parameter: the first is tried by the fast tests, the others by the slow ones.
+
+    With `every` the first of so many in turn; values are then tuples of several parameters.
+    """
+    found = list(values)
+    step, several = every or len(found), every is not None
+    return [
+        pytest.param(*(value if several else (value,)), marks=[pytest.mark.slow] * (at % step > 0))
+        for at, value in enumerate(found)
+    ]
 
 
 def tiny_config(family: str, **changes) -> Any:

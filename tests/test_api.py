@@ -32,6 +32,7 @@ def sorted_one(tmp_path_factory):
     return nas.importance("pydoc-1m", out_dir=tmp_path_factory.mktemp("x") / "s", **options)
 
 
+@pytest.mark.slow
 def test_from_a_checkpoint_to_an_export(sorted_one, bundled, tmp_path, capfd):
     text = {"files": bundled / "valid.jsonl", "block_size": 64, "num_blocks": 4}
     front = nas.search(sorted_one, text, num_trials=8, search_blocks=2, method="stratified")

@@ -4,7 +4,8 @@
 #
 #   scripts/studies/importance.sh [out_dir]
 #
-# Every row changes options of the default. Sub-networks lie between half and full size in every
+# Every row changes options of the default; that of `report.repair` is the default with every
+# sub-network repaired, which takes seconds each. Sub-networks lie between half and full size in every
 # dimension (layers: from floor(L / 2)); perplexity is measured on text held out from calibration.
 # SUBNETWORKS=100 for each of SEEDS="1337"; ROWS=short leaves out the other aggregations; JOBS runs
 # go at once. Finished runs are kept: after an interruption, the same command goes on.
@@ -17,6 +18,7 @@ mkdir -p "$out"
 # Options and values in turn; `all of the published code's choices` is the last of the short list.
 variants=(
   default
+  "report.repair true"
   "basis permutation norm_factors off"
   "basis rotation norm_factors off"
   "basis rotation norm_factors on"

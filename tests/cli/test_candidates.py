@@ -44,6 +44,7 @@ def rows(out_dir):
     return list(csv.DictReader((out_dir / "trials.csv").read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_solutions_keep_budgets_and_overlap_and_are_what_is_measured(library, bundled, tmp_path):
     out = tmp_path / "out"
     limits = ("--budgets", "90%,70%", "--constraints", "memory_bytes <= 95%, flops <= 0.95x")

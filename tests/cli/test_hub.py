@@ -59,6 +59,7 @@ def test_down_from_the_hub_and_up_again(checkpoint_dir, tmp_path):
         assert not (tmp_path / "checkpoints/no").exists()
 
 
+@pytest.mark.slow
 def test_a_hugging_face_directory_in_and_no_hub(checkpoint_dir, tmp_path, monkeypatch, capsys):
     source = ("export", "--extreme", "largest", "--format", "hf")
     assert nas(*source, "--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "hf") == 0
@@ -74,6 +75,7 @@ def test_a_hugging_face_directory_in_and_no_hub(checkpoint_dir, tmp_path, monkey
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_may_be_a_hugging_face_directory(checkpoint_dir, bundled, tmp_path, capsys):
     source = (
         "export",

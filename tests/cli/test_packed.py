@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_main import nas
-from tests.conftest import bundled_checkpoint, fill_random, tiny_config
+from tests.conftest import bundled_checkpoint, fill_random, first_of, tiny_config
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
 
 pytest.importorskip("compressed_tensors.compressors.pack_quantized")
@@ -44,7 +44,7 @@ CASES = [
 NAMES = ["llama float32", "llama bfloat16 zero points", "phi3 zero points"]
 
 
-@pytest.mark.parametrize("quantised", CASES, ids=NAMES, indirect=True)
+@pytest.mark.parametrize("quantised", first_of(CASES), ids=NAMES, indirect=True)
 def test_packed_weights_are_the_rounded_ones(quantised, tmp_path):
     from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationConfig

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from tests.cli.test_main import nas
+from tests.conftest import first_of
 from whittle_nas.prune import blockwise
 from whittle_nas.space.front import read_front
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
@@ -91,6 +92,7 @@ def test_quantised_weights_are_integers_times_the_scales_beside_them(
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_blocks_that_it_had(
     checkpoint_dir, tmp_path, text, monkeypatch
 ):
@@ -148,7 +150,7 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("method", SMALLER)
+@pytest.mark.parametrize("method", first_of(SMALLER))
 def test_smaller_models_are_ordinary_checkpoints(method, checkpoint_dir, tmp_path, text):
     out = tmp_path / "out"
     options = ("--method", method, "--sparsity", "0.3", *SMALLER[method])

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from litgpt.tokenizer import Tokenizer
 
+from tests.conftest import first_of
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.encoding import TextEncoder
 
@@ -32,7 +33,7 @@ def directory(request, tmp_path, bundled, shared_data):
     return tmp_path
 
 
-@pytest.mark.parametrize("special", [None, True, False])
+@pytest.mark.parametrize("special", first_of([None, True, False]))
 def test_tokens_are_hugging_faces(directory, special):
     from transformers import AutoTokenizer
 

@@ -63,6 +63,7 @@ def searched(tmp_path_factory, bundled):
     return out_dir
 
 
+@pytest.mark.slow
 def test_the_best_under_each_budget_is_written(searched):
     front = json.loads((searched / "front.json").read_text())
     whole = front["whole"]["metrics"]

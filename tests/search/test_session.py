@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.conftest import first_of
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.perplexity import nats_per_token
@@ -91,7 +92,7 @@ def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
     assert front.how_measured["text"] == text
 
 
-@pytest.mark.parametrize("method", SEARCHERS)
+@pytest.mark.parametrize("method", first_of(SEARCHERS))
 def test_interrupted_and_resumed_is_uninterrupted(request_, tmp_path, method):
     request = replace(request_, method=method)
     Session(request).run(resume=False)
@@ -314,6 +315,7 @@ def test_latency_is_looked_up_and_the_front_timed_whole(request_, tmp_path):
     assert outcome.front.how_measured["latency_ms of the latency table"]["networks"] == 4
 
 
+@pytest.mark.slow
 def test_a_latency_table_that_ranks_badly_is_told(request_, tmp_path):
     table, told = tmp_path / "table.json", []
     request = replace(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from tests.conftest import first_of
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
 from whittle_nas.errors import ConfigError
 from whittle_nas.plots import plot_training
@@ -113,7 +114,7 @@ def test_training_lowers_the_loss_of_every_network(tmp_path, adapters):
     assert bool(frozen) == adapters
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("strategy", first_of(Strategy))
 @pytest.mark.parametrize("distillation", [Distillation.none, Distillation.cosine])
 def test_every_strategy_runs(tmp_path, strategy, distillation):
     module = make_module(
@@ -275,6 +276,7 @@ def test_validation_takes_a_small_part_of_the_training():
             assert validation <= 0.11 * every * 3 * step
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_untouched_model_is_a_dashed_line_in_the_curves(tmp_path):
     log = tmp_path / "logs" / "csv" / "version_0" / "metrics.csv"

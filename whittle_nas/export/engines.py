@@ -44,7 +44,7 @@ def engine_notes(model_type: str, config: Any, *, tied: bool) -> list[str]:
         )
     if model_type in _NO_HEAD and not tied:
         notes.append(
-            f"{_NO_HEAD[model_type]} would take the embedding for the head, which was trained "
-            f"apart from it"
+            f"{_NO_HEAD[model_type]} would take the embedding for the head, which a rotation or a "
+            "training has made a table of its own (`nas importance --basis permutation` keeps one)"
         )
     return notes
