@@ -157,10 +157,14 @@ def picture(out: Path) -> None:
         loss = _test_loss(out / f"evaluated-{name}")
         curves.setdefault(name.partition("+")[0], []).append((latency[name], loss))
     for (route, points), (marker, color) in zip(curves.items(), MARKS, strict=False):
-        ax.plot(*zip(*sorted(points), strict=True), marker=marker, color=color, label=route)
+        x, y = zip(*sorted(points), strict=True)
+        ax.plot(x, y, marker=marker, color=color, label=route, drawstyle="steps-post")
     star = {"marker": "*", "markersize": 14, "color": "black", "linestyle": "none"}
     whole = _test_loss(out / "evaluated")
-    ax.plot([profiled[0]["latency_ms"]], [whole], label="the original", **star)
+    original = profiled[0]["latency_ms"]
+    ax.plot([original], [whole], label="the original", **star)
+    ways = (lambda ms: 100 * ms / original, lambda percent: percent * original / 100)
+    ax.secondary_xaxis("top", functions=ways).set_xlabel("% of the original's time")
     ax.set(xlabel="prefill of 256 tokens, ms", ylabel="loss on WikiText-2, nats per token")
     ax.grid(alpha=0.3)
     ax.legend()

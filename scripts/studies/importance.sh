@@ -7,8 +7,9 @@
 # Every row changes options of the default; that of `report.repair` is the default with every
 # sub-network repaired, which takes seconds each. Sub-networks lie between half and full size in every
 # dimension (layers: from floor(L / 2)); perplexity is measured on text held out from calibration.
-# SUBNETWORKS=100 for each of SEEDS="1337"; ROWS=short leaves out the other aggregations; JOBS runs
-# go at once. Finished runs are kept: after an interruption, the same command goes on.
+# SUBNETWORKS=100 for each of SEEDS="1337"; ROWS=short leaves out the other aggregations; ROWS=bases
+# has permutation, rotation and repair only; JOBS runs go at once. Finished runs are kept: after an
+# interruption, the same command goes on.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 out=$(out_dir runs/importance_study "${1:-}")
@@ -30,7 +31,7 @@ variants=(
   "criterion magnitude"
   "scope global neuron_activation fc head_activation proj_input layer_order block_importance"
 )
-[ "$rows" = short ] || variants+=(
+[ "$rows" = all ] && variants+=(
   "layer_width 1"
   "aggregation mean_norm"
   "aggregation mean_variance"
@@ -42,6 +43,7 @@ variants=(
   "aggregation variance_variance"
   "report.search_space aligned"
 )
+[ "$rows" = bases ] && variants=("${variants[@]:0:5}")
 
 run() { # model, variant, seed; uses the model's variables
   local dir="$out/$1/${2// /,}/$3" options=() words=()

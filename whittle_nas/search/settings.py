@@ -52,5 +52,5 @@ def check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "not given" if value is None else json.dumps(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
