@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_main import nas
+from whittle_nas.cli.common import print_table, resolve_device
 from whittle_nas.cli.evaluate import evaluate
 from whittle_nas.cli.finetune import finetune
 from whittle_nas.cli.parser import make_parser, parse
@@ -16,6 +17,24 @@ NEEDED = ["--checkpoint_dir", "c", "--out_dir", "o"]
 
 def options_of(*words):
     return parse(make_parser("finetune", finetune), spelled_out("finetune", [*NEEDED, *words]))
+
+
+def test_devices_that_are_not_here_are_not_offered(monkeypatch):
+    for count, offered in ((0, "auto, cpu"), (2, "auto, cpu, cuda:0, cuda:1")):
+        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+        with pytest.raises(ConfigError, match=rf"cuda:7 is not there; here are {offered}$"):
+            resolve_device("cuda:7")
+
+
+def test_a_long_and_wide_table_is_neither_cut_nor_printed_whole(capsys):
+    columns = [f"a long name of column {at}" for at in range(12)]
+    print_table(columns, [[row, *columns[1:]] for row in range(44)], all_in="all.csv")
+    head, *lines = capsys.readouterr().out.splitlines()
+    cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert (cells[0], cells[-1]) == ("0", "43")
+    assert len(cells) < 20
+    assert lines[-1] == f"{len(cells)} of 44; all are in all.csv"
+    assert all(line.count(name) == 1 for line in lines if "│ 43 " in line for name in columns[1:])
 
 
 @pytest.mark.parametrize(
@@ -48,6 +67,9 @@ def test_what_ships_is_found_from_any_folder(bundled, tmp_path, monkeypatch):
     found = options_of("--checkpoint_dir", "pydoc-1m", "--data.files", "pydoc-1m/train.jsonl")
     assert str(found.checkpoint_dir) == str(bundled)
     assert str(found.data.files).startswith(str(bundled))
+    scored = [*NEEDED, "--include_path", "pydoc-1m/tasks"]
+    found = parse(make_parser("evaluate", evaluate), spelled_out("evaluate", scored))
+    assert Path(found.include_path).is_dir()
     with pytest.raises(ConfigError, match=r"data\.files: pydoc-1m/none\.jsonl does not exist"):
         options_of("--data.files", "pydoc-1m/none.jsonl")
 
