@@ -31,6 +31,12 @@ def test_unchanged_blocks_give_the_models_own_hidden_states(tiny_gpt):
         torch.testing.assert_close(logits, tiny_gpt(TOKENS), atol=1e-4, rtol=1e-4)
 
 
+def test_no_text_is_no_batch():
+    model = GPT(tiny_config("SmolLM2-135M"))
+    assert not Stream(model, TOKENS[:0]).states
+    assert [len(x) for x in Stream(model, TOKENS, batch_size=2).states] == [2, 2, 1]
+
+
 @pytest.mark.parametrize("sequential", [True, False])
 def test_statistics_are_of_what_the_compressed_or_the_whole_model_gives(sequential):
     model = fill_random(GPT(tiny_config("Llama-3.1-8B"))).eval()

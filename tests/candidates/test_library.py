@@ -177,7 +177,8 @@ def test_linear_maps_can_be_trained(made):
 @pytest.mark.slow
 def test_compressed_parts_are_scored_counted_and_kept_dense(made):
     given = GridOptions(heads="", neurons="", compressed="2:4,8bit,4bit")
-    net, library = made("SmolLM2-135M", replace(OPTIONS, grid=given))
+    sizes = {"n_embd": 64, "intermediate_size": 96}
+    net, library = made("SmolLM2-135M", replace(OPTIONS, grid=given), **sizes)
     original, base = library.original, library.about["made"]["loss"]
     costs = analytic(library, net.config, batch=1, tokens=8, dtype=torch.bfloat16)
     saved_bytes = {"2:4": 1.0, "8bit": 1.0, "4bit": 1.5}
@@ -205,6 +206,34 @@ def test_compressed_parts_are_scored_counted_and_kept_dense(made):
     assert library.solution(SubNetwork.from_dict(sub.to_dict(), range(3))) == (1, 2, 3, 0, 0, 1)
     with pytest.raises(ConfigError, match="layer 0 has a 8bit attn, which only a library"):
         net.standalone(sub)
+
+
+@pytest.mark.parametrize(
+    ("form", "width", "sentence"),
+    [("8bit", 172, "8bit needs .* multiple of 32, .* some of 172"), ("2:4", 74, "2:4 .* of 4, ")],
+)
+def test_compressed_parts_that_no_engine_could_store_are_refused(form, width, sentence, made):
+    given = replace(OPTIONS, grid=GridOptions(heads="", neurons="", compressed=form))
+    with pytest.raises(ConfigError, match=f"--grid.compressed: {sentence}"):
+        made("SmolLM2-135M", given, n_embd=64, intermediate_size=width)
+
+
+@pytest.mark.parametrize("options", [GRID, GridOptions("50%", "", "50%", True, "8bit")])
+def test_parts_that_give_nothing_have_candidates_without_errors(options, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "fingerprint", lambda _: "a checkpoint")
+    config = tiny_config("SmolLM2-135M", n_embd=64, intermediate_size=96)
+    model = fill_random(GPT(config)).eval()
+    for name, weight in model.transformer.h[1].named_parameters():
+        if name.startswith(("attn.", "mlp.")):
+            weight.data.zero_()
+    net = SuperNetwork(model)
+    where = Checkpoint(Path("nowhere"), config, SupernetInfo.default(config))
+    asked = replace(OPTIONS, grid=options, train=PartTraining(steps=1))
+    library = Builder(net, where, TOKENS, asked).run(tmp_path, about={})
+    for part, choices in zip(library.parts, library.candidates, strict=True):
+        if part.layer == 1:
+            assert {one.error for one in choices if label(one.sizes) != "none"} == {0.0}
+            assert all(one.loss == pytest.approx(0, abs=1e-6) for one in choices)
 
 
 @pytest.mark.slow

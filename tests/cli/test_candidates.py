@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.cli.test_main import nas
 from whittle_nas.candidates.library import open_library
+from whittle_nas.cli.candidates import library_of
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.export.checkpoint import plan_export
@@ -165,6 +166,21 @@ def test_what_does_not_go_is_one_sentence(library, bundled, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
+def test_parts_of_a_library_are_not_repaired(library, tmp_path, capsys):
+    checkpoint = open_checkpoint(library.parent / "checkpoint")
+    known = open_library(library, checkpoint)
+    row = {"name": "one", **known.subnetwork((1, *known.original[1:])).to_dict()}
+    file = tmp_path / "one.yaml"
+    file.write_text(yaml.safe_dump([{**row, "candidates": str(library)}]))
+    words = ("--checkpoint_dir", checkpoint.path, "--subnetworks", file, "--out_dir")
+    text = ("--data.files", file, "--repair", "true")
+    for command in ("export", "evaluate"):
+        assert nas(command, *words, tmp_path / "out", *text) == 2
+        error = capsys.readouterr().err
+        assert f"--subnetworks {file} has networks of the candidates {library}" in error
+        assert error.count("\n") == 1
+
+
 def test_a_library_of_another_checkpoint_is_refused(library, bundled, tmp_path, capsys):
     library = copytree(library.parent, tmp_path / "copy") / "library"
     weights = library.parent / "checkpoint" / "lit_model.pth"
@@ -231,3 +247,53 @@ def test_training_starts_from_candidates(library, bundled, tmp_path):
     )
     expected = nats_per_token(net.standalone(sub, known.patch(sub)), tokens)
     assert first == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_file_of_plain_and_made_networks_gives_each_its_own(library, tmp_path):
+    checkpoint = open_checkpoint(library.parent / "checkpoint")
+    known = open_library(library, checkpoint)
+    made = known.subnetwork((1,) * len(known.parts))
+    full = SubNetwork.from_config(checkpoint.config)
+    plain = SubNetwork(full.n_embd - 8, full.blocks)  # the library keeps the width
+    file = tmp_path / "mixed.yaml"
+    rows_ = [
+        {"name": "plain", **plain.to_dict()},
+        {"name": "made", **made.to_dict(), "candidates": str(library)},
+        {"name": "sliced", **made.to_dict()},
+    ]
+    file.write_text(yaml.safe_dump(rows_[:2]))
+    found = library_of(checkpoint, subnetworks=file)
+    assert not found.patch(plain)
+    assert found.patch(made).names() == known.patch(made).names() != set()
+    assert found.identity() == known.identity()
+    file.write_text(yaml.safe_dump(rows_))
+    assert library_of(checkpoint, subnetworks=file, name="plain") is None
+    assert library_of(checkpoint, subnetworks=file, name="sliced") is None
+    assert library_of(checkpoint, subnetworks=file, name="made").patch(made)
+    words = ("--checkpoint_dir", checkpoint.path, "--subnetworks", file, "--max_new_tokens", 2)
+    assert nas("generate", *words, "--name", "plain", "--prompt", "a") == 0
+
+
+@pytest.mark.slow
+def test_what_a_library_made_is_timed_as_it_is_and_not_trained_as_slices(
+    library, bundled, tmp_path, capsys
+):
+    path = library.parent / "checkpoint"
+    words = ("--data.files", bundled / "valid.jsonl", *BLOCKS, "--grid.linear", "true")
+    made = tmp_path / "linear"
+    assert nas("candidates", "--checkpoint_dir", path, "--out_dir", made, *words) == 0
+    known = open_library(made, open_checkpoint(path))
+    linear = [["linear" in one.sizes for one in part].index(True) for part in known.candidates]
+    file = tmp_path / "picks.yaml"
+    row = {"name": "maps", **known.subnetwork(tuple(linear)).to_dict(), "candidates": str(made)}
+    file.write_text(yaml.safe_dump([row]))
+    common = ("--checkpoint_dir", path, "--subnetworks", file)
+    capsys.readouterr()
+    assert nas("profile", *common, "--tokens", 8, "--repeats", 1) == 0
+    assert "maps" in capsys.readouterr().out
+    learn = ("finetune", *common, "--out_dir", tmp_path / "out", *words[:2])
+    for options in (("--share", "all"), ("--repair", "true")):
+        assert nas(*learn, "--data.valid_fraction", 0.1, *options) == 2
+        error = capsys.readouterr().err
+        assert options[0] in error
+        assert "made of parts of a library" in error

@@ -74,6 +74,23 @@ def test_a_name_of_litgpts_list_is_enough():
     assert found.memory_total < LARGE
 
 
+def test_networks_that_are_trained_alone_have_a_teacher_beside_them(tmp_path):
+    words = ("--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", *TEXT, "--weights", "adapters")
+    together, unknown = plan("finetune", *words), tmp_path / "unknown.yaml"
+    whole = plan("finetune", *words, "--subnetworks", unknown)
+    assert whole.memory["teacher"] > together.memory.get("teacher", 0)
+    tokens = whole.work["teacher"] / forward_flops(whole.config, 1, 512)
+    assert whole.work["forward passes"] == pytest.approx(forward_flops(whole.config, tokens, 512))
+    (tmp_path / "two.yaml").write_text("[{name: a, n_layer: 15}, {name: b, n_layer: 30}]")
+    two = plan("finetune", *words, "--subnetworks", tmp_path / "two.yaml")
+    assert two.work["teacher"] == pytest.approx(2 * whole.work["teacher"])
+    layers = 1 - 2 * 576 * 49152 * tokens / whole.work["forward passes"]  # without the head
+    assert two.work["forward passes"] == pytest.approx(
+        whole.work["forward passes"] * (2 - layers / 2), rel=0.01
+    )
+    assert two.writes["checkpoints"] > 1.5 * whole.writes["checkpoints"]
+
+
 def test_integer_programs_measure_around_their_best():
     words = ("--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", "--method", "ilp", *TEXT)
     words += ("--candidates", "z", "--num_solutions", "5", "--budgets", "90%,80%")

@@ -70,6 +70,14 @@ def test_model_card_and_licence_go_along(checkpoint_dir, tmp_path, format, libra
     assert "weights were not changed" in text
 
 
+@pytest.mark.parametrize("format", ["litgpt", "peft"])
+def test_targets_are_engines_of_the_hugging_face_format(checkpoint_dir, tmp_path, format, capsys):
+    words = ("--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", "--format", format)
+    assert nas("export", *words, "--targets", "vllm") == 2
+    assert f"--targets vllm has no meaning with --format {format}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("extreme", ["smallest", "largest"])
 def test_the_smallest_and_the_largest_of_a_space_are_exported(checkpoint_dir, tmp_path, extreme):
     from whittle_nas.space import load_space

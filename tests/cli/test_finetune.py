@@ -323,6 +323,22 @@ def test_every_sampler_trains_and_its_grid_trains_again(tmp_path, checkpoint_dir
 
 
 @pytest.mark.slow
+def test_losses_that_choose_networks_are_computed_as_those_of_the_training(
+    tmp_path, checkpoint_dir, text
+):
+    """Stored in bfloat16 and with adapters in float32, as a GPU trains them."""
+    path = checkpoint_dir / "lit_model.pth"
+    torch.save({name: t.bfloat16() for name, t in torch.load(path).items()}, path)
+    options = ["--sampler.kind", "calibrate_ppl", "--sampler.num_bins", 2]
+    options += ["--sampler.candidates_per_bin", 2, "--sampler.calibration_samples", 2]
+    options += ["--trainer.precision", "bf16-mixed", "--lora.ranks", "[2]"]
+    common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
+    assert nas(*common, "--out_dir", tmp_path / "out", *options) == 0
+    losses = yaml.safe_load((tmp_path / "out" / "losses.yaml").read_text())
+    assert list(losses["by_rank"]) == [2, 4]
+
+
+@pytest.mark.slow
 def test_full_fine_tuning_keeps_the_stored_number_format(tmp_path, checkpoint_dir, text):
     path = checkpoint_dir / "lit_model.pth"
     stored = {name: t.bfloat16() for name, t in torch.load(path).items()}
@@ -448,6 +464,15 @@ def test_a_stopped_training_and_its_rerun_say_how_to_go_on(tmp_path, checkpoint_
     )
     assert nas(*common) == 2
     assert "--resume true" in capsys.readouterr().err
+    for changed, words in (
+        (["--loss.temperature", 3], "loss.temperature was 1.0 and is 3"),
+        (["--validation.num_networks", 3], "validated networks was"),
+        (["--sampler.kind", "pareto"], "sampler was GridSampler and is ParetoSampler"),
+        (["--weights", "all"], "trained parameters was"),
+    ):
+        assert nas(*common, "--resume", "true", *changed) == 2, changed
+        assert words in capsys.readouterr().err
+    assert nas(*common, "--resume", "true") == 0
 
 
 def test_out_dir_is_not_written_over(tmp_path, checkpoint_dir, text, capsys):

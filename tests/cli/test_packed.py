@@ -8,6 +8,10 @@ from safetensors.torch import load_file
 
 from tests.cli.test_main import nas
 from tests.conftest import bundled_checkpoint, fill_random, first_of, tiny_config
+from whittle_nas.errors import ConfigError
+from whittle_nas.export.packed import Packing
+from whittle_nas.prune.options import Grid
+from whittle_nas.prune.rtn import rtn
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
 
 pytest.importorskip("compressed_tensors.compressors.pack_quantized")
@@ -19,7 +23,7 @@ def quantised(tmp_path, request):
     """A grouped-query model in bfloat16 or float32, quantised by GPTQ, and its options."""
     from litgpt import GPT, Config
 
-    family, dtype, symmetric = request.param
+    family, dtype, symmetric, bits = request.param
     source = bundled_checkpoint()
     vocabulary = Config.from_file(source / "model_config.yaml").padded_vocab_size
     sizes = {"n_embd": 64, "intermediate_size": 96, "head_size": 16, "block_size": 64}
@@ -30,18 +34,26 @@ def quantised(tmp_path, request):
     (tmp_path / "text.txt").write_text(TEXT)
     data = ("--data.files", tmp_path / "text.txt", "--data.num_blocks", 4, "--data.block_size", 32)
     out = tmp_path / "gptq"
-    grid = ("--bits", 4, "--group_size", 32, "--symmetric", str(symmetric).lower())
+    grid = ("--bits", bits, "--group_size", 32, "--symmetric", str(symmetric).lower())
     words = ("prune", "--checkpoint_dir", tmp_path / "dense", "--out_dir", out, *data)
     assert nas(*words, "--method", "gptq", *grid, "--dtype", "float32") == 0
     return out
 
 
 CASES = [
-    ("Llama-3.1-8B", torch.float32, True),
-    ("Llama-3.1-8B", torch.bfloat16, False),
-    ("Phi-3-mini-4k-instruct", torch.float32, False),
+    ("Llama-3.1-8B", torch.float32, True, 4),
+    ("Llama-3.1-8B", torch.bfloat16, False, 4),
+    ("Phi-3-mini-4k-instruct", torch.float32, False, 4),
+    ("Llama-3.1-8B", torch.bfloat16, True, 8),
+    ("Llama-3.1-8B", torch.bfloat16, False, 8),
 ]
-NAMES = ["llama float32", "llama bfloat16 zero points", "phi3 zero points"]
+NAMES = [
+    "llama float32",
+    "llama bfloat16 zero points",
+    "phi3 zero points",
+    "llama bfloat16 8 bits",
+    "llama bfloat16 8 bits zero points",
+]
 
 
 @pytest.mark.parametrize("quantised", first_of(CASES), ids=NAMES, indirect=True)
@@ -49,9 +61,10 @@ def test_packed_weights_are_the_rounded_ones(quantised, tmp_path):
     from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationConfig
 
+    bits = json.loads((quantised / "prune.json").read_text())["bits"]
     words = ("export", "--checkpoint_dir", quantised, "--format", "hf")
     assert nas(*words, "--out_dir", tmp_path / "plain") == 0
-    assert nas(*words, "--out_dir", tmp_path / "packed", "--quantize", "w4a16") == 0
+    assert nas(*words, "--out_dir", tmp_path / "packed", "--quantize", f"w{bits}a16") == 0
     plain = load_file(tmp_path / "plain" / "model.safetensors")
     packed = load_file(tmp_path / "packed" / "model.safetensors")
     described = json.loads((tmp_path / "packed" / "config.json").read_text())
@@ -70,7 +83,21 @@ def test_packed_weights_are_the_rounded_ones(quantised, tmp_path):
     sizes = [(tmp_path / kind / "model.safetensors").stat().st_size for kind in ("plain", "packed")]
     assert sizes[1] < sizes[0]
     card = (tmp_path / "packed" / "README.md").read_text()
-    assert "gptq, 4 bits in groups of 32" in card
+    assert f"gptq, {bits} bits in groups of 32" in card
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_products_of_scales_are_on_their_grid_once_rounded_and_others_are_not(dtype, symmetric):
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = rtn(weight, Grid(8, 32, symmetric))
+    zeros = {"one": found.zeros}
+    packing = Packing(8, 32, symmetric, {"one": found.scales}, zeros)
+    assert "one_packed" in dict(packing.pack("one", found.weight))
+    scaled = Packing(8, 32, symmetric, {"one": found.scales.float() * 0.7}, zeros)
+    assert "one_packed" in dict(scaled.pack("one", 0.7 * found.weight))  # as queries may be
+    with pytest.raises(ConfigError, match="one is not on the grid"):
+        dict(packing.pack("one", weight + 0.01))
 
 
 @pytest.mark.parametrize("quantised", CASES[:1], ids=NAMES[:1], indirect=True)

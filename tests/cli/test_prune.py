@@ -9,7 +9,9 @@ import yaml
 
 from tests.cli.test_main import nas
 from tests.conftest import first_of
+from whittle_nas.candidates.parts import ATTENTION, with_sizes
 from whittle_nas.prune import blockwise
+from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import read_front
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
@@ -117,6 +119,43 @@ def test_a_killed_run_goes_on_with_the_blocks_that_it_had(
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.slow
+def test_blocks_of_another_dtype_are_made_again(checkpoint_dir, tmp_path, text, monkeypatch):
+    options = ("--method", "wanda", "--sparsity", "0.5", "--dtype")
+    made, compress = [], blockwise.compress_block
+
+    def dying(*args, layer, **kwargs):
+        if layer == 2 and len(made) < 3:
+            raise KeyboardInterrupt
+        made.append(layer)
+        return compress(*args, layer=layer, **kwargs)
+
+    monkeypatch.setattr(blockwise, "compress_block", dying)
+    assert run(checkpoint_dir, tmp_path / "out", text, *options, "bfloat16") == 130
+    made.append("again")
+    assert run(checkpoint_dir, tmp_path / "out", text, *options, "float32") == 0
+    assert made == [0, 1, "again", 0, 1, 2]
+    assert report(tmp_path / "out")["dtype"] == "float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sparsegpt", "rtn", "gptq"])
+def test_checkpoints_that_are_filled_up_with_zeros_are_compressed(
+    method, checkpoint_dir, tmp_path, text
+):
+    whole = SubNetwork.from_config(open_checkpoint(checkpoint_dir).config)
+    blocks = [whole.blocks[0], with_sizes(whole.blocks[1], ATTENTION, (0, 0, 0)), whole.blocks[2]]
+    sub = SubNetwork(whole.n_embd, tuple(blocks)).to_dict()
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump([{"name": "one", **sub}]))
+    words = ("--subnetworks", tmp_path / "one.yaml", "--pad", "true", "--out_dir", tmp_path / "in")
+    assert nas("export", "--checkpoint_dir", checkpoint_dir, *words) == 0
+    assert not matrices(tmp_path / "in")["transformer.h.1.attn.proj.weight"].any()
+    options = ("--sparsity", "0.5") if method == "sparsegpt" else ("--group_size", 8)
+    assert run(tmp_path / "in", tmp_path / "out", text, "--method", method, *options) == 0
+    errors = report(tmp_path / "out")["errors"]
+    assert method == "rtn" or set(errors["transformer.h.1.attn.proj"].values()) == {0}
+
+
 def test_blocks_see_the_compressed_ones_before_them_or_not(checkpoint_dir, tmp_path, text):
     options = ("--method", "wanda", "--sparsity", "0.5")
     assert run(checkpoint_dir, tmp_path / "a", text, *options) == 0
@@ -183,6 +222,9 @@ def test_shortcut_matrices_run_in_evaluate_and_profile_only(checkpoint_dir, tmp_
     assert "has the shortcut matrices of slicegpt, which no other engine" in capsys.readouterr().err
 
 
+LACO = ("--method", "laco", "--sparsity", "0.6")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -193,7 +235,8 @@ def test_shortcut_matrices_run_in_evaluate_and_profile_only(checkpoint_dir, tmp_
         (("--method", "rtn"), "--group_size 128 does not divide the 48 columns of attn.qkv"),
         (("--method", "shortgpt", "--sparsity", "2:4"), "shortgpt must be a share"),
         (("--method", "shortgpt", "--sparsity", "0.1"), "0.1 of 3 layers is 0 layers"),
-        (("--method", "laco", "--sparsity", "0.6"), "lets only 0 of the 2 layers"),
+        ((*LACO, "--laco.merge_layers", 2, "--laco.threshold", 1), "lets only 0 of the 2 layers"),
+        (LACO, "--laco.merge_layers 4 must be from 2 to 2"),
         (("--method", "flap", "--sparsity", "0.5", "--subnetwork.n_embd", "8"), "--subnetwork is"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from tests.cli.test_main import nas
+from whittle_nas.cli.init import _text
 from whittle_nas.cli.recipe import Stage, chosen_stages, read_stages
 from whittle_nas.errors import ConfigError
 from whittle_nas.weights.axes import num_params
@@ -144,6 +145,8 @@ def test_init_for_many_sizes_trains_first(checkpoint_dir, tmp_path, capsys):
     assert sentence in capsys.readouterr().err
     assert nas(*given) == 0
     assert stages_of(path)[:3] == ["sorted", "supernet", "search"]
+    lines = _text("c", None, None, None, "cuda:1", [("t", "finetune", "", {})], "").splitlines()
+    assert lines[-2:] == ["    trainer.accelerator: cuda", "    trainer.devices: 1,"]
     assert yaml.safe_load(path.read_text())["stages"]["exported"]["pick"] == "num_params <= 60%"
 
 
@@ -236,6 +239,17 @@ def test_finished_stages_are_kept_and_changed_ones_refused(
     assert "stage small is finished with other options" in capfd.readouterr().err
     assert nas("run", path, "--from", "small") == 0
     assert "extreme: largest" in (tmp_path / "out/small/run.yaml").read_text()
+    # Interrupted in the first stage that is run again: it is not taken for done, and goes on first.
+    stages["sorted"]["device"] = "cuda:99"
+    write()
+    assert nas("run", path, "--from", "sorted", "--until", "sorted") == 2
+    assert not (tmp_path / "out/sorted/run.yaml").exists()
+    del stages["sorted"]["device"]
+    write()
+    made = (tmp_path / "out/small/run.yaml").stat().st_mtime_ns
+    assert nas("run", path) == 0
+    assert (tmp_path / "out/sorted/run.yaml").is_file()
+    assert (tmp_path / "out/small/run.yaml").stat().st_mtime_ns > made
     # `--from sorted` that was interrupted before it came to `small`: that is still to be run again.
     left, run_file = tmp_path / "out/stages.json", tmp_path / "out/small/run.yaml"
     left.write_text(json.dumps({**json.loads(left.read_text()), "--from": ["small"]}))

@@ -9,7 +9,7 @@ from litgpt import GPT
 
 from tests.conftest import fill_random, tiny_config
 from whittle_nas.errors import ConfigError
-from whittle_nas.prune.laco import laco
+from whittle_nas.prune.laco import check_range, laco
 from whittle_nas.prune.options import LaCoOptions
 from whittle_nas.prune.shortened_llama import shortened_llama, shortened_llama_taylor
 from whittle_nas.prune.shortgpt import shortgpt
@@ -80,6 +80,23 @@ def test_laco_merges_by_the_papers_sum_or_ends_with_the_last_layer(model, like_n
     for name, weight in found.blocks[3].state_dict().items():
         a, b, c = (blocks[layer][name] for layer in (3, 4, 5))
         torch.testing.assert_close(weight, c if like_notebook else a + (b - a) + (c - a))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "right"),
+    [
+        ("merge_layers", 1, "from 2 to 5"),
+        ("merge_layers", 6, "from 2 to 5"),
+        ("highest", 99, "from 2 to 6"),
+        ("lowest", 5, "from 0 to 4"),
+        ("interval", 0, "at least 1"),
+        ("sentences", 0, "at least 1"),
+    ],
+)
+def test_constants_of_laco_with_which_nothing_could_merge_are_refused(option, value, right):
+    check_range(LaCoOptions(), 6)
+    with pytest.raises(ConfigError, match=f"--laco.{option} {value} must be {right}"):
+        check_range(LaCoOptions(**{option: value}), 6)
 
 
 def test_laco_accepts_and_refuses_as_its_threshold_says(model):

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from litgpt import GPT
 
+from tests.conftest import fill_random, tiny_config
 from whittle_nas.calibration import Gram, SquareSums, UnitGram
 from whittle_nas.errors import ConfigError
+from whittle_nas.prune.blockwise import check_blocks
 from whittle_nas.prune.gptq import gptq
 from whittle_nas.prune.linears import output_error
 from whittle_nas.prune.magnitude import magnitude
@@ -191,6 +194,23 @@ def test_a_singular_hessian_is_damped_more_and_then_refused():
     gram.total[1, 2] = gram.total[2, 1] = 5
     with pytest.raises(ConfigError, match=r"Hessian of transformer\.h\.2\.mlp\.proj is singular"):
         factorise(gram, "transformer.h.2.mlp.proj")
+
+
+def test_a_layer_of_zeros_is_not_taken_for_a_sparse_one():
+    config = tiny_config("SmolLM2-135M")
+    tensors = fill_random(GPT(config)).state_dict()
+    for name in tensors:
+        if name.startswith("transformer.h.1.attn."):
+            tensors[name].zero_()
+    check_blocks(tensors, config, sparsity=HALF, grid=None)
+    tensors["transformer.h.1.mlp.proj.weight"][::2, ::2] = 0
+    with pytest.raises(ConfigError, match=r"25 % of transformer\.h\.1\.mlp\.proj\.weight is zero"):
+        check_blocks(tensors, config, sparsity=HALF, grid=None)
+
+
+def test_what_gives_zeros_has_no_error(layer):
+    zeros = torch.zeros_like(layer.weight)
+    assert output_error(zeros, zeros, layer.gram) == 0
 
 
 def test_sparsities_are_read_as_shares_and_patterns():

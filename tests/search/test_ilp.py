@@ -2,12 +2,13 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.ilp import Program, overlap, solve, solve_many
+from whittle_nas.search.ilp import Program, apart, overlap, solve, solve_many
 
 
 def _program(seed: int, *, parts: int = 5, share: float = 0.6) -> Program:
@@ -49,6 +50,31 @@ def test_every_further_solution_is_the_best_that_differs_enough(seed: int) -> No
             expected.append(solution)
     assert [program.score(s) for s in found] == pytest.approx([program.score(s) for s in expected])
     assert solve_many(program, 6, max_overlap=0.6) == found
+
+
+def test_any_overlap_still_gives_different_solutions() -> None:
+    program = _program(3)
+    found = solve_many(program, 6, max_overlap=1.0)
+    assert [program.score(s) for s in found] == pytest.approx(
+        [program.score(s) for s in _allowed(program)[:6]]
+    )
+    assert len(set(found)) == 6
+
+
+def test_what_is_no_network_is_never_a_solution() -> None:
+    program = _program(3)
+    first, second = _allowed(program)[:2]
+    assert solve(replace(program, never=[first])) == second
+    costs = {"num_params": [[1.0, 0.0]] * 2}
+    nothing = Program([[0.0, 0.0]] * 2, costs, {"num_params": 0.5}, {}, never=[(1, 1)])
+    with pytest.raises(ConfigError, match=r"num_params <= 0.5; the smallest has 1"):
+        solve_many(nothing, 1)
+
+
+def test_the_best_of_several_lists_differ_enough() -> None:
+    listed = [(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1)]
+    assert apart(listed, 3, max_overlap=0.5) == [(0, 0, 0), (0, 1, 1)]
+    assert apart(listed, 3, max_overlap=1.0) == listed[:3]
 
 
 @pytest.mark.parametrize("changes", [0, 1, 2])

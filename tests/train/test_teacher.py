@@ -1,8 +1,13 @@
 """The frozen teacher: the checkpoint as it came in, in memory once."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import litgpt
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.conftest import resized
 from tests.train.conftest import CONFIG
@@ -12,7 +17,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.space import SubNetwork
 from whittle_nas.train import lora
 from whittle_nas.train.batches import collate, from_blocks, from_labelled
-from whittle_nas.train.choices import SandwichOptions
+from whittle_nas.train.choices import SandwichOptions, Strategy, ValidationOptions
 from whittle_nas.train.fit import num_steps
 from whittle_nas.train.forward import labelled_hidden
 from whittle_nas.train.memory import choose_adapters, estimate_memory
@@ -28,7 +33,7 @@ from whittle_nas.train.options import (
 from whittle_nas.train.prepare import load_trainable
 from whittle_nas.train.run import Networks, TrainingOptions, train
 from whittle_nas.train.specialise import repaired, slice_of, specialise, text_of, whole_teacher
-from whittle_nas.train.teacher import Teacher, frozen, lesson_of, make_teacher
+from whittle_nas.train.teacher import Teacher, frozen, lesson_of, make_teacher, open_teacher
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint, write_checkpoint
 from whittle_nas.weights.patch import Patch
@@ -124,13 +129,34 @@ def test_another_checkpoint_teaches(checkpoint, tmp_path):
     teacher = make_teacher(loss, student, checkpoint)
     assert teacher.model.config.n_embd == 48
     lesson_of(teacher, collate(samples()[:2]), loss)
-    with pytest.raises(ConfigError, match="4 blocks and the student 3"):
+    with pytest.raises(ConfigError, match="n_layer 4 and the student 3"):
         make_teacher(
             LossOptions(teacher=str(larger.path), hidden=HiddenLoss.cosine), student, checkpoint
         )
     other = saved(tmp_path / "other", {**CONFIG, "padded_vocab_size": 40})
     with pytest.raises(ConfigError, match="padded_vocab_size is 40"):
         make_teacher(LossOptions(teacher=str(other.path)), student, checkpoint)
+    wide = saved(tmp_path / "wide", {**CONFIG, "n_embd": 48})
+    with pytest.raises(ConfigError, match="n_embd 48 and the student"):
+        open_teacher(LossOptions(teacher=str(wide.path), hidden=HiddenLoss.cosine), checkpoint)
+
+
+def test_a_teacher_has_the_same_tokens(checkpoint, tmp_path):
+    """A chat model has more of them than its base; another family numbers them in another way."""
+    teacher = saved(tmp_path / "teacher", CONFIG)
+    loss = LossOptions(teacher=str(teacher.path))
+
+    def write(path: Path, tokens: str) -> None:
+        Tokenizer(WordLevel({token: at for at, token in enumerate(tokens)}, "a")).save(str(path))
+
+    write(checkpoint.path / "tokenizer.json", "abcd")
+    assert open_teacher(loss, checkpoint).path == teacher.path  # it has none: not known
+    write(teacher.path / "tokenizer.json", "abcdefg")
+    assert open_teacher(loss, checkpoint).path == teacher.path
+    for tokens in ("abdc", "zyxw"):
+        write(teacher.path / "tokenizer.json", tokens)
+        with pytest.raises(ConfigError, match="gives other numbers to the tokens"):
+            open_teacher(loss, checkpoint)
 
 
 def test_a_specialised_slice_compares_its_blocks_with_those_it_was_cut_from(checkpoint):
@@ -215,8 +241,14 @@ def test_memory_is_that_of_the_file(checkpoint):
 
 
 def test_sandwich_options_do_not_matter_to_one_network():
-    options = TrainingOptions(sandwich=SandwichOptions(num_random=7))
+    options = TrainingOptions(
+        sandwich=SandwichOptions(num_random=7), validation=ValidationOptions(max_full_loss=2.0)
+    )
     assert options.alone().sandwich.strategy.value == "standard"
+    assert options.alone().validation.max_full_loss is None  # that is about the whole model
+    assert options.alone().alone().validation.max_full_loss is None
+    whole = replace(options, sandwich=SandwichOptions(strategy=Strategy.standard))
+    assert whole.alone().validation.max_full_loss == 2.0
 
 
 def test_small_models_are_trained_whole_and_large_ones_through_adapters():

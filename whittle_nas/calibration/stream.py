@@ -54,6 +54,7 @@ class Stream:
                     device=self._home, dtype=self.dtype
                 )
                 for batch in tokens.split(batch_size)
+                if len(batch)  # no text at all is one batch of none
             ]
 
     def run(

@@ -56,6 +56,7 @@ from whittle_nas.weights.identity import fingerprint, tokens_id
 from whittle_nas.weights.patch import Patch
 
 Choices = dict[str, list[tuple[Candidate, Patch]]]
+_LEAST_GROUP = 32  # weights that share a scale; costs count none, which in groups of 4 is far off
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,20 @@ class BuildOptions:
 
 
 def compression(form: str, config: Any) -> dict[str, Any]:
-    """How `compress_block` makes a form: SparseGPT or GPTQ, of the largest groups that fit."""
+    """How `compress_block` makes a form: SparseGPT or GPTQ, of the largest groups that fit.
+
+    Raises:
+        ConfigError: if the matrices have no columns for it.
+    """
+    columns = (config.n_embd, config.n_head * config.head_size, config.intermediate_size)
+    least = 4 if form == "2:4" else _LEAST_GROUP
+    if unfit := [count for count in columns if count % least]:
+        raise ConfigError(
+            f"--grid.compressed: {form} needs matrices whose columns are a multiple of {least}, "
+            f"and this model has some of {unfit[0]}; leave it out"
+        )
     if form == "2:4":
         return {"method": Method.sparsegpt, "sparsity": Sparsity(0.5, (2, 4))}
-    columns = (config.n_embd, config.n_head * config.head_size, config.intermediate_size)
     bits = int(form.removesuffix("bit"))
     return {"method": Method.gptq, "grid": Grid(bits, group_size=math.gcd(128, *columns))}
 
@@ -105,6 +116,8 @@ class Builder:
         """
         self._net, self._checkpoint, self._options = supernet, checkpoint, options
         self._grid = grid(supernet.config, options.grid, supernet.info.head_channels)
+        for form in self._forms():
+            compression(form, supernet.config)  # refuses what does not fit, before any work
         size, self._fitted = options.repair.split(len(tokens))
         self._key = {
             "checkpoint": fingerprint(checkpoint.path),
@@ -224,10 +237,13 @@ class Builder:
                         found[kind, sizes] = self._fit(layer, step, kind, sizes, text, goals[kind])
         return found
 
+    def _forms(self) -> list[str]:
+        """The compressed forms of the grid."""
+        return sorted({form_of(sizes) for sizes in self._grid[MLP]} & {*COMPRESSED})
+
     def _compressed(self, layer: int, whole: Any) -> dict[tuple[str, str], Patch]:
         """What takes the place of the matrices of whole parts, by part and form."""
-        forms = {form_of(sizes) for sizes in self._grid[MLP]} & {*COMPRESSED}
-        if not forms:
+        if not self._forms():
             return {}
         config = self._net.config
         fitted = copy.copy(self._stream)
@@ -235,7 +251,7 @@ class Builder:
         inputs = watched(config, Method.gptq)
         fitted.run(whole, layer, watch=inputs, advance=False)
         found = {}
-        for form in sorted(forms):
+        for form in self._forms():
             block, how = copy.deepcopy(whole), compression(form, config)
             made = compress_block(block, inputs, layer=layer, config=config, **how).weights
             for kind in KINDS:
@@ -251,7 +267,7 @@ class Builder:
         block = with_sizes(net.full.blocks[layer], kind, sizes)
         step = next(s for s in steps(block_of(net, layer, block, patch)) if kind in s.names())
         _, held = run_equations(net.model, layer, step, kind, text=text, goal=goal)
-        return Fitted(patch, float(held.power) / goal.power, None)
+        return Fitted(patch, float(held.power) / goal.power if goal.power else 0.0, None)
 
     def _fit(
         self, layer: int, whole: Step, kind: str, sizes: Sizes, text: Text, goal: Goal
@@ -277,7 +293,7 @@ class Builder:
             rank=None if linear else options.rank,
         )
         fitted = replace(fitted, patch=start | fitted.patch)
-        if not options.train.steps:
+        if not (options.train.steps and goal.power):  # what gives nothing teaches nothing
             return fitted
         module = block_of(net, layer, block, fitted.patch)
         step = next(s for s in steps(module) if kind in s.names())

@@ -63,7 +63,8 @@ class Fitted:
     Attributes:
         patch: what changes, by names in the block; empty if nothing helped.
         error: squared error of its output on held-back tokens, as a share of the square of the
-            whole part's output: 1 for a part that is left out (SquareHead, on all tokens at once).
+            whole part's output: 1 for a part that is left out (SquareHead, on all tokens at once);
+            0 where the whole part gives nothing, as one of zeros that fill up a layer.
         ridge: that was chosen, None if nothing was changed.
     """
 
@@ -191,6 +192,8 @@ def fit_writer(
         ridges: to choose from.
         rank: of the change; None: any.
     """
+    if not power:
+        return Fitted(Patch(), 0.0, None)
     part = next(part for part in step.parts if part.name == kind)
     writer = step.get(part.writer)
     bias = writer.bias is not None

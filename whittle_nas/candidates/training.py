@@ -118,7 +118,7 @@ def _joined(patch: Patch, changes: dict[str, LowRank]) -> Patch:
     replaced, added = dict(patch.replaced), dict(patch.added)
     for name, change in changes.items():
         if name in replaced:
-            dense = replaced[name].float() + change.up.cpu() @ change.down.cpu()
+            dense = replaced[name].cpu().float() + change.up.cpu() @ change.down.cpu()
             replaced[name] = dense.to(replaced[name].dtype)
         elif name in added:
             known = added[name]

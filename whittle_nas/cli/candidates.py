@@ -81,8 +81,35 @@ def choose_candidates(
     return found
 
 
+@dataclass(frozen=True)
+class FileLibrary:
+    """A library for the networks of a file, of which some are plain slices.
+
+    Attributes:
+        library: `candidates.library.Library` that the others are made of.
+        plain: networks that name no library.
+    """
+
+    library: Any
+    plain: frozenset[SubNetwork]
+
+    def identity(self) -> str:
+        """That of the library."""
+        return self.library.identity()
+
+    def patch(self, sub: SubNetwork) -> Any:
+        """What candidates change in a network; nothing in a plain slice."""
+        from whittle_nas.weights.patch import Patch
+
+        return Patch() if sub in self.plain else self.library.patch(sub)
+
+
 def library_of(
-    checkpoint: Any, *, front: Path | None = None, subnetworks: Path | None = None
+    checkpoint: Any,
+    *,
+    front: Path | None = None,
+    subnetworks: Path | None = None,
+    name: str | None = None,
 ) -> Any:
     """The library of candidates that the networks of a file are made of; None for plain slices.
 
@@ -90,6 +117,10 @@ def library_of(
         checkpoint: `weights.checkpoint.Checkpoint` of the super-network.
         front: `front.json` of a search.
         subnetworks: file of named sizes, such as `picks.yaml`.
+        name: the one of `subnetworks` that is meant; None: all.
+
+    Returns:
+        A library, or a `FileLibrary` where the file has plain slices as well.
 
     Raises:
         ConfigError: if it is not there, or if there are several.
@@ -98,6 +129,7 @@ def library_of(
     if file is None:
         return None
     found = choose_candidates(checkpoint, front=front, subnetworks=subnetworks)
+    found = [one for one in found if name in (None, one.label)]
     names = sorted({one.library for one in found if one.library is not None})
     if not names:
         return None
@@ -105,7 +137,10 @@ def library_of(
         raise ConfigError(f"{option} {file} has networks of several libraries: {', '.join(names)}")
     from whittle_nas.candidates.library import open_library
 
-    return open_library(Path(names[0]), checkpoint, option=f"{option} {file}: its candidates")
+    library = open_library(Path(names[0]), checkpoint, option=f"{option} {file}: its candidates")
+    made = {one.subnetwork for one in found if one.library is not None}
+    plain = frozenset(one.subnetwork for one in found) - made
+    return FileLibrary(library, plain) if plain else library
 
 
 def _from_front(front: Front, index: Sequence[int]) -> list[Candidate]:

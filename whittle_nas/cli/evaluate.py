@@ -96,7 +96,7 @@ def evaluate(
         read_text,
         report,
     )
-    from whittle_nas.cli.repairing import repair_text, rest_of
+    from whittle_nas.cli.repairing import check_plain, repair_text, rest_of
     from whittle_nas.evaluate.presets import choose_tasks
     from whittle_nas.evaluate.running import RunOptions
     from whittle_nas.evaluate.session import ModelOptions, Session
@@ -119,6 +119,8 @@ def evaluate(
         subnetworks=subnetworks,
         include_full=include_full,
     )
+    library = library_of(checkpoint, front=front, subnetworks=subnetworks)
+    check_plain(repair, library, front=front, subnetworks=subnetworks)
     options = TaskOptions(
         limit=limit,
         seed=seed,
@@ -139,7 +141,7 @@ def evaluate(
         repair_text(
             repair, calibration or rest_of(data), option="calibration", checkpoint=checkpoint
         ),
-        library_of(checkpoint, front=front, subnetworks=subnetworks),
+        library,
     )
     if overwrite:
         forget_pairs(out_dir)

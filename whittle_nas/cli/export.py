@@ -110,7 +110,7 @@ def export(
 
     from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import progress_bar, resolve_device, resolve_dtype
-    from whittle_nas.cli.repairing import repair_text
+    from whittle_nas.cli.repairing import check_plain, repair_text
     from whittle_nas.cli.selection import choose_subnetwork
     from whittle_nas.export.checkpoint import plan_export, write_export
     from whittle_nas.export.deci import parse_engines
@@ -127,6 +127,10 @@ def export(
         other = "--repair true" if repair else "--format litgpt"
         raise ConfigError(
             f"--quantize {quantize.value} has no meaning with {other}; use --format hf"
+        )
+    if targets is not None and format is not Format.hf:
+        raise ConfigError(
+            f"--targets {targets} has no meaning with --format {format.value}; use --format hf"
         )
     checkpoint = open_checkpoint(checkpoint_dir, per_layer=True)
     adapted = None
@@ -162,9 +166,10 @@ def export(
         pad=pad,
         targets=parse_engines(targets),
     )
+    library = library_of(checkpoint, front=front, subnetworks=subnetworks, name=name)
+    check_plain(repair, library, front=front, subnetworks=subnetworks)
     text = repair_text(repair, data, option="data", checkpoint=checkpoint)
     lines: Sequence[str] = ()
-    library = library_of(checkpoint, front=front, subnetworks=subnetworks)
     if library is not None:
         planned = replace(planned, patch=library.patch(sub), after=_FITTED)
     if text is not None:

@@ -139,12 +139,9 @@ def finetune(
         )
     if first and not trainer.fast_dev_run:
         _check_directory(out_dir, resume=resume, overwrite=overwrite)
-    if repair and (subnetworks is None or share is Share.all):
-        raise ConfigError(
-            "--repair true changes the weights of one sub-network: give --subnetworks, which are "
-            "trained one by one (--share cascade or none)"
-        )
-    chosen = training.named(found, subnetworks, share=share, options=options)
+    if repair:
+        _check_repair(alone=apart, keep_zeros=keep_zeros)
+    chosen = training.named(found, subnetworks, share=share, options=options, repair=repair)
     training.check_members(found, sampler)
     space = training.space_to_train(found, search_space, sampler.num_params)
     seed_everything(seed)
@@ -171,6 +168,19 @@ def finetune(
         training.train_one_by_one(task, chosen)
     else:
         training.train_together(task, space, chosen)
+
+
+def _check_repair(*, alone: bool, keep_zeros: bool) -> None:
+    if not alone:
+        raise ConfigError(
+            "--repair true changes the weights of one sub-network: give --subnetworks, which are "
+            "trained one by one (--share cascade or none)"
+        )
+    if keep_zeros:
+        raise ConfigError(
+            "--keep_zeros true keeps what nas prune has set to 0 and --repair true fits these "
+            "matrices again, without zeros: leave one of the two out"
+        )
 
 
 def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os.path import isfile  # False, not an error, for what no path can be
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,26 @@ def _is_origin(checkpoint: Any, front: Front) -> bool:
     from whittle_nas.weights.checkpoint import MODEL_CONFIG, WEIGHTS, open_checkpoint
     from whittle_nas.weights.identity import fingerprint
 
-    order = list(checkpoint.info.layer_order)
-    for entry in front.entries:
-        kept = entry.subnetwork.layers
-        if entry.subnetwork.sizes() is not None and set(kept) != set(order[: len(kept)]):
-            return False  # a search space takes the most important layers
     origin = Path(front.checkpoint_dir)
-    if not front.checkpoint_dir or not all(isfile(origin / n) for n in (WEIGHTS, MODEL_CONFIG)):
-        return True  # it was moved; sizes and layers fit
-    if fingerprint(origin) == fingerprint(checkpoint.path):
+    there = bool(front.checkpoint_dir)
+    there = there and all(isfile(origin / name) for name in (WEIGHTS, MODEL_CONFIG))
+    if there and fingerprint(origin) == fingerprint(checkpoint.path):
         return True
+    order = list(checkpoint.info.layer_order)
+    if not front.candidates and not _takes_first(front, order):
+        return False
+    if not there:
+        return True  # it was moved; sizes and layers fit
     searched = open_checkpoint(origin)
     same_order = searched.info.importance == checkpoint.info.importance
     same_order = same_order and list(searched.info.layer_order) == order
     return same_order and checkpoint.info.training is not None
+
+
+def _takes_first(front: Front, order: Sequence[int]) -> bool:
+    """Whether equal blocks are the most important layers, as those of a search space are.
+
+    A program that chooses from candidates drops any layer.
+    """
+    subs = (entry.subnetwork for entry in front.entries)
+    return all(sub.sizes() is None or set(sub.layers) == set(order[: sub.n_layer]) for sub in subs)

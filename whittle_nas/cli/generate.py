@@ -83,7 +83,7 @@ def generate(
             index=index,
             pick=pick,
         )
-    library = library_of(checkpoint, front=front, subnetworks=subnetworks)
+    library = library_of(checkpoint, front=front, subnetworks=subnetworks, name=name)
     patch = None if library is None else library.patch(sub)
     supernet = load_supernet(checkpoint_dir, device=place, dtype=resolve_dtype(dtype))
     style = PromptStyle.from_config(checkpoint.config)

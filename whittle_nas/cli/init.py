@@ -189,7 +189,9 @@ def _text(
         if device != "auto" and command in ("importance", "search", "evaluate"):
             options = options | {"device": device}
         if device != "auto" and command == "finetune":
-            options = options | {"trainer.accelerator": device}
+            kind, _, number = device.partition(":")
+            options = options | {"trainer.accelerator": kind}
+            options |= {"trainer.devices": f"{number},"} if number else {}
         lines += [f"    {key}: {_yaml(value)}{_note(key)}" for key, value in options.items()]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from whittle_nas.candidates.parts import grid, is_nothing, with_sizes
+from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.cli.common import resolve_dtype
 from whittle_nas.cli.selection import choose_subnetwork, default_space, space_for, space_of
 from whittle_nas.cli.training_report import Memory
@@ -25,9 +27,10 @@ from whittle_nas.metrics.plan import (
 )
 from whittle_nas.search.options import Method, ProgramOptions
 from whittle_nas.space.subnetwork import COMPRESSED, PARTS, SubNetwork
+from whittle_nas.train.choices import Share
 from whittle_nas.train.memory import stored_format
 from whittle_nas.weights.checkpoint import Checkpoint
-from whittle_nas.weights.counting import matrix_counter
+from whittle_nas.weights.counting import matrix_counter, parameter_counter
 from whittle_nas.weights.info import SupernetInfo
 
 _BYTES_PER_TOKEN = 4  # of English text
@@ -146,7 +149,8 @@ def _finetune(source: Source, options: Any) -> Plan:
     training = TrainingOptions(
         **{f.name: getattr(options, f.name) for f in fields(TrainingOptions)}
     )
-    needs = Memory(source.checkpoint.path, config, options.data)
+    alone = _trained_alone(source, options)
+    needs = Memory(source.checkpoint.path, config, options.data, apart=bool(alone))
     training = needs.with_adapters(training, options.weights)
     trainer, devices = training.trainer, num_devices(training.trainer)
     blocks, length, notes = _blocks(options.data, source)
@@ -159,17 +163,28 @@ def _finetune(source: Source, options: Any) -> Plan:
     rows = training.batch_size * length
     tokens = steps * trainer.accumulate_grad_batches * rows * devices
     space = space_for(source.checkpoint, default_space(source.checkpoint, options.search_space))
-    per_token = training_flops(
-        config,
-        batch_networks(training.sandwich, source.full, space),
-        length=length,
-        adapters=training.lora is not None,
-        recomputes=training.checkpoint_blocks,
-        teacher=training.loss.has_frozen_teacher,
-    )
+    per_token: Counter[str] = Counter()
+    together = batch_networks(training.sandwich, source.full, space)
+    for networks in [{sub: 1.0} for sub in alone] or [together]:
+        per_token.update(
+            training_flops(
+                config,
+                networks,
+                length=length,
+                adapters=training.lora is not None,
+                recomputes=training.checkpoint_blocks,
+                teacher=training.loss.has_frozen_teacher,
+            )
+        )
     needed = needs.needed(training)
     of_step = {f.name: getattr(needed, f.name) for f in fields(needed)}
     written = {"checkpoint": source.weight_bytes()}
+    if alone:
+        count = parameter_counter(config)
+        written = {"checkpoints": sum(written["checkpoint"] * count(s) for s in alone)}
+        written["checkpoints"] //= count(source.full)
+        what = f"{len(alone)} trained one by one" if len(alone) > 1 else "trained alone"
+        notes = (*notes, f"networks of {options.subnetworks}: {what}")
     if training.lora is not None:
         written["adapters"] = of_step["adapters"] * (devices if trainer.is_sharded else 1)
     return Plan(
@@ -186,6 +201,16 @@ def _finetune(source: Source, options: Any) -> Plan:
             f"{steps} steps of {rows * trainer.accumulate_grad_batches * devices:,} tokens",
         ),
     )
+
+
+def _trained_alone(source: Source, options: Any) -> list[SubNetwork]:
+    """Networks of a training that are trained one by one; the whole one where they aren't known."""
+    if options.subnetworks is None or options.share is Share.all:
+        return []
+    if not options.subnetworks.is_file():  # a stage of a recipe will write it
+        return [source.full]
+    chosen = choose_candidates(source.checkpoint, subnetworks=options.subnetworks)
+    return [one.subnetwork for one in chosen]
 
 
 def _candidates(source: Source, options: Any) -> Plan:

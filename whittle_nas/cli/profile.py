@@ -75,6 +75,7 @@ def profile(
         out_dir: Where to write `profile.json` and `shapes.png`; nothing is written without it.
         overwrite: Replace what is in `out_dir`.
     """
+    from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import (
         check_least,
         resolve_device,
@@ -105,7 +106,8 @@ def profile(
         costs = _analytic(source, sub, batch, tokens, number)
         rows.append({"name": name, "subnetwork": sub.to_dict(), **costs})
     if supernet is not None:
-        measured = _measured(supernet, [sub for _, sub in subs], batch, tokens, repeats)
+        library = library_of(source, front=front, subnetworks=subnetworks)
+        measured = _measured(supernet, library, [sub for _, sub in subs], batch, tokens, repeats)
         rows = [row | found for row, found in zip(rows, measured, strict=True)]
     _print(rows, dict(subs), f"batch {batch} x {tokens} tokens on {place}")
     if out_dir is not None:
@@ -248,7 +250,7 @@ def _analytic(source: Any, sub: Any, batch: int, tokens: int, dtype: Any) -> dic
 
 
 def _measured(
-    supernet: Any, subs: list[Any], batch: int, tokens: int, repeats: int
+    supernet: Any, library: Any, subs: list[Any], batch: int, tokens: int, repeats: int
 ) -> list[dict[str, Any]]:
     import torch
 
@@ -257,8 +259,13 @@ def _measured(
 
     repeats = -(-repeats // measured.TURNS)
 
+    def alone(sub: Any) -> Any:
+        if library is None or sub == supernet.full:
+            return supernet.standalone(sub)
+        return supernet.standalone(sub, library.patch(sub))
+
     def times(sub: Any) -> dict[str, float]:
-        model = supernet.standalone(sub)
+        model = alone(sub)
         prefill = measured.prefill_latency(model, batch=batch, tokens=tokens, repeats=repeats)
         # The timed tokens must still fit into the context behind the cache.
         context = max(1, min(tokens, model.max_seq_length - repeats - 2))
@@ -266,7 +273,7 @@ def _measured(
         return {"latency_ms": prefill.median_ms, "decode_ms_per_token": decode.median_ms}
 
     def peak(sub: Any) -> int:
-        model = supernet.standalone(sub)
+        model = alone(sub)
         ids = torch.zeros(batch, tokens, dtype=torch.long, device=model.lm_head.weight.device)
         with torch.inference_mode():
             return measured.peak_memory_bytes(lambda: model(ids), ids.device)

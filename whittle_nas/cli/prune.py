@@ -108,6 +108,7 @@ def prune(
         sizes=sizes,
         sequential=sequential,
         batch_size=batch_size,
+        dtype=dtype.value,
     )
     seed_everything(seed)
     tokens, described = _text(data, checkpoint, method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from whittle_nas.data.options import TextData
@@ -34,6 +35,28 @@ def repair_text(repair: bool, given: TextData | None, *, option: str, checkpoint
     tokens = load_blocks(given, checkpoint.path, config=checkpoint.config).tokens
     RepairOptions().split(len(tokens))
     return tokens
+
+
+def check_plain(
+    repair: bool, library: Any, *, front: Path | None = None, subnetworks: Path | None = None
+) -> None:
+    """Refuse to repair networks whose parts are fitted already.
+
+    Args:
+        repair: whether it is asked for.
+        library: `candidates.library_of` of the two files; None for plain slices.
+        front: `front.json` of a search.
+        subnetworks: file of named sizes.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    if repair and library is not None:
+        option, file = ("--front", front) if front else ("--subnetworks", subnetworks)
+        raise ConfigError(
+            f"--repair true fits plain slices and {option} {file} has networks of the candidates "
+            f"{library.path}, which are fitted already: leave --repair out"
+        )
 
 
 def rest_of(data: TextData) -> TextData | None:

@@ -30,7 +30,8 @@ def run(
 
     Args:
         recipe: The file; may be given without the option's name.
-        from_stage: `--from`: run this stage and those after it again.
+        from_stage: `--from`: run this stage and those after it again; when a stage begins, what is
+            in its directory goes.
         until: Stop after this stage.
         dry_run: Print the commands and run nothing.
     """
@@ -45,7 +46,8 @@ def run(
         return
     finished = _finished(stages[0].out_dir.parent)
     if from_stage is not None:
-        finished[_AGAIN] = [stage.name for stage in stages[wanted]]
+        behind = [stage.name for stage in stages[wanted.start :]]  # also what is behind `until`
+        finished[_AGAIN] = list(dict.fromkeys([*finished.get(_AGAIN, ()), *behind]))
     for stage in stages[: wanted.start]:
         if not _is_done(stage):
             raise ConfigError(f"--from {from_stage}: stage {stage.name} before it is not finished")
@@ -86,6 +88,7 @@ def _check(stage: Any, path: Path) -> None:
 
 def _run(stage: Any, finished: dict[str, Any]) -> None:
     from whittle_nas.cli.common import command_line
+    from whittle_nas.weights.files import contents, hold_directory, remove_run
 
     words = stage.words()
     again = stage.name in finished.get(_AGAIN, ())
@@ -98,13 +101,13 @@ def _run(stage: Any, finished: dict[str, Any]) -> None:
         print(f"-- {stage.name} is there already", flush=True)
         return
     print(f"-- {command_line('nas', *words)}", flush=True)
-    options = ["--overwrite", "true"] if again or _left(stage) else []
-    if again and "--resume" in words:
-        options += ["--resume", "false"]
     if again:  # interrupted from now on, it goes on
+        with hold_directory(stage.out_dir):
+            remove_run(stage.out_dir, contents(stage.out_dir))
         finished[_AGAIN].remove(stage.name)
         finished.pop(stage.name, None)
         _save(stage.out_dir.parent, finished)
+    options = ["--overwrite", "true"] if _left(stage) else []
     _call([*words, *options], stage.name)
     finished[stage.name] = words
     _save(stage.out_dir.parent, finished)

@@ -180,7 +180,9 @@ def search(
         dtype=resolve_dtype(dtype),
     ).resolved()
     with listening(request, _warn) as listener:
-        outcome = Session(request, listener).run(resume=resume)
+        session = Session(request, listener)
+        outcome = session.run(resume=resume)
+    request = session.request  # with limits by corrected times
     report(request, outcome)
     if wanted:
         write_picks(request, outcome, wanted, _warn, nested=nested)

@@ -213,4 +213,5 @@ def write_picks(
     source = ["--checkpoint_dir", request.checkpoint.path, "--subnetworks", path]
     if request.calibration is not None:  # what was searched is what should be trained
         source += ["--repair", "true"]
-    print(f"train them with: {command_line('nas', 'finetune', *source, '--out_dir', '<dir>')}")
+    words = ("nas", "finetune", *source, "--data.files", "<text>", "--out_dir", "<dir>")
+    print(f"train them with: {command_line(*words)}")

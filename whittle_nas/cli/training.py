@@ -77,7 +77,7 @@ class Task:
         """The weights that a network starts from: its part of a trained one, or a slice."""
         whole: Checkpoint = larger or self.checkpoint
         inside = sub.within(larger.sub) if larger else sub
-        patch = self.library.patch(sub) if self.library is not None and not self.repair else None
+        patch = None if self.library is None else self.library.patch(sub)
         start = part_of(larger, sub) if larger else slice_of(self.checkpoint, sub, patch)
         if not repair_it or inside is None:
             return start
@@ -100,7 +100,12 @@ class Task:
 
 
 def named(
-    checkpoint: Checkpoint, subnetworks: Path | None, *, share: Share, options: TrainingOptions
+    checkpoint: Checkpoint,
+    subnetworks: Path | None,
+    *,
+    share: Share,
+    options: TrainingOptions,
+    repair: bool,
 ) -> dict[str, SubNetwork]:
     """The sub-networks of `--subnetworks` by name, none without that option.
 
@@ -121,6 +126,17 @@ def named(
     if options.sampler != SamplerOptions():
         raise ConfigError("--subnetworks says which networks are trained: leave `sampler` out")
     candidates = choose_candidates(checkpoint, subnetworks=subnetworks)
+    made = any(candidate.library for candidate in candidates)
+    if made and share is Share.all:
+        raise ConfigError(
+            f"--share all trains slices of one set of weights, and the networks of {subnetworks} "
+            "are made of parts of a library: train them one by one (--share cascade or none)"
+        )
+    if made and repair:
+        raise ConfigError(
+            f"--repair true fits plain slices, and the networks of {subnetworks} are made of parts "
+            "of a library, which are fitted already: leave --repair out"
+        )
     return {candidate.label: candidate.subnetwork for candidate in candidates}
 
 

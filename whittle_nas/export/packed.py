@@ -102,10 +102,9 @@ class Packing:
             first, second = (torch.empty(*x, dtype=torch.int32, device="meta") for x in words)
             return first, second
         groups = tensor.float().unflatten(1, (-1, self.group_size))  # (R, N, group_size)
-        levels = groups / scale.float().unsqueeze(-1) + zero.unsqueeze(-1)
-        half = 2 ** (self.bits - 1)
-        whole = levels.round().clamp(-half, half - 1)
-        if (levels - whole).abs().max() > 0.1:
+        grid = {"scale": scale.float().unsqueeze(-1), "zero": zero.unsqueeze(-1)}
+        whole, fits = _on_grid(groups, self.bits, tensor.dtype, **grid)
+        if not fits:
             raise ConfigError(
                 f"--quantize: {name} is not on the grid of {GRIDS}; quantise the weights as they "
                 "are now, with nas prune"
@@ -115,6 +114,27 @@ class Packing:
             pack_to_int32(integers, self.bits),
             pack_to_int32(zero.to(torch.int8), self.bits, packed_dim=0),
         )
+
+
+def _on_grid(
+    groups: Tensor, bits: int, kind: torch.dtype, *, scale: Tensor, zero: Tensor
+) -> tuple[Tensor, bool]:
+    """The integers whose multiples of a scale come nearest to weights, and whether all are near.
+
+    In bfloat16 a large multiple of a scale is rounded by up to one scale, so the level of a weight
+    may be nearer to the integer beside its own. Neighbours in the number format count as equal:
+    where queries are scaled they have been rounded a second time.
+    """
+    levels, half = groups / scale + zero, 2 ** (bits - 1)
+
+    def distance(integers: Tensor) -> Tensor:
+        return ((scale * (integers - zero)).to(kind).float() - groups).abs()
+
+    whole = levels.round().clamp(-half, half - 1)
+    for beside in ((whole - 1).clamp(min=-half), (whole + 1).clamp(max=half - 1)):
+        whole = torch.where(distance(beside) < distance(whole), beside, whole)
+    near = distance(whole) <= torch.finfo(kind).eps * groups.abs()
+    return whole, bool((near | ((levels - whole).abs() <= 0.1)).all())
 
 
 def read_packing(source: Path, config: Any, target: HFTarget, scheme: str) -> Packing:

@@ -230,4 +230,5 @@ def _random_ids(model: Any, batch: int, tokens: int) -> torch.Tensor:
 
 def _synchronize(device: torch.device) -> None:
     if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+        # a GPU that is not the current one has to be named, and Apple has one only
+        torch.cuda.synchronize(device) if device.type == "cuda" else torch.mps.synchronize()

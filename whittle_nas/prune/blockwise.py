@@ -62,10 +62,13 @@ def check_blocks(
 
 
 def _zeros(matrix: Tensor) -> float:
-    """Share of zeros in the rows and columns that are not zero as a whole."""
+    """Share of zeros in the rows and columns that are not zero as a whole; 0 if none are left.
+
+    A layer without an attention or an MLP that was filled up has nothing but zeros there.
+    """
     there = matrix != 0
     rows, columns = int(there.any(1).sum()), int(there.any(0).sum())
-    return 1 - int(there.sum()) / max(1, rows * columns)
+    return 1 - int(there.sum()) / (rows * columns) if rows else 0.0
 
 
 def compress_blocks(

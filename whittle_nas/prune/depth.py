@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress
-from whittle_nas.prune.laco import laco
+from whittle_nas.prune.laco import check_range, laco
 from whittle_nas.prune.options import Method
 from whittle_nas.prune.request import Outcome, Place, Request
 from whittle_nas.prune.shortened_llama import shortened_llama, shortened_llama_taylor
@@ -35,6 +35,8 @@ def drop_layers(
     Raises:
         ConfigError: if that would be no layer, all of them, or more than the method allows.
     """
+    if request.method in (Method.laco, Method.laco_notebook):
+        check_range(request.laco, checkpoint.config.n_layer)
     model = load_supernet(checkpoint.path, device=place.device, dtype=place.dtype).model
     drop = _number(request, model.config.n_layer)
     size = request.batch_size

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.forward import hidden_states
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.prune.options import LaCoOptions
@@ -27,6 +28,33 @@ class Collapsed:
     blocks: list[Any]
     layers: list[int]
     tried: list[tuple[int, int, float, bool]]
+
+
+def check_range(options: LaCoOptions, n_layer: int) -> None:
+    """Refuse constants with which no layers could be merged.
+
+    Args:
+        options: see there.
+        n_layer: of the model.
+
+    Raises:
+        ConfigError: naming the option, its value and what would be right.
+    """
+    highest = n_layer if options.highest is None else options.highest
+    _between("highest", highest, 2, n_layer)
+    _between("lowest", options.lowest, 0, highest - 2)
+    _between("merge_layers", options.merge_layers, 2, highest - options.lowest)
+    for option, value in (("interval", options.interval), ("sentences", options.sentences)):
+        if value < 1:
+            raise ConfigError(f"--laco.{option} {value} must be at least 1")
+
+
+def _between(option: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(
+            f"--laco.{option} {value} must be from {least} to {most}: layers from --laco.lowest "
+            "up to, and without, --laco.highest (all of them by default) become one"
+        )
 
 
 def laco(

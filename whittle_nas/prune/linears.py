@@ -159,7 +159,8 @@ def _solver(
 
 
 def output_error(old: Tensor, new: Tensor, gram: Gram) -> float:
-    """sum |(W - W') x|^2 / sum |W x|^2 over the inputs of a Gram matrix."""
+    """sum |(W - W') x|^2 / sum |W x|^2 over the inputs of a Gram matrix; 0 if all W x are."""
     total, old = gram.value(), old.double()
     change = old - new.double()
-    return float(((change @ total) * change).sum() / ((old @ total) * old).sum())
+    power = float(((old @ total) * old).sum())
+    return float(((change @ total) * change).sum()) / power if power else 0.0

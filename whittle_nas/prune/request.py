@@ -27,6 +27,7 @@ class Request:
         sizes: shape that `minitron` cuts, in place of a share.
         sequential: calibrate blocks on what the compressed blocks before them give.
         batch_size: sequences per forward pass.
+        dtype: number format of the passes, `stored` that of the checkpoint.
     """
 
     method: Method
@@ -38,6 +39,7 @@ class Request:
     sizes: Mapping[str, int] | None = None
     sequential: bool = True
     batch_size: int = 4
+    dtype: str = "stored"
 
     def to_dict(self) -> dict[str, Any]:
         """What the result depends on, as plain values."""
@@ -50,6 +52,7 @@ class Request:
             "symmetric": grid and grid.symmetric,
             **self._own(),
             "sequential": self.sequential,
+            "dtype": self.dtype,
         }
 
     def _own(self) -> dict[str, Any]:

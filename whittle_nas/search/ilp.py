@@ -6,8 +6,8 @@ one candidate number per part. HiGHS solves the program, through `scipy.optimize
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,14 @@ class Program:
         costs: for each named cost, the same layout.
         budgets: largest sum of each named cost, `offsets` included.
         offsets: what a cost holds besides the parts (embedding, head).
+        never: solutions that are no network, whatever their costs.
     """
 
     scores: Sequence[Sequence[float]]
     costs: Mapping[str, Sequence[Sequence[float]]]
     budgets: Mapping[str, float]
     offsets: Mapping[str, float]
+    never: Sequence[Solution] = ()
 
     @property
     def num_parts(self) -> int:
@@ -77,7 +79,7 @@ def solve(
         program: scores, costs and budgets.
         earlier: solutions that it may not resemble too much.
         max_overlap: largest share of the parts in which it agrees with an earlier one (UNAST,
-            Equation 5); 1 allows anything.
+            Equation 5); 1 allows anything but the same again.
         near: a solution that it must stay close to.
         max_changes: largest number of parts in which it differs from `near`.
 
@@ -92,9 +94,10 @@ def solve(
         _row(columns, program.costs[name], most=limit - program.offsets.get(name, 0.0))
         for name, limit in program.budgets.items()
     ]
-    most = int(max_overlap * program.num_parts + _SLACK)
-    if most < program.num_parts:
-        rows += [_agreement(columns, program, other, most=most) for other in earlier]
+    most = min(int(max_overlap * program.num_parts + _SLACK), program.num_parts - 1)
+    rows += [_agreement(columns, program, other, most=most) for other in earlier]
+    different = program.num_parts - 1
+    rows += [_agreement(columns, program, other, most=different) for other in program.never]
     if near is not None and max_changes is not None:
         rows.append(_agreement(columns, program, near, least=program.num_parts - max_changes))
     scores = np.array([program.scores[part][j] for part, j in columns])
@@ -139,11 +142,27 @@ def solve_many(
         solution = solve(
             program, earlier=found, max_overlap=max_overlap, near=near, max_changes=max_changes
         )
-        if solution is None or solution in found:
+        if solution is None:
             break
         found.append(solution)
     if not found:
         raise ConfigError(f"--constraints: {nearest(program)}")
+    return found
+
+
+def apart(solutions: Iterable[Solution], count: int, *, max_overlap: float) -> list[Solution]:
+    """The first `count` solutions of which none agrees too much with one before it.
+
+    Args:
+        solutions: best first.
+        count: how many are wanted.
+        max_overlap: as in `solve`.
+    """
+    found: list[Solution] = []
+    for one in solutions:
+        most = int(max_overlap * len(one) + _SLACK)
+        if len(found) < count and all(overlap(one, other) <= most for other in found):
+            found.append(one)
     return found
 
 
@@ -170,7 +189,7 @@ def _least(program: Program, name: str, budgets: Mapping[str, float]) -> float:
         [c if np.isfinite(s) else np.inf for s, c in zip(scores, costs, strict=True)]
         for scores, costs in zip(program.scores, program.costs[name], strict=True)
     ]
-    solution = solve(Program(allowed, program.costs, budgets, program.offsets))
+    solution = solve(replace(program, scores=allowed, budgets=budgets))
     return np.inf if solution is None else program.cost(name, solution)
 
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from whittle_nas.candidates.costs import changes
 from whittle_nas.candidates.library import Candidate, Solution
-from whittle_nas.candidates.parts import form_of
+from whittle_nas.candidates.parts import form_of, is_nothing
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.checkpoint import plan_export
 from whittle_nas.export.deci import parse_engines
@@ -71,6 +71,16 @@ class Programs:
             program = self.program(limits, cost=costs.estimate)
             if solve(program) is None:
                 raise ConfigError(f"--constraints: {nearest(program)}")
+        self._costs.clear()
+
+    def renew(self, request: Request) -> None:
+        """Take the limits of a request again, because times are corrected by now.
+
+        Args:
+            request: the same search.
+        """
+        self.request = request
+        self.limits = self._limits()
         self._costs.clear()
 
     def _held(self) -> list[set[int]]:
@@ -154,7 +164,16 @@ class Programs:
                 self._costs[name] = changes(self.library, one)
                 self._whole[name] = one(self.library.subnetwork(self.library.original))
         costs = {name: self._costs[name] for name in budgets}
-        return Program(scores or self._scores, costs, budgets, dict(self._whole))
+        never = self._no_layers()
+        return Program(scores or self._scores, costs, budgets, dict(self._whole), never)
+
+    def _no_layers(self) -> tuple[Solution, ...]:
+        """The solution that leaves every part out, which is no network, if there is one."""
+        listed = [[one.sizes for one in choices] for choices in self.library.candidates]
+        empty = [[is_nothing(sizes) for sizes in choices] for choices in listed]
+        if not all(any(choices) for choices in empty):
+            return ()
+        return (tuple(choices.index(True) for choices in empty),)
 
     def solve(
         self,
@@ -162,26 +181,35 @@ class Programs:
         limits: Sequence[Constraint],
         find: Callable[[Program], list[Solution]],
     ) -> list[Solution]:
-        """Solutions whose real costs keep the limits.
+        """Solutions whose real costs keep the limits, best first.
 
         A time is not quite the sum of what each part changes: a budget that is not kept is asked
-        for again, lower by what it was missed by.
+        for again, lower by what it was missed by. What keeps the limits counts wherever it came up.
 
         Args:
             program: of `program`.
             limits: the same ones.
             find: gives solutions of a program.
+
+        Raises:
+            ConfigError: what `find` says of the program itself.
         """
-        found: list[Solution] = []
-        for _ in range(_TIGHTENED):
-            found = find(program)
+        kept: dict[Solution, None] = {}
+        asked = program
+        for turn in range(_TIGHTENED):
+            try:
+                found = find(asked)
+            except ConfigError:
+                if turn == 0:
+                    raise
+                break  # nobody gave the lower budget
+            kept |= dict.fromkeys(one for one in found if not self._missed([one], limits))
             missed = self._missed(found, limits)
             if not missed:
                 break
-            lower = {n: limit - missed.get(n, 0.0) for n, limit in program.budgets.items()}
-            program = replace(program, budgets=lower)
-        kept = [one for one in found if not self._missed([one], limits)]
-        return [one for one in kept if self._refusal(one) is None]
+            lower = {n: limit - missed.get(n, 0.0) for n, limit in asked.budgets.items()}
+            asked = replace(asked, budgets=lower)
+        return sorted((one for one in kept if self._refusal(one) is None), key=program.score)
 
     def _missed(self, found: Sequence[Solution], limits: Sequence[Constraint]) -> dict[str, float]:
         """By how much the worst solution breaks each limit, at least the last bit."""

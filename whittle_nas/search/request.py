@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,23 +97,49 @@ class Request:
     workers: int = 1
     cluster: str | None = None
 
-    def resolved(self) -> Request:
+    def resolved(self, costs: Costs | None = None) -> Request:
         """The same search, with shares of the whole model in its limits as numbers.
+
+        A second time, they are numbers by what is known of times then. The recovery's budget stays
+        as it is, and is checked.
+
+        Args:
+            costs: of networks; None: new ones.
 
         Raises:
             ConfigError: for a share of a quality, which is known too late.
         """
+        limits = list(map(_as_asked, self.constraints))
         budgets = parse_constraints(self.recovery.budget, option="--recovery.budget")
-        if not any(limit.of_whole for limit in (*self.constraints, *budgets)):
+        if not any(limit.of_whole for limit in (*limits, *budgets)):
             return self
-        costs, full = self.make_costs(), SubNetwork.from_config(self.checkpoint.config)
-        named = [limit.metric for limit in (*self.constraints, *budgets) if limit.of_whole]
+        costs = costs or self.make_costs()
+        self.recovery_in_numbers(costs)
+        return replace(self, constraints=self._in_numbers(limits, costs, "--constraints"))
+
+    def recovery_in_numbers(self, costs: Costs) -> RecoveryOptions:
+        """How the best are trained, with shares of the whole model in the budget as numbers.
+
+        Args:
+            costs: of networks.
+
+        Raises:
+            ConfigError: as `resolved`.
+        """
+        option = "--recovery.budget"
+        limits = parse_constraints(self.recovery.budget, option=option)
+        if not any(limit.of_whole for limit in limits):
+            return self.recovery
+        numbers = self._in_numbers(limits, costs, option)
+        return replace(self.recovery, budget=", ".join(limit.in_numbers for limit in numbers))
+
+    def _in_numbers(
+        self, limits: Sequence[Constraint], costs: Costs, option: str
+    ) -> tuple[Constraint, ...]:
+        full = SubNetwork.from_config(self.checkpoint.config)
+        named = [limit.metric for limit in limits if limit.of_whole]
         whole = {name: costs.value(full, name) for name in named if name in costs.names}
-        limits = [limit.resolved(whole, "--constraints") for limit in self.constraints]
-        budgets = [limit.resolved(whole, "--recovery.budget") for limit in budgets]
-        budget = ", ".join(limit.in_numbers for limit in budgets) or None
-        recovery = replace(self.recovery, budget=budget)
-        return replace(self, constraints=tuple(limits), recovery=recovery)
+        return tuple(limit.resolved(whole, option) for limit in limits)
 
     @cached_property
     def wanted(self) -> tuple[str, ...]:
@@ -235,6 +261,11 @@ class Request:
             "programs": self.programs.to_dict() if self.method is Method.ilp else None,
             "ahead": ahead,
         }
+
+
+def _as_asked(limit: Constraint) -> Constraint:
+    """A limit as it was given: a share of the whole model is one again."""
+    return parse_constraints(limit.text)[0] if limit.text else limit
 
 
 def needs_text(metrics: tuple[str, ...]) -> bool:

@@ -17,7 +17,8 @@ from whittle_nas.candidates.scoring import losses_around
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json
 from whittle_nas.search.evaluation import Job
-from whittle_nas.search.ilp import Program, solve, solve_many
+from whittle_nas.search.ilp import Program, apart, solve, solve_many
+from whittle_nas.search.options import Score
 from whittle_nas.search.programs import QUALITY, Losses, Programs
 from whittle_nas.search.trials import Status, Trial
 from whittle_nas.search.workers import Pool
@@ -82,14 +83,16 @@ class ProgramSearch:
             return solve_many(asked, options.num_solutions, max_overlap=options.overlap)
 
         found = programs.solve(program, limits, many)
+        found = apart(found, options.num_solutions, max_overlap=options.overlap)
         if not found:
             raise ConfigError(f"--constraints {', '.join(map(str, limits))}: nothing keeps them")
         trials = self._measure(found)
-        whole = self._loss_of_whole()
+        # A sum of errors of outputs is no loss.
+        whole = self._loss_of_whole() if options.score is Score.loss else None
         solutions = [
             {
                 "subnetwork": trial.sub.to_dict(),
-                "predicted": whole + program.score(one),
+                "predicted": None if whole is None else whole + program.score(one),
                 **_loss(trial),
             }
             for one, trial in zip(found, trials, strict=True)

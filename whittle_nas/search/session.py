@@ -14,7 +14,7 @@ from whittle_nas.search import budgets, rounds, settings
 from whittle_nas.search.constraints import check_attainable, excess_function
 from whittle_nas.search.evaluation import Job
 from whittle_nas.search.loop import Schedule, Search
-from whittle_nas.search.objectives import QUALITY
+from whittle_nas.search.objectives import QUALITY, is_cost
 from whittle_nas.search.options import Method
 from whittle_nas.search.programs import Programs
 from whittle_nas.search.request import Request
@@ -189,6 +189,7 @@ class Session:
             self.costs.calibrate(
                 subs, lambda: self._listener.on_step("timing whole networks", next(left))
             )
+        self._resolve_again()
         for name, accuracy in self.costs.accuracies().items():
             if not accuracy.ranks:
                 self._listener.warn(
@@ -196,6 +197,15 @@ class Session:
                     f"{accuracy.rank_correlation:.2f}: they were measured on a busy machine; "
                     "remove the file and search again, with --overwrite true, while it is quiet"
                 )
+
+    def _resolve_again(self) -> None:
+        """Set limits that are shares of the whole model's time, now that times are corrected."""
+        before, request = self.request, self.request.resolved(self.costs)
+        self.request = request
+        if self._programs is not None:
+            self._programs.renew(request)
+        elif request.constraints != before.constraints:
+            check_attainable(request.space, request.constraints, self.costs.estimate)
 
     def _search(
         self, pool: Pool, ahead: int, on_trial: Callable[[Trial], None]
@@ -232,7 +242,8 @@ class Session:
     def _front(self, pool: Pool, trials: Sequence[Trial]) -> Front:
         """The front of the trials, evaluated again on all blocks and timed whole."""
         request = self.request
-        members = front_of(trials, request.objectives, request.constraints)
+        compared = self._compared()
+        members = front_of(trials, compared, request.constraints)
         if not members:
             limits = ", ".join(map(str, request.constraints))
             raise ConfigError(
@@ -241,16 +252,28 @@ class Session:
                 "--num_trials and --resume, or relax the constraints"
             )
         measured, whole = self._timed(self._on_all_data(pool, members))
-        kept = front_of(measured, request.objectives, request.constraints)
+        kept = front_of(measured, compared, request.constraints)
         if not kept:
             self._listener.warn(
                 "measured again, no sub-network keeps the constraints; front.json has those of the "
                 "search"
             )
-            kept = front_of(measured, request.objectives, ())
+            kept = front_of(measured, compared, ())
         how = request.how_measured(len(trials), self.costs.accuracies())
         front = self._as_front(request.objectives, kept, how)
         return replace(front, whole={"metrics": self._whole(pool, measured, whole)})
+
+    def _compared(self) -> tuple[str, ...]:
+        """The objectives, and the costs that the budgets of programs name.
+
+        What is best under a budget may lose in every objective, but not in the budget's own cost.
+        The last objective stays the last: entries come in its order.
+        """
+        limits = (limit for _, asked in self.request.programs.limits() for limit in asked)
+        costs = (limit.metric for limit in limits if is_cost(limit.metric))
+        first, *others = self.request.objectives
+        more = dict.fromkeys(cost for cost in costs if cost not in (first, *others))
+        return (first, *more, *others)
 
     def _whole(
         self, pool: Pool, measured: Sequence[Trial], times: Mapping[str, float]
@@ -276,7 +299,7 @@ class Session:
 
     def _recover(self, trials: Sequence[Trial]) -> Front | None:
         """The best trials of a budget, trained and ranked again."""
-        request, options = self.request, self.request.recovery
+        request, options = self.request, self.request.recovery_in_numbers(self.costs)
         if options.budget is None:
             return None
         from whittle_nas.search import recovery

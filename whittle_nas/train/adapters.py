@@ -27,16 +27,21 @@ from whittle_nas.weights.tying import untied
 def losses_by_rank(
     trained: Trained, ranks: Sequence[int], samples: Sequence[Sample]
 ) -> dict[int, dict[str, float]]:
-    """Nats per label of the validated networks with adapters of every rank."""
-    networks = trained.networks.validated
+    """Nats per label of the validated networks with adapters of every rank, where they trained."""
+    networks, model = trained.networks.validated, trained.supernet.model
+    if trained.supernet.sharding is None:  # Lightning brings the model back to the host at its end
+        model.to(trained.trainer.strategy.root_device)
     with trained.trainer.precision_plugin.val_step_context():
-        return {
+        found = {
             rank: {
                 name: mean_loss(trained.supernet.at_rank(rank), sub, samples)
                 for name, sub in networks.items()
             }
             for rank in ranks
         }
+    if trained.supernet.sharding is None:
+        model.cpu()
+    return found
 
 
 @dataclass(frozen=True)

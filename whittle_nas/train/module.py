@@ -150,13 +150,14 @@ class SupernetTraining(L.LightningModule):
         return DataLoader(share, batch_size=self.recipe.batch_size, collate_fn=collate)
 
     def _share(self, samples: Sequence[Sample]) -> list[Sample]:
-        """What this process looks at; with sharding the same number everywhere.
+        """What this process looks at, the same number everywhere.
 
-        Passes are common ones then, so who has a sample less looks at one without labels.
+        Who has a sample less looks at one without labels: with sharding passes are common ones, and
+        Lightning's loop leaves a process without samples out, also of the sums over all.
         """
         count = self.trainer.world_size
         share = list(samples[self.trainer.global_rank :: count])
-        if self.supernet.sharding is not None and len(share) < -(-len(samples) // count):
+        if samples and len(share) < -(-len(samples) // count):
             share.append(unlabelled(samples[0]))
         return share
 
@@ -345,13 +346,43 @@ class SupernetTraining(L.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {n: t for n, t in state.items() if n in trained}
         checkpoint["history"] = self.history
+        checkpoint["settings"] = self._settings()
         if isinstance(self.sampler, ParetoSampler):
             checkpoint["front"] = self.sampler.state()
         for logger in self.trainer.loggers:
             logger.save()  # rows up to this step must outlive a process that is killed
 
+    def _settings(self) -> dict[str, Any]:
+        """What has to be the same when this training is resumed: plain values."""
+        samples = [self.train_samples[at] for at in (0, len(self.train_samples) // 2, -1)]
+        return {
+            **self.recipe.settings(),
+            "sampler": type(self.sampler).__name__,
+            "trained parameters": len(self.trained),
+            "validated networks": {n: str(s) for n, s in self.validations.networks.items()},
+            "training samples": len(self.train_samples),
+            "their tokens": [int(sample.input_ids.sum()) for sample in samples],
+        }
+
+    def _check_settings(self, before: Mapping[str, Any] | None) -> None:
+        now = self._settings()
+        differing = [] if before is None else [n for n in now if before.get(n) != now[n]]
+        if differing and before is not None:
+            name, more = differing[0], ", ".join(differing[1:])
+            raise ConfigError(
+                f"--resume true: {name} was {before.get(name)} and is {now[name]}"
+                + (f"; other, too: {more}" if more else "")
+                + ": go on with the options of the interrupted training, or begin anew with "
+                "--overwrite true"
+            )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the validation losses of the interrupted run."""
+        """Take over the validation losses of the interrupted run.
+
+        Raises:
+            ConfigError: if that was another training.
+        """
+        self._check_settings(checkpoint.get("settings"))
         self.validations.history = dict(checkpoint["history"])
         if isinstance(self.sampler, ParetoSampler):
             self.sampler = self.sampler.restored(checkpoint["front"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import Enum
 
 from whittle_nas.train.choices import SandwichOptions
 from whittle_nas.train.options import LossOptions, OptimizerOptions
@@ -50,6 +51,18 @@ class Recipe:
     ranks: tuple[int, ...] = ()
     keep_zeros: bool = False
     max_full_loss: float | None = None
+
+    def settings(self) -> dict[str, object]:
+        """What stays as it is when a training is resumed, plain values by the options' names.
+
+        Lengths, rates, clipping and how many samples a process takes may change.
+        """
+        found: dict[str, object] = {"seed": self.seed, "keep_zeros": self.keep_zeros}
+        for group, options in (("sandwich", self.sandwich), ("loss", self.loss)):
+            for name, value in asdict(options).items():
+                found[f"{group}.{name}"] = value.value if isinstance(value, Enum) else value
+        del found["loss.chunk_elements"]  # decides about memory alone
+        return found | {"lora.ranks": list(self.ranks)}
 
 
 def learning_rate(step: int, options: OptimizerOptions, total_steps: int) -> float:

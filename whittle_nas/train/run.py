@@ -54,8 +54,15 @@ class TrainingOptions:
     seed: int = 1337
 
     def alone(self) -> TrainingOptions:
-        """For one network, which has no sub-networks to train."""
-        return replace(self, sandwich=SandwichOptions(strategy=Strategy.standard))
+        """For one network, which has no sub-networks to train.
+
+        A limit of the whole model's loss is about that model, and so not about a part of it.
+        """
+        validation = self.validation
+        if self.sandwich.strategy is not Strategy.standard:
+            validation = replace(validation, max_full_loss=None)
+        sandwich = SandwichOptions(strategy=Strategy.standard)
+        return replace(self, sandwich=sandwich, validation=validation)
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,8 @@ def train(
         keep_zeros=options.keep_zeros,
     )
     trainer = make_trainer(options.trainer, out_dir)
-    networks = choose(supernet, trainer)
+    with trainer.precision_plugin.val_step_context():  # some choose by their losses
+        networks = choose(supernet, trainer)
     recipe = _recipe(options, checkpoint, trainer, networks, len(samples), len(valid))
     alone = options.sandwich.strategy is Strategy.standard
     if teacher is None and not (alone and options.loss.teacher == ORIGINAL):  # its own teacher

@@ -15,11 +15,11 @@ import torch
 from whittle_nas.errors import ConfigError
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample
-from whittle_nas.train.options import IN_PLACE, ORIGINAL, Distillation
+from whittle_nas.train.options import IN_PLACE, Distillation
 from whittle_nas.train.output import completing, write_losses
 from whittle_nas.train.prepare import TrainedTensors
 from whittle_nas.train.run import Networks, Trained, TrainingOptions, train
-from whittle_nas.train.teacher import Teacher, frozen
+from whittle_nas.train.teacher import Teacher, frozen, open_teacher
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from whittle_nas.weights.files import atomic_directory
@@ -150,7 +150,7 @@ def whole_teacher(options: TrainingOptions, checkpoint: Checkpoint) -> SuperNetw
             "loss.teacher=in_place: a network that is trained alone has no full network beside it; "
             "use original or the directory of a checkpoint"
         )
-    chosen = checkpoint if loss.teacher == ORIGINAL else open_checkpoint(Path(loss.teacher))
+    chosen = open_teacher(loss, checkpoint)
     return frozen(chosen, like=checkpoint.config, precision=options.trainer.precision)
 
 

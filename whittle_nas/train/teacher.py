@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from litgpt.config import Config
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from whittle_nas.errors import ConfigError
@@ -81,18 +82,50 @@ def make_teacher(
     if not loss.has_frozen_teacher:
         return None
     other = loss.teacher != ORIGINAL
-    checkpoint = open_checkpoint(Path(loss.teacher)) if other else original
-    whole = student.config.n_layer == checkpoint.config.n_layer
-    if loss.hidden is not HiddenLoss.none and not whole:
-        raise ConfigError(
-            f"loss.hidden={loss.hidden.value}: the teacher has {checkpoint.config.n_layer} blocks "
-            f"and the student {student.config.n_layer}, so there are no pairs; set loss.hidden none"
-        )
+    checkpoint = open_teacher(loss, original)
     if other or not has_adapters(student.model):
         model = frozen(checkpoint, like=student.config, precision=None if sharded else precision)
     else:
         model = without_adapters(student, checkpoint.config)
     return Teacher(model, tuple(range(student.config.n_layer)))
+
+
+def open_teacher(loss: LossOptions, original: Checkpoint) -> Checkpoint:
+    """The checkpoint that teaches: the original, or one from a directory.
+
+    Raises:
+        ConfigError: if it splits text into other tokens, or its blocks have no pairs where hidden
+            states are compared.
+    """
+    if loss.teacher == ORIGINAL:
+        return original
+    checkpoint = open_checkpoint(Path(loss.teacher))
+    if not _same_tokens(original.path, checkpoint.path):
+        raise ConfigError(
+            f"loss.teacher={loss.teacher}: its tokenizer gives other numbers to the tokens of "
+            f"{original.path}; a teacher has the same tokens"
+        )
+    for size in ("n_layer", "n_embd"):
+        own, its = getattr(original.config, size), getattr(checkpoint.config, size)
+        if loss.hidden is not HiddenLoss.none and own != its:
+            raise ConfigError(
+                f"loss.hidden={loss.hidden.value}: the teacher has {size} {its} and the student "
+                f"{own}, so their hidden states are no pairs; set loss.hidden none"
+            )
+    return checkpoint
+
+
+def _same_tokens(one: Path, other: Path) -> bool:
+    """Whether two tokenizers number what they share alike, and share most; True if not known.
+
+    Chat models add tokens to those of their base, so the files need not be the same.
+    """
+    files = [path / "tokenizer.json" for path in (one, other)]
+    if not all(file.is_file() for file in files):
+        return True
+    own, its = (Tokenizer.from_file(str(file)).get_vocab() for file in files)
+    shared = own.keys() & its.keys()
+    return len(shared) > len(own) / 2 and all(own[token] == its[token] for token in shared)
 
 
 def has_adapters(model: nn.Module) -> bool:
