@@ -57,6 +57,10 @@ def made(monkeypatch, tmp_path):
     return make
 
 
+def _slow(family: str):
+    return pytest.param(family, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("family", ["SmolLM2-135M", "pythia-160m", "Gemma-2-2b", "falcon-7b"])
 def test_scores_are_those_of_models_with_one_part_replaced(family, made):
     net, library = made(family)
@@ -70,6 +74,19 @@ def test_scores_are_those_of_models_with_one_part_replaced(family, made):
             assert one.loss == pytest.approx(found, abs=2e-5), (library.parts[at], one.sizes)
     assert [choices[0].error for choices in library.candidates] == [0.0] * 6
     assert [choices[-1].error for choices in library.candidates] == [1.0] * 6
+
+
+@pytest.mark.parametrize("family", ["Llama-3.1-8B", _slow("Gemma-3-1b-it"), _slow("pythia-160m")])
+def test_smaller_heads_rotate_as_in_the_network_that_has_them(family, made):
+    net, library = made(family, replace(OPTIONS, grid=replace(GRID, head_size="50%")))
+    base = loss_of(net.model)
+    part = library.parts.index(Part(1, ATTENTION))
+    half = net.config.head_size // 2
+    (j,) = [j for j, one in enumerate(library.candidates[part]) if one.sizes[2:3] == (half,)]
+    sub = library.subnetwork((*library.original[:part], j, *library.original[part + 1 :]))
+    assert sub.blocks[1].head_size == half
+    found = loss_of(net.standalone(sub, library.patch(sub))) - base
+    assert library.candidates[part][j].loss == pytest.approx(found, abs=2e-5)
 
 
 def test_fitted_parts_are_nearer_to_the_whole_ones_than_slices(made):
@@ -101,10 +118,6 @@ def test_fitted_parts_are_nearer_to_the_whole_ones_than_slices(made):
     assert (fitted - whole).square().sum() < (sliced - whole).square().sum()
     error = (fitted - whole).square().sum() / whole.square().sum()
     assert library.candidates[part][1].error == pytest.approx(float(error), rel=1e-3)
-
-
-def _slow(family: str):
-    return pytest.param(family, marks=pytest.mark.slow)
 
 
 LINEAR_GRID = replace(OPTIONS, grid=replace(GRID, linear=True))

@@ -16,6 +16,7 @@ from whittle_nas.calibration import Stream, run_block
 from whittle_nas.calibration.steps import nats
 from whittle_nas.candidates.parts import KINDS, Part, Sizes, with_sizes
 from whittle_nas.space.subnetwork import Block, SubNetwork
+from whittle_nas.weights.assembly import give_tables, needs_tables
 from whittle_nas.weights.patch import Patch
 
 PatchOf = Callable[[int, Block], Patch]  # of one block, by names in the block
@@ -33,7 +34,12 @@ def block_of(supernet: Any, layer: int, block: Block | None, patch: Patch) -> An
     """
     if not (block and any(block)):
         return None
-    return supernet.standalone(alone(supernet, layer, block), patch.under(_MODEL)).transformer.h[0]
+    sub = alone(supernet, layer, block)
+    model, plan = supernet.standalone(sub, patch.under(_MODEL)), supernet.plan(sub)
+    found = model.transformer.h[0]
+    if needs_tables(plan.blocks[0], supernet.plan(supernet.full)):  # it will run among others
+        give_tables(found, plan.blocks[0], (model.cos, model.sin))
+    return found
 
 
 def blank_maps(supernet: Any, layer: int, block: Block) -> Patch:
