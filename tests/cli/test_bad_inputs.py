@@ -120,11 +120,7 @@ def every(commands: dict[str, str] | list[str], files: dict[str, Content], words
 
 
 def options_of(command: str, *rows: tuple[str, str]) -> list[Case]:
-    """One in three is fast."""
-    return [
-        Case(command, options, {}, words, slow=number % 3 > 0)
-        for number, (options, words) in enumerate(rows)
-    ]
+    return [Case(command, options, {}, words) for options, words in rows]
 
 
 def config(**changes: object) -> Callable[[Path], object]:
@@ -696,14 +692,17 @@ def everything(folder: Path) -> dict[str, object]:
     }
 
 
-def parameter(group: str, case: Case) -> object:
-    marks = [pytest.mark.slow] if case.slow else []
-    return pytest.param(case, id=f"{group}: {case}", marks=marks)
+def parameters() -> Iterator[object]:
+    """All cases; of those that are not slow by themselves one in three is tried by fast tests."""
+    turn = itertools.count()
+    for group, cases in GROUPS.items():
+        for case in cases:
+            slow = case.slow or next(turn) % 3 > 0
+            marks = [pytest.mark.slow] if slow else []
+            yield pytest.param(case, id=f"{group}: {case}", marks=marks)
 
 
-@pytest.mark.parametrize(
-    "case", [parameter(name, case) for name, group in GROUPS.items() for case in group]
-)
+@pytest.mark.parametrize("case", parameters())
 def test_one_sentence_and_nothing_else(case, folder, capfd):
     for name, content in case.files.items():
         make(folder / name, content)

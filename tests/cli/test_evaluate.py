@@ -46,6 +46,7 @@ def rows(out_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_front_on_tasks_and_text(common, front_file, tmp_path, bundled, capsys, pictures):
     out_dir = tmp_path / "out"
     arguments = [

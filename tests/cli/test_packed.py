@@ -101,6 +101,7 @@ def test_products_of_scales_are_on_their_grid_once_rounded_and_others_are_not(dt
 
 
 @pytest.mark.parametrize("quantised", CASES[:1], ids=NAMES[:1], indirect=True)
+@pytest.mark.slow
 def test_transformers_loads_packed_weights(quantised, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -115,6 +116,7 @@ def test_transformers_loads_packed_weights(quantised, tmp_path):
 
 
 @pytest.mark.parametrize("quantised", CASES[:1], ids=NAMES[:1], indirect=True)
+@pytest.mark.slow
 def test_what_can_not_be_packed_is_one_sentence(quantised, tmp_path, capsys):
     dense, hf = quantised.parent / "dense", ("--format", "hf")
     for source, options, sentence in (

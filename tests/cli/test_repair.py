@@ -51,6 +51,7 @@ def repaired(checkpoint_dir, calibration):
 
 
 @pytest.mark.parametrize("format", ["litgpt", pytest.param("hf", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_repaired_export_is_an_ordinary_checkpoint(
     checkpoint_dir, tmp_path, calibration, repaired, format, capsys
 ):

@@ -73,6 +73,7 @@ def test_files_table_and_the_next_command(common, tmp_path, capsys):
     assert any(all(exported[name] == size[name] for name in size) for size in sizes)
 
 
+@pytest.mark.slow
 def test_again_resumed_extended_and_overwritten(common, tmp_path, capsys):
     assert nas(*common, "--method", "random") == 0
     trials = tmp_path / "out" / "trials.csv"

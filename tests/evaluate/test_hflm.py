@@ -125,6 +125,7 @@ def test_families_rolling(random_model):
 
 
 @pytest.mark.parametrize("until", [["\n\n"], [" the", "x"]])
+@pytest.mark.slow
 def test_families_generation(random_model, until):
     litgpt_dir, hf_dir = random_model
     options = {"until": until, "max_gen_toks": 20, "do_sample": False}

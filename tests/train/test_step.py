@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.conftest import uniform
+from tests.conftest import first_of, uniform
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import losses
@@ -145,7 +145,7 @@ def another_model(batch):
         "top_k",
     ],  # fmt: skip
 )
-@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+@pytest.mark.parametrize("checkpoint_blocks", first_of([False, True]))
 def test_gradients_are_the_sum_over_stand_alone_models(supernet, batch, options, checkpoint_blocks):
     elastic = isinstance(supernet.model, litgpt.lora.GPT)  # of rank 4
     networks = [

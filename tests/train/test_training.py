@@ -171,6 +171,7 @@ def test_the_same_seed_is_the_same_curve(tmp_path):
         pytest.param(8, 2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, killed_at, accumulate):
     recipe = {"accumulate": accumulate, "total_steps": 12 // accumulate, "validate_every": 2}
     recipe |= {"frozen": True, "loss": LossOptions(), "pareto": killed_at == 5, "score_every": 4}
