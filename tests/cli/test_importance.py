@@ -171,7 +171,8 @@ def test_a_tied_head_is_untied_and_said_so(checkpoint_dir, text, tmp_path, capsy
 def test_norm_factors_go_where_the_weights_go(checkpoint_dir, text, tmp_path, capsys):
     """Into `supernet.yaml`, the table beside it, slices and exports, until the model is whole."""
     out, small = tmp_path / "sorted", tmp_path / "small"
-    assert run(checkpoint_dir, out, text, "--norm_factors", "on") == 0
+    rotated = ("--basis", "rotation", *ENOUGH)
+    assert run(checkpoint_dir, out, text, "--norm_factors", "on", *rotated) == 0
     supernet = load_supernet(out)
     assert supernet.info.importance is not None
     assert supernet.info.importance["norms_scaled"] is True

@@ -1,5 +1,6 @@
 """Repair of whole sub-networks, against plain forward passes of litgpt models."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from whittle_nas.repair.engine import repair
 from whittle_nas.repair.lockstep import Lockstep
 from whittle_nas.repair.options import RepairOptions
 from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights.patch import Patch
 from whittle_nas.weights.supernet import SuperNetwork
 
 TOKENS = torch.randint(0, 96, (16, 25), generator=torch.Generator().manual_seed(1))
@@ -158,6 +160,74 @@ def test_a_writer_is_the_dense_fit_of_what_its_stream_lacks(dropped):
     if dropped:  # else both fits are the same
         assert choice.source == "sequential"
     torch.testing.assert_close(choice.step, step, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_every_layer_sees_what_the_repaired_ones_before_it_give():
+    """Layer by layer with plain forward passes of copies, all tokens in one least squares."""
+    net = network("Llama-3.1-8B", n_layer=2)
+    sub = sub_of(net, intermediate_size=40, n_head=4)
+    many = torch.randint(0, 96, (128, 25), generator=torch.Generator().manual_seed(2))
+    found = repair(net, sub, many, options=replace(OPTIONS, ridges=(0.01,)))
+    fit, model = many[:96, :-1], copy.deepcopy(net.standalone(sub))
+    behind = ("h.0.norm_2", "h.1.norm_1", "h.1.norm_2", "ln_f")
+    parts = ("h.0.attn", "h.0.mlp", "h.1.attn", "h.1.mlp")
+    sources = []
+    for part, end in zip(parts, behind, strict=True):
+        name = f"transformer.{part}.proj"
+        writer, choice = model.get_submodule(name), found.choices[name]
+        sources.append(choice.source)
+        wanted = inputs_of(net.model, f"transformer.{end}", fit)
+        root = (wanted.square().mean(-1, keepdim=True) + net.config.norm_eps).sqrt()
+        if choice.source == "sequential":
+            inputs = inputs_of(model, name, fit)
+            errors = wanted - inputs_of(model, f"transformer.{end}", fit)
+        else:  # its own error only, on the whole model's activations
+            full = net.model.get_submodule(name)
+            given = inputs_of(net.model, name, fit)
+            columns = net.plan(sub).indices(f"{name}.weight", torch.device("cpu"))[1]
+            inputs = given[:, :columns] if isinstance(columns, int) else given[:, columns]
+            errors = given @ full.weight.double().T - inputs @ writer.weight.double().T
+        step = dense_ridge(inputs / root, errors / root, 0.01, 0)
+        torch.testing.assert_close(choice.step, step, atol=1e-4, rtol=1e-4)
+        writer.weight.copy_(writer.weight.double() + step)
+    assert "sequential" in sources[2:]
+    for part in parts if found.patch else ():
+        name = f"transformer.{part}.proj.weight"
+        torch.testing.assert_close(
+            found.patch.replaced[name], model.get_parameter(name), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_behind_a_writer_with_a_norm_its_own_output_is_the_aim():
+    net = network("Gemma-2-2b", n_layer=1)
+    sub = sub_of(net, intermediate_size=40)
+    many = torch.randint(0, 96, (128, 25), generator=torch.Generator().manual_seed(2))
+    found = repair(net, sub, many, options=replace(OPTIONS, ridges=(0.01,)))
+    name, fit, plain = "transformer.h.0.mlp.proj", many[:96, :-1], net.standalone(sub)
+    weights = (model.get_parameter(f"{name}.weight").double().T for model in (net.model, plain))
+    inputs = [inputs_of(model, name, fit) for model in (net.model, plain)]
+    wanted, given = (a @ w for a, w in zip(inputs, weights, strict=True))
+    root = (wanted.square().mean(-1, keepdim=True) + net.config.norm_eps).sqrt()
+    step = dense_ridge(inputs[1] / root, (wanted - given) / root, 0.01, 0)
+    torch.testing.assert_close(found.choices[name].step, step, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_head_is_the_dense_fit_of_the_last_norms_outputs():
+    net = network("Llama-3.1-8B", n_layer=1)
+    sub = sub_of(net, n_embd=32)
+    many = torch.randint(0, 96, (128, 25), generator=torch.Generator().manual_seed(2))
+    found = repair(net, sub, many, options=replace(OPTIONS, ridges=(0.01,)))
+    fit, before = many[:96, :-1], {**found.patch.replaced}
+    before.pop("lm_head.weight", None)
+    mended = net.standalone(sub, Patch(before))
+    h, s = (inputs_of(model, "lm_head", fit) for model in (net.model, mended))
+    step = dense_ridge(s, h - F.pad(s, (0, 16)), 0.01, 0)
+    if found.patch:
+        choice = found.choices["transformer.ln_f"]
+        torch.testing.assert_close(choice.step, step, atol=1e-4, rtol=1e-4)
+    assert found.patch
 
 
 def test_with_a_parallel_residual_both_writers_and_one_bias_are_fitted_together():
