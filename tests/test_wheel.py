@@ -29,7 +29,8 @@ def test_the_wheel_has_everything_and_runs_anywhere(tmp_path):
         packed.extractall(site)
     package = ROOT / "whittle_nas"
     for path in package.rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
+        hidden = path.name.startswith(".") or "__pycache__" in path.parts
+        if path.is_file() and not hidden:
             found = site / "whittle_nas" / path.relative_to(package)
             assert found.read_bytes() == path.read_bytes(), path
     environment = {**os.environ, "PYTHONPATH": str(site)}

@@ -171,11 +171,13 @@ def test_parts_of_a_library_are_not_repaired(library, tmp_path, capsys):
     known = open_library(library, checkpoint)
     row = {"name": "one", **known.subnetwork((1, *known.original[1:])).to_dict()}
     file = tmp_path / "one.yaml"
-    file.write_text(yaml.safe_dump([{**row, "candidates": str(library)}]))
+    whole = SubNetwork.from_config(checkpoint.config)
+    plain = {"name": "plain", **SubNetwork(whole.n_embd - 8, whole.blocks).to_dict()}
+    file.write_text(yaml.safe_dump([{**row, "candidates": str(library)}, plain]))
     words = ("--checkpoint_dir", checkpoint.path, "--subnetworks", file, "--out_dir")
     text = ("--data.files", file, "--repair", "true")
-    for command in ("export", "evaluate"):
-        assert nas(command, *words, tmp_path / "out", *text) == 2
+    for command, name in (("export", ("--name", "one")), ("evaluate", ())):
+        assert nas(command, *words, tmp_path / "out", *text, *name) == 2
         error = capsys.readouterr().err
         assert f"--subnetworks {file} has networks of the candidates {library}" in error
         assert error.count("\n") == 1

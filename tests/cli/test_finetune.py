@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -464,11 +465,16 @@ def test_a_stopped_training_and_its_rerun_say_how_to_go_on(tmp_path, checkpoint_
     )
     assert nas(*common) == 2
     assert "--resume true" in capsys.readouterr().err
+    other = shutil.copytree(checkpoint_dir, tmp_path / "other")
+    tensors = {n: 2 * t for n, t in torch.load(checkpoint_dir / "lit_model.pth").items()}
+    torch.save(tensors, other / "lit_model.pth")
     for changed, words in (
         (["--loss.temperature", 3], "loss.temperature was 1.0 and is 3"),
         (["--validation.num_networks", 3], "validated networks was"),
         (["--sampler.kind", "pareto"], "sampler was GridSampler and is ParetoSampler"),
         (["--weights", "all"], "trained parameters was"),
+        (["--lora.alpha", 3], "lora.alpha was 16 and is 3"),
+        (["--checkpoint_dir", other], "checkpoint_dir was"),
     ):
         assert nas(*common, "--resume", "true", *changed) == 2, changed
         assert words in capsys.readouterr().err

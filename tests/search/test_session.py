@@ -391,7 +391,7 @@ def test_killed_for_real(request_, bundled, tmp_path):
         "--checkpoint_dir", str(request_.checkpoint.path),
         "--data.files", str(bundled / "valid.jsonl"), "--data.block_size", "64",
         "--data.num_blocks", "64", "--search_blocks", "64",
-        "--num_trials", "16",
+        "--num_trials", "20",
     ]  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--out_dir", str(whole)], check=True, capture_output=True)
@@ -401,7 +401,7 @@ def test_killed_for_real(request_, bundled, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 5 <= len(rows(killed)) < 17
+    assert 5 <= len(rows(killed)) < len(rows(whole))
     resumed = [*command, "--out_dir", str(killed), "--resume", "true"]
     subprocess.run(resumed, check=True, capture_output=True)
     assert rows(killed) == rows(whole)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.conftest import fill_random, tiny_config, uniform
 from whittle_nas.errors import ConfigError, disk_errors
 from whittle_nas.space import HeadChannels
 from whittle_nas.weights.checkpoint import (
+    is_unfinished,
     load_supernet,
     load_torch,
     open_checkpoint,
@@ -73,6 +75,18 @@ def test_gathered_tensors_that_reuse_memory_stay_apart(tmp_path):
     save_tensors(tmp_path / "t.pth", Lazy.fromkeys(f"t{value}" for value in range(8)))
     loaded = torch.load(tmp_path / "t.pth", weights_only=True)
     assert [loaded[f"t{v}"][0].item() for v in range(8)] == list(range(8))
+
+
+def test_a_folder_of_checkpoints_is_no_training(tmp_path, small_checkpoint):
+    """As litgpt's downloads lie, and the stages of `nas run`."""
+    for name in ("one", "two"):
+        shutil.copytree(small_checkpoint, tmp_path / name)
+    (tmp_path / "runs" / "deep" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "deep" / "checkpoints" / "step=1.ckpt").write_text("")
+    assert not is_unfinished(tmp_path)
+    with pytest.raises(ConfigError, match="is not a litgpt checkpoint"):
+        open_checkpoint(tmp_path)
+    assert is_unfinished(tmp_path / "runs")
 
 
 def test_interrupted_write_leaves_nothing(tmp_path):

@@ -93,6 +93,11 @@ class FileLibrary:
     library: Any
     plain: frozenset[SubNetwork]
 
+    @property
+    def path(self) -> Path:
+        """Directory of the library."""
+        return self.library.path
+
     def identity(self) -> str:
         """That of the library."""
         return self.library.identity()

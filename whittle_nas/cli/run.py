@@ -101,7 +101,8 @@ def _run(stage: Any, finished: dict[str, Any]) -> None:
         print(f"-- {stage.name} is there already", flush=True)
         return
     print(f"-- {command_line('nas', *words)}", flush=True)
-    if again:  # interrupted from now on, it goes on
+    if again:  # interrupted from now on, it goes on, and what is behind it is still to be run
+        _save(stage.out_dir.parent, finished)
         with hold_directory(stage.out_dir):
             remove_run(stage.out_dir, contents(stage.out_dir))
         finished[_AGAIN].remove(stage.name)

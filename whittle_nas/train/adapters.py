@@ -28,6 +28,8 @@ def losses_by_rank(
     trained: Trained, ranks: Sequence[int], samples: Sequence[Sample]
 ) -> dict[int, dict[str, float]]:
     """Nats per label of the validated networks with adapters of every rank, where they trained."""
+    if not ranks:
+        return {}
     networks, model = trained.networks.validated, trained.supernet.model
     if trained.supernet.sharding is None:  # Lightning brings the model back to the host at its end
         model.to(trained.trainer.strategy.root_device)

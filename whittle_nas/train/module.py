@@ -356,9 +356,9 @@ class SupernetTraining(L.LightningModule):
         """What has to be the same when this training is resumed: plain values."""
         samples = [self.train_samples[at] for at in (0, len(self.train_samples) // 2, -1)]
         return {
+            "trained parameters": len(self.trained),
             **self.recipe.settings(),
             "sampler": type(self.sampler).__name__,
-            "trained parameters": len(self.trained),
             "validated networks": {n: str(s) for n, s in self.validations.networks.items()},
             "training samples": len(self.train_samples),
             "their tokens": [int(sample.input_ids.sum()) for sample in samples],
@@ -366,14 +366,15 @@ class SupernetTraining(L.LightningModule):
 
     def _check_settings(self, before: Mapping[str, Any] | None) -> None:
         now = self._settings()
-        differing = [] if before is None else [n for n in now if before.get(n) != now[n]]
-        if differing and before is not None:
+        if before is None:  # of an earlier release
+            return
+        differing = [n for n in dict.fromkeys([*now, *before]) if before.get(n) != now.get(n)]
+        if differing:
             name, more = differing[0], ", ".join(differing[1:])
             raise ConfigError(
-                f"--resume true: {name} was {before.get(name)} and is {now[name]}"
-                + (f"; other, too: {more}" if more else "")
-                + ": go on with the options of the interrupted training, or begin anew with "
-                "--overwrite true"
+                f"--resume true: {name} was {_short(before.get(name))} and is "
+                f"{_short(now.get(name))}{f' (and others: {more})' if more else ''}: go on with "
+                "the options of the interrupted training, or begin anew with --overwrite true"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -386,3 +387,8 @@ class SupernetTraining(L.LightningModule):
         self.validations.history = dict(checkpoint["history"])
         if isinstance(self.sampler, ParetoSampler):
             self.sampler = self.sampler.restored(checkpoint["front"])
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 
 from whittle_nas.train.choices import SandwichOptions
-from whittle_nas.train.options import LossOptions, OptimizerOptions
+from whittle_nas.train.options import LoraOptions, LossOptions, OptimizerOptions
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Recipe:
         ranks: of elastic adapters, ascending; none where all networks have whole ones.
         keep_zeros: trained weights that are zero stay zero.
         max_full_loss: nats per token of the whole model at which the training stops; None never.
+        lora: of the adapters; None where all weights learn.
+        start: `identity.fingerprint` of the checkpoint that is trained, if it has a file.
     """
 
     sandwich: SandwichOptions
@@ -51,18 +53,29 @@ class Recipe:
     ranks: tuple[int, ...] = ()
     keep_zeros: bool = False
     max_full_loss: float | None = None
+    lora: LoraOptions | None = None
+    start: str = ""
 
     def settings(self) -> dict[str, object]:
         """What stays as it is when a training is resumed, plain values by the options' names.
 
         Lengths, rates, clipping and how many samples a process takes may change.
         """
-        found: dict[str, object] = {"seed": self.seed, "keep_zeros": self.keep_zeros}
-        for group, options in (("sandwich", self.sandwich), ("loss", self.loss)):
-            for name, value in asdict(options).items():
-                found[f"{group}.{name}"] = value.value if isinstance(value, Enum) else value
+        found: dict[str, object] = {"checkpoint_dir": self.start, "seed": self.seed}
+        found["keep_zeros"] = self.keep_zeros
+        groups = {"sandwich": self.sandwich, "loss": self.loss, "lora": self.lora}
+        for group, options in groups.items():
+            for name, value in asdict(options).items() if options is not None else ():
+                found[f"{group}.{name}"] = _plain(value)
         del found["loss.chunk_elements"]  # decides about memory alone
-        return found | {"lora.ranks": list(self.ranks)}
+        return found
+
+
+def _plain(value: object) -> object:
+    """As files of weights alone can hold it."""
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def learning_rate(step: int, options: OptimizerOptions, total_steps: int) -> float:

@@ -33,6 +33,8 @@ from whittle_nas.train.recipe import SCORED, Recipe, scoring_interval, validatio
 from whittle_nas.train.teacher import Teacher, make_teacher
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint
+from whittle_nas.weights.files import WEIGHTS
+from whittle_nas.weights.identity import fingerprint
 from whittle_nas.weights.supernet import SuperNetwork
 
 
@@ -228,4 +230,6 @@ def _recipe(
         ranks=() if options.lora is None else options.lora.choices,
         keep_zeros=options.keep_zeros and options.lora is None,
         max_full_loss=options.validation.max_full_loss,
+        lora=options.lora,
+        start=fingerprint(checkpoint.path) if (checkpoint.path / WEIGHTS).is_file() else "",
     )

@@ -100,7 +100,7 @@ def open_checkpoint(
             f"--checkpoint_dir {path} is an unfinished training: finish it with the command that "
             "began it and --resume true"
         )
-    if missing and (alone := sorted(file.parent for file in path.glob(f"*/{WEIGHTS}"))):
+    if missing and (alone := _trained_alone(path)):
         raise ConfigError(
             f"--checkpoint_dir {path} holds networks that were trained alone; give one of them, "
             f"such as {alone[0]}"
@@ -144,9 +144,16 @@ def load_supernet(
 
 def is_unfinished(path: Path) -> bool:
     """Whether a training stopped here: of one checkpoint, or of networks in folders of theirs."""
-    begun = {file.parents[1] for file in path.glob("**/checkpoints/*.ckpt")}
-    between = any(path.glob(f"*/{WEIGHTS}")) and not (path / RUN_FILE).is_file()
+    files = [file for where in ("", "*/") for file in path.glob(f"{where}checkpoints/*.ckpt")]
+    begun = {file.parents[1] for file in files}
+    between = bool(_trained_alone(path)) and not (path / RUN_FILE).is_file()
     return between or any(not (directory / WEIGHTS).is_file() for directory in begun)
+
+
+def _trained_alone(path: Path) -> list[Path]:
+    """Folders of networks that one training has made: other checkpoints have no losses beside."""
+    folders = sorted(file.parent for file in path.glob(f"*/{WEIGHTS}"))
+    return [folder for folder in folders if (folder / "losses.yaml").is_file()]
 
 
 def supernet_of(
