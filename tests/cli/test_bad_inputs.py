@@ -702,7 +702,7 @@ def parameters() -> Iterator[object]:
             yield pytest.param(case, id=f"{group}: {case}", marks=marks)
 
 
-@pytest.mark.parametrize("case", parameters())
+@pytest.mark.parametrize("case", list(parameters()))
 def test_one_sentence_and_nothing_else(case, folder, capfd):
     for name, content in case.files.items():
         make(folder / name, content)

@@ -190,6 +190,9 @@ def peak_memory_bytes(run: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
+_FEW_ROWS = 8  # of a product that is tried first
+
+
 def matmul_rate(
     device: torch.device,
     dtype: torch.dtype,
@@ -206,17 +209,22 @@ def matmul_rate(
     Args:
         device: which one.
         dtype: number format.
-        rows: tokens of a product; on a CPU at most 512 of them, and 4096 of the others.
+        rows: tokens of a product; on a CPU at most 512 of them, and 2048 of the others, and so few
+            that a product takes a tenth of a second: bfloat16 may be a thousand times slower there.
         inputs: columns of the one, rows of the other matrix.
         outputs: columns of the other matrix.
         seconds: how long to measure, after one product that is not timed.
     """
-    most = (2**14, 2**14, 2**15) if device.type == "cuda" else (512, 4096, 4096)
+    most = (2**14, 2**14, 2**15) if device.type == "cuda" else (512, 2048, 2048)
     sizes = [min(pair) for pair in zip((rows, inputs, outputs), most, strict=True)]
     like: Any = {"device": device, "dtype": dtype}
     left, right = torch.rand(sizes[0], sizes[1], **like), torch.rand(sizes[1], sizes[2], **like)
-    best, until = float("inf"), time.perf_counter() + seconds
     with torch.inference_mode():
+        few = left[:_FEW_ROWS]
+        first = time_runs(lambda: few @ right, device, warmup=1, repeats=1).median_ms
+        sizes[0] = min(sizes[0], max(len(few), int(len(few) * 100 / first)))
+        left = left[: sizes[0]]
+        best, until = float("inf"), time.perf_counter() + seconds
         while time.perf_counter() < until or best == float("inf"):
             timing = time_runs(lambda: left @ right, device, warmup=1, repeats=3)
             best = min(best, timing.median_ms)
