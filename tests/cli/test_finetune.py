@@ -471,7 +471,7 @@ def test_a_stopped_training_and_its_rerun_say_how_to_go_on(tmp_path, checkpoint_
     for changed, words in (
         (["--loss.temperature", 3], "loss.temperature was 1.0 and is 3"),
         (["--validation.num_networks", 3], "validated networks was"),
-        (["--sampler.kind", "pareto"], "sampler was GridSampler and is ParetoSampler"),
+        (["--sampler.kind", "pareto"], 'sampler was "GridSampler" and is "ParetoSampler"'),
         (["--weights", "all"], "trained parameters was"),
         (["--lora.alpha", 3], "lora.alpha was 16 and is 3"),
         (["--checkpoint_dir", other], "checkpoint_dir was"),

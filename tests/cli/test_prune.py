@@ -94,12 +94,8 @@ def test_quantised_weights_are_integers_times_the_scales_beside_them(
     )
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_blocks_that_it_had(
-    checkpoint_dir, tmp_path, text, monkeypatch
-):
-    options = ("--method", "sparsegpt", "--sparsity", "0.5")
-    assert run(checkpoint_dir, tmp_path / "whole", text, *options) == 0
+def interrupted_once(monkeypatch) -> list:
+    """Ctrl-C in the third layer, the first time; the layers that are compressed."""
     made, compress = [], blockwise.compress_block
 
     def dying(*args, layer, **kwargs):
@@ -109,6 +105,16 @@ def test_a_killed_run_goes_on_with_the_blocks_that_it_had(
         return compress(*args, layer=layer, **kwargs)
 
     monkeypatch.setattr(blockwise, "compress_block", dying)
+    return made
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_blocks_that_it_had(
+    checkpoint_dir, tmp_path, text, monkeypatch
+):
+    options = ("--method", "sparsegpt", "--sparsity", "0.5")
+    assert run(checkpoint_dir, tmp_path / "whole", text, *options) == 0
+    made = interrupted_once(monkeypatch)
     assert run(checkpoint_dir, tmp_path / "out", text, *options) == 130
     assert not (tmp_path / "out").exists()
     made.append("again")
@@ -122,15 +128,7 @@ def test_a_killed_run_goes_on_with_the_blocks_that_it_had(
 @pytest.mark.slow
 def test_blocks_of_another_dtype_are_made_again(checkpoint_dir, tmp_path, text, monkeypatch):
     options = ("--method", "wanda", "--sparsity", "0.5", "--dtype")
-    made, compress = [], blockwise.compress_block
-
-    def dying(*args, layer, **kwargs):
-        if layer == 2 and len(made) < 3:
-            raise KeyboardInterrupt
-        made.append(layer)
-        return compress(*args, layer=layer, **kwargs)
-
-    monkeypatch.setattr(blockwise, "compress_block", dying)
+    made = interrupted_once(monkeypatch)
     assert run(checkpoint_dir, tmp_path / "out", text, *options, "bfloat16") == 130
     made.append("again")
     assert run(checkpoint_dir, tmp_path / "out", text, *options, "float32") == 0

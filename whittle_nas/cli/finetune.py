@@ -99,6 +99,7 @@ def finetune(
     from whittle_nas.cli import training
     from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import check_least, is_first_process, seed_everything
+    from whittle_nas.cli.repairing import check_plain
     from whittle_nas.cli.training_report import Memory, print_data, print_tie, warn_of_zeros
     from whittle_nas.train.run import TrainingOptions
     from whittle_nas.train.sources import load_both
@@ -141,7 +142,9 @@ def finetune(
         _check_directory(out_dir, resume=resume, overwrite=overwrite)
     if repair:
         _check_repair(alone=apart, keep_zeros=keep_zeros)
-    chosen = training.named(found, subnetworks, share=share, options=options, repair=repair)
+    chosen = training.named(found, subnetworks, share=share, options=options)
+    library = library_of(found, subnetworks=subnetworks)
+    check_plain(repair, library, subnetworks=subnetworks)
     training.check_members(found, sampler)
     space = training.space_to_train(found, search_space, sampler.num_params)
     seed_everything(seed)
@@ -162,7 +165,7 @@ def finetune(
         untied=untie_head,
         repair=repair,
         cascade=share is Share.cascade,
-        library=library_of(found, subnetworks=subnetworks),
+        library=library,
     )
     if chosen and share is not Share.all:
         training.train_one_by_one(task, chosen)

@@ -100,12 +100,7 @@ class Task:
 
 
 def named(
-    checkpoint: Checkpoint,
-    subnetworks: Path | None,
-    *,
-    share: Share,
-    options: TrainingOptions,
-    repair: bool,
+    checkpoint: Checkpoint, subnetworks: Path | None, *, share: Share, options: TrainingOptions
 ) -> dict[str, SubNetwork]:
     """The sub-networks of `--subnetworks` by name, none without that option.
 
@@ -126,16 +121,10 @@ def named(
     if options.sampler != SamplerOptions():
         raise ConfigError("--subnetworks says which networks are trained: leave `sampler` out")
     candidates = choose_candidates(checkpoint, subnetworks=subnetworks)
-    made = any(candidate.library for candidate in candidates)
-    if made and share is Share.all:
+    if share is Share.all and any(candidate.library for candidate in candidates):
         raise ConfigError(
             f"--share all trains slices of one set of weights, and the networks of {subnetworks} "
             "are made of parts of a library: train them one by one (--share cascade or none)"
-        )
-    if made and repair:
-        raise ConfigError(
-            f"--repair true fits plain slices, and the networks of {subnetworks} are made of parts "
-            "of a library, which are fitted already: leave --repair out"
         )
     return {candidate.label: candidate.subnetwork for candidate in candidates}
 

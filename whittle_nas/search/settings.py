@@ -9,6 +9,7 @@ from typing import Any
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json
+from whittle_nas.resuming import changes
 from whittle_nas.weights.files import atomic_write_text
 
 FILE_NAME = "search.json"
@@ -39,18 +40,7 @@ def check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
         ConfigError: naming every setting that differs, with both values.
     """
     path, old = out_dir / FILE_NAME, read_settings(out_dir)
-    new = json.loads(json.dumps(settings))
-    differing = [
-        f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
-    if differing:
+    if differing := changes(old, json.loads(json.dumps(settings))):
         raise ConfigError(
-            f"--resume: {'; '.join(differing)} (use the settings of {path}, or another --out_dir)"
+            f"--resume: {differing} (use the settings of {path}, or another --out_dir)"
         )
-
-
-def _short(value: Any) -> str:
-    text = "not given" if value is None else json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

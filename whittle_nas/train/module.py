@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.resuming import changes
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler, Sampler
 from whittle_nas.space.subnetwork import SubNetwork
@@ -169,7 +170,7 @@ class SupernetTraining(L.LightningModule):
             smallest=self.smallest,
             sampler=self.sampler,
             options=self.recipe.sandwich,
-            ranks=self.recipe.ranks,
+            ranks=() if self.recipe.lora is None else self.recipe.lora.choices,
             total_steps=self.recipe.total_steps,
             seed=self.recipe.seed,
         )
@@ -364,31 +365,19 @@ class SupernetTraining(L.LightningModule):
             "their tokens": [int(sample.input_ids.sum()) for sample in samples],
         }
 
-    def _check_settings(self, before: Mapping[str, Any] | None) -> None:
-        now = self._settings()
-        if before is None:  # of an earlier release
-            return
-        differing = [n for n in dict.fromkeys([*now, *before]) if before.get(n) != now.get(n)]
-        if differing:
-            name, more = differing[0], ", ".join(differing[1:])
-            raise ConfigError(
-                f"--resume true: {name} was {_short(before.get(name))} and is "
-                f"{_short(now.get(name))}{f' (and others: {more})' if more else ''}: go on with "
-                "the options of the interrupted training, or begin anew with --overwrite true"
-            )
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the validation losses of the interrupted run.
 
         Raises:
             ConfigError: if that was another training.
         """
-        self._check_settings(checkpoint.get("settings"))
+        now = self._settings()
+        before = checkpoint.get("settings", now)  # a training of an earlier release has none
+        if differing := changes(before, now):
+            raise ConfigError(
+                f"--resume true: {differing} (go on with the options of the interrupted training, "
+                "or begin anew with --overwrite true)"
+            )
         self.validations.history = dict(checkpoint["history"])
         if isinstance(self.sampler, ParetoSampler):
             self.sampler = self.sampler.restored(checkpoint["front"])
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -29,7 +29,6 @@ class Recipe:
         validate_every: optimiser steps between two validations.
         score_every: optimiser steps between two scorings of a Pareto sampler.
         score_samples: validation samples on which it scores.
-        ranks: of elastic adapters, ascending; none where all networks have whole ones.
         keep_zeros: trained weights that are zero stay zero.
         max_full_loss: nats per token of the whole model at which the training stops; None never.
         lora: of the adapters; None where all weights learn.
@@ -50,7 +49,6 @@ class Recipe:
     validate_every: int = 100
     score_every: int = 50
     score_samples: int = 16
-    ranks: tuple[int, ...] = ()
     keep_zeros: bool = False
     max_full_loss: float | None = None
     lora: LoraOptions | None = None

@@ -227,7 +227,6 @@ def _recipe(
             scoring_passes=SCORED * -(-sampler.calibration_samples // (size * trainer.world_size)),
         ),
         score_samples=sampler.calibration_samples,
-        ranks=() if options.lora is None else options.lora.choices,
         keep_zeros=options.keep_zeros and options.lora is None,
         max_full_loss=options.validation.max_full_loss,
         lora=options.lora,
