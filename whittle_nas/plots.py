@@ -134,6 +134,7 @@ def plot_front(
     panels[0].legend()
     panels[-1].plot(range(1, len(hypervolume) + 1), hypervolume, color=BLUE, drawstyle="steps-post")
     panels[-1].set(xlabel="trials", ylabel="dominated share of the objectives' range")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 
 

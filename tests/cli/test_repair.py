@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 
 import pytest
 import torch
@@ -104,6 +105,10 @@ def test_search_ranks_repaired_subnetworks_and_remembers_it(
     commands = [line for line in shown.splitlines() if " with: nas " in line]
     assert len(commands) == 3  # evaluate, export, train
     assert all("--repair true" in command for command in commands)
+    files = {"<text>": str(checkpoint_dir / "valid.jsonl"), "<dir>": str(tmp_path / "trained")}
+    words = [files.get(word, word) for word in shlex.split(commands[-1].partition(": nas ")[2])]
+    short = ("--trainer.max_steps", 1, "--trainer.accelerator", "cpu", "--data.num_blocks", 40)
+    assert nas(*words, *short) == 0  # as printed, but for its length
     assert json.loads((out_dir / "search.json").read_text())["repair"] == tokens_id(tokens)
     front = json.loads((out_dir / "front.json").read_text())
     assert front["how_measured"]["repair"] == {"blocks": 24, "block_size": 32}

@@ -213,5 +213,6 @@ def write_picks(
     source = ["--checkpoint_dir", request.checkpoint.path, "--subnetworks", path]
     if request.calibration is not None:  # what was searched is what should be trained
         source += ["--repair", "true"]
-    words = ("nas", "finetune", *source, "--data.files", "<text>", "--out_dir", "<dir>")
+    text = ("--data.files", "<text>", "--data.valid_fraction", 0.1)
+    words = ("nas", "finetune", *source, *text, "--out_dir", "<dir>")
     print(f"train them with: {command_line(*words)}")
