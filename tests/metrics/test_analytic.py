@@ -1,5 +1,6 @@
 """Costs from sizes against what torch and litgpt count."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -52,6 +53,24 @@ def test_weight_bytes_and_non_embedding(tiny_gpt):
     blocks = sum(p.numel() for p in tiny_gpt.transformer.h.parameters())
     last = sum(p.numel() for p in tiny_gpt.transformer.ln_f.parameters())
     assert costs.num_params_non_embedding(whole) == blocks + last
+
+
+def test_the_rate_of_a_slow_format_is_measured_with_few_rows(monkeypatch):
+    """A row takes 10 ms here, so ten of them are what a tenth of a second allows."""
+    rows = []
+
+    def timed(run, _device, **_):
+        rows.append(len(run()))
+        return measured.Timing(10.0 * rows[-1], 1)
+
+    monkeypatch.setattr(measured, "time_runs", timed)
+    rate = measured.matmul_rate(torch.device("cpu"), torch.float32, 512, 64, 32, seconds=0)
+    assert rows == [8, 10]
+    assert rate == pytest.approx(2 * 64 * 32 / 0.01)
+    rows.clear()
+    monkeypatch.setattr(measured, "time_runs", lambda *a, **k: replace(timed(*a, **k), median_ms=1))
+    measured.matmul_rate(torch.device("cpu"), torch.float32, 512, 64, 32, seconds=0)
+    assert rows == [8, 512]
 
 
 def test_measured_latency_and_memory_are_positive_and_leave_no_cache():
