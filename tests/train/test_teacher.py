@@ -232,6 +232,27 @@ def test_memory_counts_stored_formats_and_teachers():
     assert estimate(teacher_top_k=4).logits - plain.logits == chunk + tokens * (4 * 12 + 4)
 
 
+def test_memory_counts_what_keeps_zeros():
+    config = litgpt.Config(**CONFIG)
+
+    def estimate(options, **more):
+        how = {"batch": 2, "tokens": 16, "precision": "bf16-mixed", "loss": LossOptions()}
+        return estimate_memory(config, options, **how, **more)
+
+    assert estimate(None, keep_zeros=True).masks == num_params(config)  # a byte for each
+    assert estimate(None).masks == 0
+    options = LoraOptions(r=2, head=False, embedding=False)
+    plain, kept = estimate(options), estimate(options, keep_zeros=True)
+    assert kept.masks == 0
+    # A layer's update stays for the backward pass as a matrix.
+    matrices = sum(
+        tensor.numel()
+        for name, tensor in litgpt.GPT(config).state_dict().items()
+        if tensor.ndim == 2 and ".h." in name
+    )
+    assert kept.activations - plain.activations > 2 * matrices
+
+
 @pytest.mark.slow
 def test_memory_is_that_of_the_file(checkpoint):
     """Under bf16-mixed, frozen weights stay as they are stored, here in float32."""
