@@ -30,7 +30,7 @@ from whittle_nas.train.options import (
     TrainerOptions,
     Weights,
 )
-from whittle_nas.train.prepare import load_trainable
+from whittle_nas.train.prepare import TrainedTensors, load_trainable
 from whittle_nas.train.run import Networks, TrainingOptions, train
 from whittle_nas.train.specialise import repaired, slice_of, specialise, text_of, whole_teacher
 from whittle_nas.train.teacher import Teacher, frozen, lesson_of, make_teacher, open_teacher
@@ -189,6 +189,26 @@ def test_a_repaired_start_is_what_is_trained(checkpoint):
     torch.testing.assert_close(trained_norm, patch.replaced[name])
     assert changed.history[0] != specialise(options, start, **texts).history[0]
     assert torch.equal(start.tensors[name], torch.ones(24))
+
+
+@pytest.mark.parametrize("adapters", [None, LoraOptions(r=2)])
+def test_zeros_of_parts_with_2_of_4_weights_stay(checkpoint, adapters):
+    full = SubNetwork.from_config(checkpoint.config)
+    first, *others = full.blocks
+    sub = SubNetwork(full.n_embd, (first._replace(mlp="2:4"), *others))
+    stored, prefix = checkpoint.state_dict(), "transformer.h.0.mlp."
+    names = [n for n in stored if n.startswith(prefix) and stored[n].ndim == 2]
+    mask = torch.tensor([True, False, False, True])
+    replaced = {n: (stored[n].unflatten(1, (-1, 4)) * mask).flatten(1) for n in names}
+    start = slice_of(checkpoint, sub, Patch(replaced=replaced))
+    options = TrainingOptions(
+        lora=adapters, trainer=OPTIONS, optimizer=OptimizerOptions(lr=0.01), batch_size=3
+    )
+    texts = {"samples": samples(), "valid": samples()[:3], "teacher": None}
+    trained = TrainedTensors(specialise(options, start, **texts).supernet, start.tensors)
+    for name in names:
+        assert not torch.equal(trained[name], replaced[name])
+        assert torch.equal(trained[name] != 0, replaced[name] != 0)
 
 
 def test_repair_reads_the_training_text_again():

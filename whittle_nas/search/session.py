@@ -88,6 +88,11 @@ class Session:
         self._listener = listener or Listener()
         request.halving.check(request.search_blocks, request.objectives)
         request.recovery.check(request.quality_metrics)
+        if request.recovery.budget is not None and request.library is not None:
+            from whittle_nas.train.specialise import check_trainable
+
+            library = request.library
+            check_trainable(library.forms, f"--recovery.budget: --candidates {library.path}")
         self.costs = request.make_costs()
         self.metrics = (*request.quality_metrics, *self.costs.names)
         self._first = request.first()
