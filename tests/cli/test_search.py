@@ -179,3 +179,17 @@ def test_a_latency_table_of_profile_is_used(common, checkpoint_dir, tmp_path, ca
     assert not (tmp_path / "out" / "latency_table.json").exists()
     assert nas(*common, *options, "--overwrite", "true", "--costs.tokens", 32) == 2
     assert "was measured for" in capsys.readouterr().err
+
+
+def test_times_outlive_a_limit_that_nothing_keeps(common, tmp_path, capsys):
+    """They are the model's, whatever the limits: the next search in the directory goes on."""
+    out = tmp_path / "out"
+    options = ("--objectives", "val_loss,latency_ms", "--costs.calibrate", 0, "--costs.tokens", 8)
+    assert nas(*common, *options, "--constraints", "latency_ms <= 1e-9") == 2
+    assert "--constraints latency_ms <= 1e-09: no sub-network" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["latency_table.json"]
+    before = json.loads((out / "latency_table.json").read_text())["times"]["prefill"]
+    limit = ("--constraints", "latency_ms <= 1e9", "--num_trials", 2)
+    assert nas(*common, *options, *limit) == 0, capsys.readouterr().err
+    after = json.loads((out / "latency_table.json").read_text())["times"]["prefill"]
+    assert before.items() <= after.items()

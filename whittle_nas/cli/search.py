@@ -297,11 +297,16 @@ def _load_training(recovery: RecoveryOptions, checkpoint: Any) -> Any:
 
 
 def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a directory that holds something, unless an old search goes on or is replaced."""
+    """Refuse a directory that holds something, unless an old search goes on or is replaced.
+
+    Times are of the model alone: what a search measured before its limits were refused is used.
+    """
+    from whittle_nas.search.request import TABLE
     from whittle_nas.weights.files import check_free, contents
 
     check_free(out_dir, overwrite=True)
-    if not (resume or overwrite) and (found := contents(out_dir)):
+    found = [name for name in contents(out_dir) if name != TABLE]
+    if not (resume or overwrite) and found:
         raise ConfigError(
             f"--out_dir {out_dir} is not empty ({found[0]}); give a new one, --resume true to go "
             "on with its search, or --overwrite true"

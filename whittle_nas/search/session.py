@@ -124,9 +124,9 @@ class Session:
             self._listener.on_trial(ended)
 
         try:
+            self._calibrate()
             if not resume:
                 self._begin(ahead)
-            self._calibrate()
             log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics, self.request.space)
             search = self._search(pool, ahead, record)
             search.recorded = recorded
