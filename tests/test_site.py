@@ -136,9 +136,8 @@ def test_every_block_runs_in_the_order_of_its_page(line, sandbox):
 
 
 def test_every_page_with_commands_is_run():
-    assert {name for line in LINES for name in line} == {
-        page.stem for page in PAGES if blocks(page, "bash")
-    }
+    pages = {page.stem for page in PAGES if blocks(page, "bash") and page.parent.name != "data"}
+    assert {name for line in LINES for name in line} == pages
 
 
 @pytest.mark.slow
