@@ -183,6 +183,7 @@ def test_a_latency_table_of_profile_is_used(common, checkpoint_dir, tmp_path, ca
     assert "was measured for" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_times_outlive_a_limit_that_nothing_keeps(common, tmp_path, capsys):
     """They are the model's, whatever the limits: the next search in the directory goes on."""
     out = tmp_path / "out"
