@@ -48,11 +48,11 @@ def test_tasks_are_found_without_the_whole_index():
 
 @pytest.mark.slow
 def test_tasks_of_the_small_index_are_those_of_the_whole():
-    """Every task that is named like its folder, and a group, which needs all of them."""
+    """Tasks that are named like their folder, and a group, which needs all of them."""
     from lm_eval.tasks import TaskManager
 
     whole, managers = TaskManager(), {}
-    for name in whole.all_subtasks:
+    for name in whole.all_subtasks[::20]:
         folder = _folder(name)
         if folder is not None and folder not in managers:
             managers[folder] = TaskManager(include_path=folder, include_defaults=False)
