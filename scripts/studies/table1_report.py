@@ -98,7 +98,7 @@ def _picture(path: Path, rows: Sequence[Known]) -> None:
             points = [r for r in found if r["label"] == name]
             at = labels.index(name)
             style = {"color": f"C{at % 10}", "marker": "osD^vPX"[at % 7]}
-            if at == 0:  # the whole model
+            if any(row["name"] == "dense" for row in points):  # the whole model
                 style = {"color": "black", "marker": "*", "markersize": 12}
             for kind, fill in (("text", "none"), ("recovered_text", "full")):
                 those = sorted(

@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up(name, disk, checkpoint_dir, text, tmp_path, capfd)
     assert run(name, checkpoint_dir, text, whole) == 0
     expected, total = results(whole), needed(disk, whole)
     resume = ["--resume", "true"] if name in RESUMABLE else []
-    for share in (0.0, 0.3, 0.9):
+    for share in (0.0, 0.02, 0.3, 0.6, 0.9):
         disk.shrink(min(round(share * total), total - 1))
         capfd.readouterr()
         assert run(name, checkpoint_dir, text, out_dir) == 2, share

@@ -528,8 +528,8 @@ def started(*given, **more) -> subprocess.Popen:
 @pytest.mark.slow
 def test_a_run_killed_twice_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text):
     length = [
-        "--trainer.max_steps", 50, "--trainer.checkpoint_every_n_steps", 5,
-        "--validation.every_n_steps", 30,
+        "--trainer.max_steps", 80, "--trainer.checkpoint_every_n_steps", 5,
+        "--validation.every_n_steps", 50,
     ]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert nas(*words(checkpoint_dir, whole, text, *length)) == 0
@@ -552,7 +552,9 @@ def test_a_run_killed_twice_goes_on_as_if_nothing_had_happened(tmp_path, checkpo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "strategy"), [("text", "fsdp"), ("instructions", "ddp")])
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [("text", "ddp"), ("instructions", "ddp"), ("instructions", "fsdp")]
+)
 def test_two_processes_are_one_with_the_doubled_batch(
     tmp_path, checkpoint_dir, text, instructions, kind, strategy
 ):

@@ -45,7 +45,7 @@ def test_rpd_between_half_and_full_size(name, request):
         "intermediate_size": half,
         "n_layer": {"min": layers, "max": "full"},
     }
-    subs = draw_subnetworks(load_space(spec, config), 40, seed=1337)
+    subs = draw_subnetworks(load_space(spec, config), 100, seed=1337)
 
     def quality(supernet) -> list[float]:
         order = supernet.info.layer_order
