@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
 bin=.venv/bin
-# One thread per worker: two workers with two threads each would fight over two cores.
+# One worker per core, four at most, each with one thread: two with two would fight over two cores.
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 run() { echo "== $*"; "$@"; }
 run $bin/ruff format --check .
@@ -14,8 +14,11 @@ run $bin/ruff check .
 run $bin/pyright
 run $bin/lint-imports
 run env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --quiet --site-dir .site
-run $bin/python -m pytest -n 2 --dist worksteal
-if [ "${1:-}" = "--all" ]; then
-  run $bin/python -m pytest -n 2 --dist worksteal -m "slow and not gpu"
+workers=$(nproc)
+pytest=($bin/python -m pytest -n $((workers < 4 ? workers : 4)) --dist worksteal)
+if [ "${1:-}" != "--all" ]; then
+  run "${pytest[@]}"
+else
+  run "${pytest[@]}" -m "not gpu"
   run $bin/python -m pytest --nbmake docs/notebooks # the notebook runs from top to bottom
 fi

@@ -74,11 +74,12 @@ SLOW = {  # parameter of a test -> whether this value of it is slow
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is tried with a value of `SLOW`."""
+    """Mark what is tried with a value of `SLOW`, and let what takes long begin first."""
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
         if any(name in given and slow(given[name]) for name, slow in SLOW.items()):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def first_of(values: Iterable[Any], every: int | None = None) -> list[Any]:

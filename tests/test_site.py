@@ -126,6 +126,7 @@ def run(block: str, folder: Path, done: set[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("line", LINES, ids=" ".join)
 def test_every_block_runs_in_the_order_of_its_page(line, sandbox):
     pages = {page.stem: page for page in PAGES}

@@ -206,6 +206,7 @@ def test_init_says_how_many_parameters_a_rotation_leaves(shared_data, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_finished_stages_are_kept_and_changed_ones_refused(
     checkpoint_dir, bundled, tmp_path, capfd
 ):

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,20 @@ def _manager(names: Sequence[str], include_path: Path | None) -> TaskManager:
         few = TaskManager(include_path=sorted(folders), include_defaults=False)
         if set(names) <= set(few.all_subtasks):
             return few
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    if include_path is None:
+        manager = _whole_index()
+    else:
+        manager = TaskManager(include_path=str(include_path))
     for name in names:
         if name not in manager.task_index and not Path(name).is_file():
             raise ConfigError(_unknown(name, manager.all_tasks))
     return manager
+
+
+@cache
+def _whole_index() -> TaskManager:
+    """Of all tasks of lm-eval, which do not change while a process runs."""
+    return TaskManager()
 
 
 def _folder(name: str) -> str | None:
