@@ -5,11 +5,14 @@ the tests loads this file before the others start.
 """
 
 import gc
+import inspect
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -184,6 +187,24 @@ def pictures(_few_pictures) -> Iterator[pytest.MonkeyPatch]:
 def _slow_tests_draw(request) -> None:
     if request.node.get_closest_marker("slow"):
         request.getfixturevalue("pictures")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _callers_without_their_sources() -> Iterator[None]:
+    """jsonargparse looks up who calls it for every line that it parses.
+
+    It asks for the whole stack with the sources of all frames. Under pytest, with fifty frames and
+    thousands of modules, that is two thirds of a wrong command's time; it needs two frames.
+    """
+    import jsonargparse._core
+
+    def stack() -> list[tuple[Any, ...]]:
+        return [(sys._getframe(1),), (sys._getframe(2),)]
+
+    seen = SimpleNamespace(**{**vars(inspect), "stack": stack})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonargparse._core, "inspect", seen)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
