@@ -3,7 +3,7 @@ import pytest
 from tests.evaluate.conftest import write_task
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.presets import PRESETS, TaskChoice, choose_tasks, headline
-from whittle_nas.evaluate.tasks import TaskOptions, _folder, _manager, load_tasks
+from whittle_nas.evaluate.tasks import TaskOptions, _folder, _manager, _whole_index, load_tasks
 
 
 def load(folder, *names, num_fewshot=None, **options):
@@ -26,9 +26,7 @@ def test_presets_are_the_papers_lists():
 
 @pytest.mark.slow
 def test_presets_name_tasks_and_metrics_that_lm_eval_has():
-    from lm_eval.tasks import TaskManager
-
-    index = TaskManager().task_index
+    index = _whole_index().task_index
     for task in (task for preset in PRESETS.values() for task in preset):
         settings = index[task.name].cfg
         assert settings is not None
@@ -51,7 +49,7 @@ def test_tasks_of_the_small_index_are_those_of_the_whole():
     """Tasks that are named like their folder, and a group, which needs all of them."""
     from lm_eval.tasks import TaskManager
 
-    whole, managers = TaskManager(), {}
+    whole, managers = _whole_index(), {}
     for name in whole.all_subtasks[::20]:
         folder = _folder(name)
         if folder is not None and folder not in managers:

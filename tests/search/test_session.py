@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.cli.test_main import nas
 from tests.conftest import first_of
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
@@ -386,24 +387,23 @@ def supernets() -> list[SuperNetwork]:
 
 @pytest.mark.slow
 def test_killed_for_real(request_, bundled, tmp_path):
-    command = [
-        sys.executable, "-m", "whittle_nas", "search",
-        "--checkpoint_dir", str(request_.checkpoint.path),
+    line = [
+        "search", "--checkpoint_dir", str(request_.checkpoint.path),
         "--data.files", str(bundled / "valid.jsonl"), "--data.block_size", "64",
         "--data.num_blocks", "64", "--search_blocks", "64",
         "--num_trials", "20",
     ]  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--out_dir", str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen([*command, "--out_dir", str(killed)], stderr=subprocess.DEVNULL)
+    assert nas(*line, "--out_dir", whole) == 0
+    command = [sys.executable, "-m", "whittle_nas", *line, "--out_dir", str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not (killed / "trials.csv").is_file() or len(rows(killed)) < 5:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 5 <= len(rows(killed)) < len(rows(whole))
-    resumed = [*command, "--out_dir", str(killed), "--resume", "true"]
-    subprocess.run(resumed, check=True, capture_output=True)
+    assert nas(*line, "--out_dir", killed, "--resume", "true") == 0
     assert rows(killed) == rows(whole)
 
 
