@@ -1,21 +1,26 @@
 """What a sandwich step costs over litgpt's LoRA steps of the same four networks built alone.
 
     python scripts/bench/bench_training.py [--out training.json] [--rounds 9]
-        [--distillation forward_kl] [--full] [--teacher original] [--busy]
+        [--distillation forward_kl] [--full] [--teacher original] [--busy] [--unseen 32]
 
 A step is forward, backward and AdamW on the same batch, for the full network, the smallest and two
 members of a grid. litgpt's steps are those of its own `finetune lora`: the head in chunks of 128
 positions, `chunked_cross_entropy`. Both sides run in turn in one process; ratios are medians of
 the ratios of neighbouring runs. The instruction batches come from ../shared/data.
+
+With `--unseen <layers>`: what a step costs whose sampled networks have shapes that no step had
+before, over the same step again, in a model of so many layers.
 """
 
 import argparse
 import copy
 import json
 import os
+import random
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -91,13 +96,18 @@ class Alone:
         self.optimizer.zero_grad()
 
 
-def make_sides(loss: LossOptions, *, full: bool) -> tuple[Sandwich, Sandwich, list[Alone]]:
-    """Our step, the same without a teacher, and litgpt's, all with equal weights."""
+def make_supernet(config: lora.Config, *, full: bool) -> SuperNetwork:
+    """Random weights, all trained or their adapters."""
     torch.manual_seed(0)
-    model = GPT(CONFIG) if full else lora.GPT(CONFIG)
+    model = GPT(config) if full else lora.GPT(config)
     if not full:
         lora.mark_only_lora_as_trainable(model)
-    supernet = SuperNetwork(model)
+    return SuperNetwork(model)
+
+
+def make_sides(loss: LossOptions, *, full: bool) -> tuple[Sandwich, Sandwich, list[Alone]]:
+    """Our step, the same without a teacher, and litgpt's, all with equal weights."""
+    supernet = make_supernet(CONFIG, full=full)
     space = load_space("aligned", CONFIG)
     grid = build_grid(space, parameter_counter(CONFIG), seed=0, num_bins=4).subs
     networks = [Network(supernet.full, Role.full)]
@@ -190,6 +200,34 @@ def measure(
     }
 
 
+def measure_unseen(layers: int, rounds: int, now: Callable[[], float], *, full: bool) -> dict:
+    """Steps of the whole network and of two per-layer ones that are new in every round, and again.
+
+    The gradients alone are timed: the optimiser's step does not know shapes.
+    """
+    supernet = make_supernet(replace(CONFIG, n_layer=layers), full=full)
+    varied = {
+        "n_embd": {"min": "half", "max": "full"},
+        "intermediate_size": {"min": "half", "max": "full"},
+        "n_query_groups": {"min": "half", "max": "full"},
+        "n_layer": {"min": layers - 2, "max": "full"},
+        "per_layer": ["intermediate_size", "n_query_groups"],
+    }
+    space, rng = load_space(varied, supernet.config), random.Random(0)
+    whole, loss = Network(supernet.full, Role.full), LossOptions(Distillation.none)
+    pairs = []
+    for batch, _ in random_batches(rounds + 1):
+        networks = [whole, *(Network(space.sample(rng), Role.sampled) for _ in range(2))]
+        pairs.append([clock(now, accumulate, supernet, batch, networks, loss) for _ in range(2)])
+    pairs = pairs[1:]  # the first warms up
+    return {
+        "layers": layers,
+        "unseen_ms": statistics.median(first for first, _ in pairs),
+        "seen_ms": statistics.median(second for _, second in pairs),
+        "unseen_over_seen": statistics.median(first / second for first, second in pairs),
+    }
+
+
 def main() -> None:
     """Run everything, print it and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -201,12 +239,19 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="train all weights, no adapters")
     parser.add_argument("--chunk_elements", type=int, default=None)
     parser.add_argument("--cases", nargs="+", help="of the batches, all by default")
+    parser.add_argument("--unseen", type=int, metavar="LAYERS", help="this alone is measured")
     parser.add_argument(
         "--busy", action="store_true", help="CPU time of one thread, where the machine is not quiet"
     )
     options = parser.parse_args()
     if options.busy:
         torch.set_num_threads(1)
+    now = time.process_time if options.busy else time.perf_counter
+    if options.unseen:
+        measured = measure_unseen(options.unseen, options.rounds, now, full=options.full)
+        print(measured, flush=True)
+        options.out.write_text(json.dumps(measured, indent=2) + "\n")
+        return
     loss = LossOptions(
         options.distillation,
         teacher=options.teacher,
@@ -226,7 +271,6 @@ def main() -> None:
     for name in ("alpaca_en_demo", "gsm_8k_train_alpaca_format", "gpteacher_roleplay"):
         if (DATA / "instruct" / f"{name}.json").is_file():
             cases[name] = instruction_batches(f"{name}.json", options.rounds)
-    now = time.process_time if options.busy else time.perf_counter
     for name in options.cases or cases:
         results[name] = measured = measure(ours, plain, alone, cases[name], now)
         print(name, {key: round(value, 3) for key, value in measured.items()}, flush=True)
