@@ -140,12 +140,12 @@ def keepers(study: Study, route: str, kept: int) -> Sequence[int]:
     order, model = study.net.info.layer_order, study.net.model
     if route == "depth":
         return order[:kept]
-    asked = {"drop": len(order) - kept}
+    drop = len(order) - kept
     if route == "shortgpt":
-        return shortgpt(model, study.search, **asked)
+        return shortgpt(model, study.search, drop=drop)
     if route == "shortened_llama":
-        return shortened_llama(model, study.search, **asked)[0]
-    return shortened_llama_taylor(model, study.search, first=1, last=1, **asked)[0]
+        return shortened_llama(model, study.search, drop=drop)[0]
+    return shortened_llama_taylor(model, study.search, drop=drop, first=1, last=1)[0]
 
 
 def depth(study: Study, budget: float, route: str) -> Solution:
