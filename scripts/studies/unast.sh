@@ -2,6 +2,8 @@
 # Per-layer networks by integer programs against uniform ones and fewer layers, without training.
 #   scripts/studies/unast.sh [output folder] [model...]     models: stories260K babyllama-char361 smollm2
 # smollm2 needs SMOLLM2=<litgpt checkpoint, sorted by `nas importance --basis permutation`>.
+# ABLATIONS=true measures UNAST's own ablations on the other two in place of this: losses of trained
+# parts, pools of candidates, and methods that drop layers; SEEDS of the calibration text ("42 43").
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 out=$(out_dir runs/studies/unast "${1:-}")
@@ -17,6 +19,30 @@ study() { # model, sorted checkpoint, calibration, searched, held out, grid opti
     nas candidates --checkpoint_dir "$2" --out_dir "$library" --data.files "$3" --data.block_size 256 $6
   python scripts/studies/unast.py "$2" "$library" "$out/$1/rows.jsonl" --search "$4" --held_out "$5" ${7:-} |
     tee "$out/$1/table.txt"
+}
+
+ablations() { # model, sorted checkpoint, folder of texts, widths
+  local seed loss base library rows text train
+  text="--search $3/valid.jsonl --held_out $3/test.jsonl --held_out_blocks 48"
+  for seed in ${SEEDS:-42 43}; do
+    base=$out/$1/rows-none-$seed.jsonl
+    for loss in none square_head l2 l1; do
+      library=$out/$1/$loss-$seed
+      rows=$out/$1/rows-$loss-$seed.jsonl
+      train="--train.steps ${STEPS:-40} --train.loss $loss"
+      [ "$loss" = none ] && train=
+      [ -f "$library/library.json" ] ||
+        nas candidates --checkpoint_dir "$2" --out_dir "$library" --data.files "$3/train.jsonl" --data.block_size 256 \
+          --data.num_blocks 64 --data.seed "$seed" --rank null --grid.neurons "$4" --grid.linear true $train
+      python scripts/studies/unast.py "$2" "$library" "$rows" $text --budgets 100 --routes half_attention half_mlp
+      # So much above 80 and 60 % that four and three whole layers of five fit, with the last norm.
+      python scripts/studies/unast.py "$2" "$library" "$rows" $text --budgets 80.1 60.1 --routes everything \
+        --beside "$base" | tee "$out/$1/losses-$loss-$seed.txt"
+    done
+    python scripts/studies/unast.py "$2" "$out/$1/none-$seed" "$base" $text --budgets 80.1 60.1 \
+      --routes depth shortgpt shortened_llama shortened_llama_taylor skips attention mlp linear widths everything \
+      --beside_route everything | tee "$out/$1/pools-$seed.txt"
+  done
 }
 
 for model in $models; do
@@ -35,6 +61,14 @@ for model in $models; do
         stories260K) widths=160,144,128,112,96,80,64,48,32,0 ;;
         *) widths=336,320,304,288,272,256,240,224,208,192,176,160,144,128,96,64,0 ;;
       esac
+      if [ "${ABLATIONS:-false}" = true ]; then
+        case $model in
+          stories260K) widths=144,112,80,48,0 ;;
+          *) widths=288,224,160,96,0 ;;
+        esac
+        ablations "$model" "$out/$model/sorted" "$stories" "$widths"
+        continue
+      fi
       study "$model" "$out/$model/sorted" "$stories/train.jsonl" "$stories/valid.jsonl" "$stories/test.jsonl" \
         "--data.num_blocks 96 --rank null --grid.neurons $widths"
       ;;
