@@ -107,11 +107,12 @@ def search(
         repair: Repair every sub-network before it is evaluated, as `nas export --repair true` does.
         calibration: Calibration text of `repair`; by default what `data.valid_fraction` leaves, at
             most 128 blocks.
-        devices: Share the trials between this many processes, each on a GPU of its own, or all on
+        devices: Share the trials between this many processes, each on GPUs of its own, or all on
             the CPU; more than one needs Ray.
         ray_address: Address of a running Ray cluster, over any number of machines, to take the
             devices from; `auto` for the one that this machine belongs to.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the blocks of the model out
+            between several, also `cuda:0,cpu`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         seed: Seed of the proposals.
         resume: Go on with an interrupted search in `out_dir`, or extend a finished one.
@@ -119,7 +120,7 @@ def search(
     """
     from whittle_nas.cli.common import (
         check_least,
-        resolve_device,
+        resolve_devices,
         resolve_dtype,
         seed_everything,
     )
@@ -176,7 +177,7 @@ def search(
         ),
         workers=devices,
         cluster=ray_address,
-        device=resolve_device(device),
+        placed_on=resolve_devices(device),
         dtype=resolve_dtype(dtype),
     ).resolved()
     with listening(request, _warn) as listener:

@@ -170,7 +170,7 @@ class ProgramSearch:
         request, library = self.programs.request, self.programs.library
         if self._supernet is None:
             self._supernet = load_supernet(
-                request.checkpoint.path, device=request.device, dtype=request.dtype
+                request.checkpoint.path, device=request.placed_on, dtype=request.dtype
             )
         sizes = {
             library.parts[at]: [library.candidates[at][j].sizes for j in chosen]

@@ -70,7 +70,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         num_blocks=request.search_blocks,
         first_blocks=request.halving.first_blocks,
         batch_size=request.batch_size,
-        device=str(request.device),
+        placed_on=request.placed_on,
         dtype=request.dtype,
         tasks=request.tasks,
         calibration=request.calibration,
@@ -80,7 +80,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         return InlinePool(Evaluator(spec, request.tokens))
     from whittle_nas.search.ray_pool import RayPool
 
-    if request.device.type == "cpu":
+    if all(device.type == "cpu" for device in request.placed_on):
         threads = max(1, (os.cpu_count() or 1) // request.workers)
         spec = replace(spec, threads=min(threads, torch.get_num_threads()))
     return RayPool(
