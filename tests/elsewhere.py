@@ -3,9 +3,12 @@
 Whatever mixes tensors of both devices fails, as it does between two GPUs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -20,13 +23,13 @@ class MixedDevices(Exception):
 class _Elsewhere(torch.Tensor):
     """Holds its values in a tensor of the CPU."""
 
-    values: torch.Tensor
+    inside: torch.Tensor
 
     @staticmethod
     def __new__(cls, values: torch.Tensor) -> "_Elsewhere":
         like: Any = {"strides": values.stride(), "dtype": values.dtype, "device": ELSEWHERE}
         found = torch.Tensor._make_wrapper_subclass(cls, values.size(), **like)
-        found.values = values
+        found.inside = values
         return found
 
     @classmethod
@@ -34,18 +37,33 @@ class _Elsewhere(torch.Tensor):
         return _run(func, args, kwargs or {})
 
 
-class second_device(TorchDispatchMode):
+@contextmanager
+def second_device() -> Iterator[None]:
     """While it lasts, `ELSEWHERE` is a device with memory."""
+    with _Operations(), _Literals():
+        yield
 
+
+class _Literals(TorchFunctionMode):
+    """`torch.tensor` is no operation: what it makes on `meta` has no values from the beginning."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and kwargs.get("device") == ELSEWHERE:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(ELSEWHERE)
+        return func(*args, **kwargs)
+
+
+class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    if func is torch.ops.aten._has_compatible_shallow_copy_type.default:
-        return False  # so `Module.to` makes new parameters, as values are not set here
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = [isinstance(x, _Elsewhere) for x in tensors]
+    if func is torch.ops.aten._has_compatible_shallow_copy_type.default:
+        return not any(there)  # else `Module.to` would set the values of a tensor of the CPU
     mixed = any(there) and not all(t or not x.dim() for t, x in zip(there, tensors, strict=True))
     if mixed and func not in _MAY_CROSS:
         raise MixedDevices(f"{func} got tensors of two devices")
@@ -60,8 +78,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _values(x: Any) -> Any:
-    return x.values if isinstance(x, _Elsewhere) else x
+    return x.inside if isinstance(x, _Elsewhere) else x
 
 
 def _wrapped(x: Any) -> Any:
-    return _Elsewhere(x) if isinstance(x, torch.Tensor) else x
+    with torch.inference_mode(False):  # views of parameters are made in there, too
+        return _Elsewhere(x) if isinstance(x, torch.Tensor) else x

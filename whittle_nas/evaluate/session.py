@@ -188,9 +188,7 @@ class Session:
             return {"repair": tokens_id(self.calibration)}
         return {} if self.library is None else {"candidates": self.library.identity()}
 
-    def _harness(
-        self, sub: SubNetwork, device: Device, *, repaired: bool = False
-    ) -> LitGPTHarness:
+    def _harness(self, sub: SubNetwork, device: Device, *, repaired: bool = False) -> LitGPTHarness:
         if self._supernet is None:
             self._supernet = load_supernet(
                 self.checkpoint.path, device=device, dtype=self.model.dtype

@@ -140,8 +140,8 @@ def with_matrices(
     layers, gains = [], []
     for layer, block in enumerate(model.transformer.h):
         sums = found.values[layer]
-        weights = (part.weight.to(sums.device) for part in (block.attn.qkv, block.attn.proj))
-        matrices, gain = value_bases(sums, *weights, model.config)
+        qkv, proj = (part.weight.to(sums.device) for part in (block.attn.qkv, block.attn.proj))
+        matrices, gain = value_bases(sums, qkv, proj, model.config)
         layers.append(replace(bases.layers[layer], value_channels=matrices.float()))
         gains.append((gain / found.tokens**0.5).float().cpu())
     return replace(scores, value_channels=torch.stack(gains)), replace(bases, layers=layers)

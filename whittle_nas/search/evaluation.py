@@ -143,8 +143,8 @@ class Evaluator:
             if not is_out_of_memory(error):
                 if "CUDA error" in str(error):
                     raise ConfigError(
-                        f"--device {spelled(self.spec.placed_on)} failed at {job.sub} ({reason}); finished "
-                        "trials are kept, go on with --resume true"
+                        f"--device {spelled(self.spec.placed_on)} failed at {job.sub} ({reason}); "
+                        "finished trials are kept, go on with --resume true"
                     ) from error
                 raise
             result = Evaluation(Status.failed, note=reason)

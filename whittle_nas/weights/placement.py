@@ -34,7 +34,7 @@ def spelled(devices: Sequence[torch.device]) -> str:
 def share_out(outside: int, blocks: Sequence[int], count: int) -> list[int]:
     """The device of every block, so that all hold about as much and neighbours stay together.
 
-    No device holds more than its even share and half a block, unless what is in no block is more.
+    A device is full when half of the next block would be beyond an even share of what is left.
 
     Args:
         outside: bytes of what is in no block, on the first device.
@@ -66,14 +66,15 @@ def place(model: Any, device: Device, dtype: torch.dtype | None = None) -> Any:
         The same model.
     """
     devices, blocks = devices_of(device), model.transformer.h
+    several = len(devices) > 1
     model.transformer.h = nn.ModuleList()  # `model` is what is in no block from here on
     places = share_out(_bytes(model), list(map(_bytes, blocks)), len(devices))
     for block, at in zip(blocks, places, strict=True):
         _move(block, devices[at], dtype)
-        if len(devices) > 1:
+        if several:
             run_on(block, devices[at])
     _move(model, devices[0], dtype)
-    if len(devices) > 1:
+    if several:
         run_on(model.transformer.ln_f, devices[0])
     model.transformer.h = blocks
     return model

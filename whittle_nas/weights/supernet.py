@@ -223,9 +223,7 @@ class SuperNetwork:
             give_tables(module, block, tables)
         return module
 
-    def _rotary_tables(
-        self, config: Any, length: int, home: torch.device | None = None
-    ) -> Tables:
+    def _rotary_tables(self, config: Any, length: int, home: torch.device | None = None) -> Tables:
         """cos and sin of a config's head size for `length` positions, on the device of a part."""
         like = self.model
         device = home or like.cos.device
