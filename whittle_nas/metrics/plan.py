@@ -5,7 +5,9 @@ Pure functions of a config and numbers; nothing is loaded or built. B rows, T to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 
 from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights import axes
+from whittle_nas.weights.placement import share_out
 
 _LOGITS = 2**24  # elements of the logits that exist at a time in scoring
 
@@ -86,6 +90,37 @@ def forward_memory(config: Any, *, dtype: torch.dtype, batch: int, tokens: int) 
         "weights": AnalyticCosts(config).weight_bytes(full, dtype),
         "activations": rows * widest * dtype.itemsize,
         "logits": 3 * 4 * logits,
+    }
+
+
+def placed_memory(
+    config: Any, memory: Mapping[str, int], placed_on: Sequence[torch.device]
+) -> dict[torch.device, dict[str, int]]:
+    """Bytes of each device, by part, of a model that is shared out; see `weights.placement`.
+
+    Weights are split, activations are on all devices, and all else is on the first.
+
+    Args:
+        config: of the whole model.
+        memory: what one device would need.
+        placed_on: the devices; one that is named twice has two shares.
+    """
+    sizes: Counter[int | None] = Counter()
+    for name in axes.parameter_names(config):
+        if name != "lm_head.weight" or not axes.is_tied(config):
+            sizes[axes.split_layer(name)[0]] += math.prod(axes.shape(name, config))
+    outside, total = sizes[None], sizes.total()
+    blocks = [sizes[layer] for layer in range(config.n_layer)]
+    held = Counter({placed_on[0]: outside})
+    for at, size in zip(share_out(outside, blocks, len(placed_on)), blocks, strict=True):
+        held[placed_on[at]] += size
+    return {
+        device: {
+            what: size * held[device] // total if what == "weights" else size
+            for what, size in memory.items()
+            if device == placed_on[0] or what in ("weights", "activations")
+        }
+        for device in dict.fromkeys(placed_on)
     }
 
 
