@@ -4,8 +4,9 @@
         [--block_size 256] [--sizes quick] [--repair <text> --repair_blocks 112]
 
 Each checkpoint was sorted with `--norm_factors on`; its sub-networks are measured with and without
-the factors, and with `--repair` also after closed-form repair on another text. Rows are the share
-of the residual stream alone, of all widths, and of the head size.
+the factors, and with `--repair` also after closed-form repair on another text (of the few sizes of
+`--sizes quick` only with factors: it takes minutes each). Rows are the share of the residual stream
+alone, of all widths, and of the head size.
 """
 
 import argparse
@@ -66,7 +67,8 @@ def losses(
     """Held-out nats per token of every sub-network, repaired on `text` where that is given."""
     found = {}
     for name, sub in subs.items():
-        patch = None if text is None else repair(supernet, sub, text).patch
+        repairs = text is not None and sub != supernet.full
+        patch = repair(supernet, sub, text).patch if repairs else None
         found[name] = nats_per_token(supernet.standalone(sub, patch), held_out)
     return found
 
@@ -92,7 +94,7 @@ def main() -> None:
         for name, supernet in ((label, plain), (f"{label}, factors", scaled)):
             columns[name] = losses(supernet, subs, held_out, None)
             print(name, columns[name], flush=True)
-            if given.repair:
+            if given.repair and (supernet is scaled or given.sizes == "all"):
                 text = blocks(scaled, path, given, given.repair)
                 columns[f"{name}, repaired"] = losses(supernet, subs, held_out, text)
     rows = list(next(iter(columns.values())))

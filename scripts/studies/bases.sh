@@ -35,4 +35,5 @@ for name in ${MODELS:-stories260K babyllama-char361 pydoc-1m}; do
   esac
 done
 [ -z "${SMOLLM2:-}" ] || column=prefix study SmolLM2-135M "$SMOLLM2" "$shared/calib/c4_pf.jsonl" \
-  "$shared/calib/c4_demo.jsonl" 24 --blocks 8 --block_size 512 --sizes quick
+  "$shared/calib/c4_demo.jsonl" 24 --blocks 8 --block_size 512 --sizes quick \
+  --repair "$shared/calib/c4_pf.jsonl" --repair_column prefix --repair_blocks 24

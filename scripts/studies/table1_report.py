@@ -36,7 +36,7 @@ def _table(rows: Sequence[Known], tasks: Mapping[str, str]) -> list[str]:
         "recovered: ppl",
         "accuracy",
     ]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    table = []
     for row in rows:
         model, latency = row["model"], row.get("latency", {})
         scores = row.get("tasks", {})
@@ -53,8 +53,11 @@ def _table(rows: Sequence[Known], tasks: Mapping[str, str]) -> list[str]:
             _ppl(row.get("recovered_text"), "wikitext"),
             _mean(row.get("recovered_tasks", {}), tasks),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        table.append(cells)
+    there = [at for at in range(len(columns)) if any(cells[at] for cells in table)]
+    lines = [[columns[at] for at in there], ["---"] * len(there)]
+    lines += [[cells[at] for at in there] for cells in table]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _ppl(found: Known | None, name: str) -> str:
@@ -87,16 +90,16 @@ def _picture(path: Path, rows: Sequence[Known]) -> None:
     panels = [(label, x[label], found) for label, found in zip(x, having, strict=True) if found]
     if not panels:
         return
-    figure = Figure(figsize=(6.4 * len(panels), 5.2), layout="constrained")
+    figure = Figure(figsize=(2.2 + 5.6 * len(panels), 5), layout="constrained")
     labels = list(dict.fromkeys(row["label"] for row in rows))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for (label, across, found), ax in zip(panels, axes, strict=True):
         for name in labels:
             points = [r for r in found if r["label"] == name]
-            style = {
-                "color": f"C{labels.index(name) % 10}",
-                "marker": "osD^vPX<>*"[labels.index(name) // 10 % 10],
-            }
+            at = labels.index(name)
+            style = {"color": f"C{at % 10}", "marker": "osD^vPX"[at % 7]}
+            if any(row["name"] == "dense" for row in points):  # the whole model
+                style = {"color": "black", "marker": "*", "markersize": 12}
             for kind, fill in (("text", "none"), ("recovered_text", "full")):
                 those = sorted(
                     (across(r), math.exp(r[kind]["wikitext_nats"])) for r in points if kind in r
@@ -109,7 +112,9 @@ def _picture(path: Path, rows: Sequence[Known]) -> None:
                         **style,
                         label=name if kind == "text" else None,
                     )
-        ax.set(yscale="log", xlabel=label, ylabel="perplexity of WikiText-2, filled: recovered")
+        recovered = any("recovered_text" in row for row in found)
+        also = ", filled: recovered" if recovered else ""
+        ax.set(yscale="log", xlabel=label, ylabel=f"perplexity of WikiText-2{also}")
         ax.grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)

@@ -580,6 +580,12 @@ OPTIONS = [
 TASKS = [
     Case("evaluate", "--data.files null --tasks nonsense", {}, "'nonsense'", slow=True),
     Case("search", "--objectives '1 - nonsense.acc,flops'", {}, "'nonsense'", slow=True),
+    Case(
+        "search",
+        "--method ilp --candidates library --start_from front.json",
+        {},
+        "--start_from front.json",
+    ),
     *(
         Case(
             "evaluate",

@@ -183,6 +183,29 @@ def test_parts_of_a_library_are_not_repaired(library, tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+def test_parts_of_few_bits_are_not_trained(library, bundled, tmp_path, capsys):
+    library = copytree(library.parent, tmp_path / "copy") / "library"
+    spec = json.loads((library / "library.json").read_text())
+    first = spec["parts"][0]["candidates"]
+    first.append({**first[0], "sizes": [*first[0]["sizes"], "8bit"]})
+    (library / "library.json").write_text(json.dumps(spec))
+    checkpoint = open_checkpoint(library.parent / "checkpoint")
+    known = open_library(library, checkpoint)
+    out, data = tmp_path / "out", ("--data.files", bundled / "train.jsonl", *BLOCKS)
+    file = tmp_path / "picks.yaml"
+    sub = known.subnetwork((len(first) - 1, *known.original[1:]))
+    row = {"name": "eight", **sub.to_dict(), "candidates": str(library)}
+    file.write_text(yaml.safe_dump([row]))
+    words = ("--checkpoint_dir", checkpoint.path, "--subnetworks", file, "--out_dir", out)
+    assert nas("finetune", *words, *data) == 2
+    assert f"--subnetworks {file} has 8bit parts" in capsys.readouterr().err
+    limit = ("--constraints", "num_params <= 80%", "--recovery.budget", "num_params <= 80%")
+    text = ("--recovery.data.files", bundled / "train.jsonl")
+    assert search(library, out, bundled, *limit, *text) == 2
+    assert f"--recovery.budget: --candidates {library} has 8bit parts" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_library_of_another_checkpoint_is_refused(library, bundled, tmp_path, capsys):
     library = copytree(library.parent, tmp_path / "copy") / "library"
     weights = library.parent / "checkpoint" / "lit_model.pth"

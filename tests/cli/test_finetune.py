@@ -511,42 +511,40 @@ def test_every_config_is_parsed(path, monkeypatch):
     assert (options.loss.distillation is Distillation.none) == by_labels
 
 
-def command(checkpoint_dir, out_dir, text, *options):
-    arguments = [
+def words(checkpoint_dir, out_dir, text, *options) -> list[object]:
+    return [
         "--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *text_options(text), *SMALL,
         "--lora.dropout", 0.1, "--loss.distillation", "forward_kl", *options,
     ]  # fmt: skip
-    return [sys.executable, "-m", "whittle_nas", "finetune", *map(str, arguments)]
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def started(*given, **more) -> subprocess.Popen:
+    """The command in a process of its own."""
+    line = [sys.executable, "-m", "whittle_nas", "finetune", *map(str, given)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(line, env={**os.environ, **threads}, **more)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text, sent):
+def test_a_run_killed_twice_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text):
     length = [
         "--trainer.max_steps", 80, "--trainer.checkpoint_every_n_steps", 5,
         "--validation.every_n_steps", 50,
     ]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    subprocess.run(
-        command(checkpoint_dir, whole, text, *length), env=environment(), check=True, cwd=tmp_path
-    )
-    running = subprocess.Popen(
-        command(checkpoint_dir, parts, text, *length), env=environment(), cwd=tmp_path
-    )
-    while not list((parts / "checkpoints").glob("step=000000[1-9]*.ckpt")):
-        assert running.poll() is None, "ended before it was killed"
-        time.sleep(0.01)
-    running.send_signal(sent)
-    assert running.wait() == (-sent if sent == signal.SIGKILL else 143)
-    assert not (parts / "lit_model.pth").exists()
-    subprocess.run(
-        command(checkpoint_dir, parts, text, *length, "--resume", "true"),
-        env=environment(), check=True, cwd=tmp_path,
-    )  # fmt: skip
+    assert nas(*words(checkpoint_dir, whole, text, *length)) == 0
+    resumed = words(checkpoint_dir, parts, text, *length)
+    for sent in (signal.SIGKILL, signal.SIGTERM):
+        before = set((parts / "checkpoints").glob("step=*.ckpt"))
+        running = started(*resumed, cwd=tmp_path)
+        while not set((parts / "checkpoints").glob("step=*.ckpt")) - before:
+            assert running.poll() is None, "ended before it was killed"
+            time.sleep(0.01)
+        running.send_signal(sent)
+        assert running.wait() == (-sent if sent == signal.SIGKILL else 143)
+        assert not (parts / "lit_model.pth").exists()
+        resumed = words(checkpoint_dir, parts, text, *length, "--resume", "true")
+    assert nas(*resumed) == 0
     assert (whole / "losses.yaml").read_text() == (parts / "losses.yaml").read_text()
     expected, found = torch.load(whole / "lit_model.pth"), torch.load(parts / "lit_model.pth")
     for name, tensor in expected.items():
@@ -554,9 +552,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_di
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "instructions"])
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [("text", "ddp"), ("instructions", "ddp"), ("instructions", "fsdp")]
+)
 def test_two_processes_are_one_with_the_doubled_batch(
-    tmp_path, checkpoint_dir, text, instructions, kind
+    tmp_path, checkpoint_dir, text, instructions, kind, strategy
 ):
     """Masked prompts give the two processes different numbers of labels."""
     data = [] if kind == "text" else ["--data.files", "null", "--data.block_size", 128]
@@ -564,24 +564,16 @@ def test_two_processes_are_one_with_the_doubled_batch(
     common = [
         "--trainer.max_steps", 5, "--lora.dropout", 0, "--loss.weighting", "balanced", *data,
     ]  # fmt: skip
-    runs = {
-        "one": ["--batch_size", 4],
-        "two": ["--trainer.devices", 2, "--trainer.strategy", "ddp"],
-    }
-    if kind == "instructions":
-        runs["shared"] = ["--trainer.devices", 2, "--trainer.strategy", "fsdp"]
-    for name, options in runs.items():
-        subprocess.run(
-            command(checkpoint_dir, tmp_path / name, text, *common, *options),
-            env=environment(), check=True, cwd=tmp_path,
-        )  # fmt: skip
-    one, *others = (torch.load(tmp_path / name / "lit_model.pth") for name in runs)
+    paths = tmp_path / "one", tmp_path / "two"
+    assert nas(*words(checkpoint_dir, paths[0], text, *common, "--batch_size", 4)) == 0
+    shared = ["--trainer.devices", 2, "--trainer.strategy", strategy]
+    assert started(*words(checkpoint_dir, paths[1], text, *common, *shared)).wait() == 0
+    one, two = (torch.load(path / "lit_model.pth") for path in paths)
     start = torch.load(checkpoint_dir / "lit_model.pth")
     assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
     for name, tensor in one.items():
-        for other in others:
-            torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
-    texts = [(tmp_path / name / "losses.yaml").read_text() for name in runs]
+        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=0)
+    texts = [(path / "losses.yaml").read_text() for path in paths]
     means = [yaml.safe_load(text)["nats_per_token"][5]["mean"] for text in texts]
     assert means[0] == pytest.approx(means[1], abs=1e-5)
 
@@ -593,18 +585,13 @@ def test_a_shared_out_run_goes_on_with_another_number_of_processes(tmp_path, che
         "--trainer.max_steps", 5, "--lora", "null", "--trainer.checkpoint_every_n_steps", 3,
     ]  # fmt: skip
     shared = ["--trainer.strategy", "fsdp", "--trainer.devices"]
-    runs = {
-        "one": [["--batch_size", 4]],
-        "parts": [[*shared, 2], [*shared, 1, "--batch_size", 4, "--resume", "true"]],
-    }
-    for name, calls in runs.items():
-        for options in calls:
-            (tmp_path / name / "lit_model.pth").unlink(missing_ok=True)
-            subprocess.run(
-                command(checkpoint_dir, tmp_path / name, text, *common, *options),
-                env=environment(), check=True, cwd=tmp_path,
-            )  # fmt: skip
-    one, parts = (torch.load(tmp_path / name / "lit_model.pth") for name in runs)
+    one, parts = tmp_path / "one", tmp_path / "parts"
+    assert nas(*words(checkpoint_dir, one, text, *common, "--batch_size", 4)) == 0
+    assert started(*words(checkpoint_dir, parts, text, *common, *shared, 2)).wait() == 0
+    (parts / "lit_model.pth").unlink()
+    alone = [*shared, 1, "--batch_size", 4, "--resume", "true"]
+    assert started(*words(checkpoint_dir, parts, text, *common, *alone)).wait() == 0
+    one, parts = (torch.load(path / "lit_model.pth") for path in (one, parts))
     start = torch.load(checkpoint_dir / "lit_model.pth")
     assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
     # where a gradient is nearly all rounding, Adam makes a part of a step of it

@@ -103,3 +103,18 @@ def test_loggers_have_short_names(bundled):
     assert options_of(*text, "--logger", "none").trainer.logger == []
     with pytest.raises(ConfigError, match=r"--logger wand is none of csv, tensorboard, wandb"):
         options_of(*text, "--logger=wand")
+
+
+def test_whoever_describes_adapters_gets_them(bundled, tmp_path):
+    """Also by the numbers that they have by default; a file of all options does not describe."""
+
+    def weights(*words):
+        return options_of("--data.files", str(bundled / "train.jsonl"), *words).weights.value
+
+    for words in (["--lora.r", "32"], ["--lora.alpha=16"], ["--lora", "{r: 32}"]):
+        assert weights(*words) == "adapters"
+        assert weights("--weights", "auto", *words) == "adapters"
+        assert weights("--weights=all", *words) == "all"
+    (tmp_path / "run.yaml").write_text("lora: {r: 32}\nweights: auto\n")
+    for words in ([], ["--lora", "null"], ["--config", str(tmp_path / "run.yaml")]):
+        assert weights(*words) == "auto"

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from litgpt import GPT, Config
 
 from tests.cli.test_main import nas
-from tests.conftest import first_of
+from tests.conftest import fill_random, first_of, tiny_config
 from whittle_nas.cli.parser import make_parser
 from whittle_nas.cli.search import search
 from whittle_nas.search.objectives import parse_objectives
 from whittle_nas.space.front import read_front
+from whittle_nas.weights.checkpoint import write_checkpoint
 from whittle_nas.weights.info import SupernetInfo
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +181,36 @@ def test_a_latency_table_of_profile_is_used(common, checkpoint_dir, tmp_path, ca
     assert not (tmp_path / "out" / "latency_table.json").exists()
     assert nas(*common, *options, "--overwrite", "true", "--costs.tokens", 32) == 2
     assert "was measured for" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_times_outlive_a_limit_that_nothing_keeps(common, tmp_path, capsys):
+    """They are the model's, whatever the limits: the next search in the directory goes on."""
+    out = tmp_path / "out"
+    options = ("--objectives", "val_loss,latency_ms", "--costs.calibrate", 0, "--costs.tokens", 8)
+    assert nas(*common, *options, "--constraints", "latency_ms <= 1e-9") == 2
+    assert "--constraints latency_ms <= 1e-09: no sub-network" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["latency_table.json"]
+    before = json.loads((out / "latency_table.json").read_text())["times"]["prefill"]
+    limit = ("--constraints", "latency_ms <= 1e9", "--num_trials", 2)
+    assert nas(*common, *options, *limit) == 0, capsys.readouterr().err
+    after = json.loads((out / "latency_table.json").read_text())["times"]["prefill"]
+    assert before.items() <= after.items()
+
+
+def test_a_search_says_which_networks_transformers_lacks(tmp_path, bundled, capsys):
+    source = Config.from_file(bundled / "model_config.yaml")
+    words = {name: getattr(source, name) for name in ("vocab_size", "padded_vocab_size")}
+    config = tiny_config("pythia-160m", **words)
+    folder, out = tmp_path / "checkpoint", tmp_path / "out"
+    folder.mkdir()
+    write_checkpoint(folder, fill_random(GPT(config)).state_dict(), config=config, source=bundled)
+    (tmp_path / "space.yaml").write_text(f"n_embd: [{config.n_embd // 2}, {config.n_embd}]\n")
+    options = ("--data.files", bundled / "valid.jsonl", "--data.block_size", 32, "--num_trials", 2)
+    options += ("--data.num_blocks", 2, "--search_space", tmp_path / "space.yaml")
+    assert nas("search", "--checkpoint_dir", folder, "--out_dir", out, *options) == 0
+    shown = capsys.readouterr().out
+    sentence = "networks on the front are no model of transformers"
+    assert sentence in shown  # the whole model may be on it as well
+    assert "gpt_neox needs n_embd = n_head * head_size; nearest: n_embd=" in shown
+    assert sentence in (out / "front.html").read_text()

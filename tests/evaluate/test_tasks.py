@@ -3,7 +3,7 @@ import pytest
 from tests.evaluate.conftest import write_task
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.presets import PRESETS, TaskChoice, choose_tasks, headline
-from whittle_nas.evaluate.tasks import TaskOptions, load_tasks
+from whittle_nas.evaluate.tasks import TaskOptions, _folder, _manager, load_tasks
 
 
 def load(folder, *names, num_fewshot=None, **options):
@@ -35,6 +35,31 @@ def test_presets_name_tasks_and_metrics_that_lm_eval_has():
         if "metric_list" in settings:  # a group's metrics are those of its tasks
             known = {metric["metric"] for metric in settings["metric_list"]}
             assert (task.metric or "").partition(",")[0] in known
+
+
+NAMED_LIKE_FOLDERS = ("hellaswag", "piqa", "arc_easy", "lambada_openai", "winogrande", "gsm8k")
+
+
+def test_tasks_are_found_without_the_whole_index():
+    managers = [_manager([name], None) for name in NAMED_LIKE_FOLDERS]
+    assert all(len(manager.all_tasks) < 100 for manager in managers)
+    assert {*NAMED_LIKE_FOLDERS} < {*_manager(NAMED_LIKE_FOLDERS, None).all_subtasks}
+
+
+@pytest.mark.slow
+def test_tasks_of_the_small_index_are_those_of_the_whole():
+    """Tasks that are named like their folder, and a group, which needs all of them."""
+    from lm_eval.tasks import TaskManager
+
+    whole, managers = TaskManager(), {}
+    for name in whole.all_subtasks[::20]:
+        folder = _folder(name)
+        if folder is not None and folder not in managers:
+            managers[folder] = TaskManager(include_path=folder, include_defaults=False)
+        few = managers.get(folder)
+        if few is not None and name in few.all_subtasks:
+            assert few.task_index[name] == whole.task_index[name]
+    assert _manager(["piqa", "mmlu"], None).task_index == whole.task_index
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from whittle_nas.train.options import (
     TrainerOptions,
     Weights,
 )
-from whittle_nas.train.prepare import load_trainable
+from whittle_nas.train.prepare import TrainedTensors, load_trainable
 from whittle_nas.train.run import Networks, TrainingOptions, train
 from whittle_nas.train.specialise import repaired, slice_of, specialise, text_of, whole_teacher
 from whittle_nas.train.teacher import Teacher, frozen, lesson_of, make_teacher, open_teacher
@@ -191,6 +191,26 @@ def test_a_repaired_start_is_what_is_trained(checkpoint):
     assert torch.equal(start.tensors[name], torch.ones(24))
 
 
+@pytest.mark.parametrize("adapters", [None, LoraOptions(r=2)])
+def test_zeros_of_parts_with_2_of_4_weights_stay(checkpoint, adapters):
+    full = SubNetwork.from_config(checkpoint.config)
+    first, *others = full.blocks
+    sub = SubNetwork(full.n_embd, (first._replace(mlp="2:4"), *others))
+    stored, prefix = checkpoint.state_dict(), "transformer.h.0.mlp."
+    names = [n for n in stored if n.startswith(prefix) and stored[n].ndim == 2]
+    mask = torch.tensor([True, False, False, True])
+    replaced = {n: (stored[n].unflatten(1, (-1, 4)) * mask).flatten(1) for n in names}
+    start = slice_of(checkpoint, sub, Patch(replaced=replaced))
+    options = TrainingOptions(
+        lora=adapters, trainer=OPTIONS, optimizer=OptimizerOptions(lr=0.01), batch_size=3
+    )
+    texts = {"samples": samples(), "valid": samples()[:3], "teacher": None}
+    trained = TrainedTensors(specialise(options, start, **texts).supernet, start.tensors)
+    for name in names:
+        assert not torch.equal(trained[name], replaced[name])
+        assert torch.equal(trained[name] != 0, replaced[name] != 0)
+
+
 def test_repair_reads_the_training_text_again():
     blocks = torch.randint(31, (12, 9))
     assert torch.equal(text_of(from_blocks(blocks)), blocks)
@@ -230,6 +250,27 @@ def test_memory_counts_stored_formats_and_teachers():
     chunk = tokens * vocabulary * 4 * 3
     assert half.logits - plain.logits == chunk + tokens * vocabulary * 2
     assert estimate(teacher_top_k=4).logits - plain.logits == chunk + tokens * (4 * 12 + 4)
+
+
+def test_memory_counts_what_keeps_zeros():
+    config = litgpt.Config(**CONFIG)
+
+    def estimate(options, **more):
+        how = {"batch": 2, "tokens": 16, "precision": "bf16-mixed", "loss": LossOptions()}
+        return estimate_memory(config, options, **how, **more)
+
+    assert estimate(None, keep_zeros=True).masks == num_params(config)  # a byte for each
+    assert estimate(None).masks == 0
+    options = LoraOptions(r=2, head=False, embedding=False)
+    plain, kept = estimate(options), estimate(options, keep_zeros=True)
+    assert kept.masks == 0
+    # A layer's update stays for the backward pass as a matrix.
+    matrices = sum(
+        tensor.numel()
+        for name, tensor in litgpt.GPT(config).state_dict().items()
+        if tensor.ndim == 2 and ".h." in name
+    )
+    assert kept.activations - plain.activations > 2 * matrices
 
 
 @pytest.mark.slow

@@ -106,18 +106,19 @@ class Library:
             "head_size": [size for size in values(ATTENTION, "head_size") if size],
             "intermediate_size": values(MLP, "intermediate_size"),
         }
-        varied = [name for name in domains if len(domains[name]) > 1 or self.has_forms]
+        varied = [name for name in domains if len(domains[name]) > 1 or self.forms]
         return {**domains, "per_layer": varied}
 
     @functools.cached_property
-    def has_forms(self) -> bool:
-        """Whether some candidates are more than sizes."""
-        return any(form_of(one.sizes) for choices in self.candidates for one in choices)
+    def forms(self) -> frozenset[str]:
+        """What makes some candidates more than sizes."""
+        found = {form_of(one.sizes) for choices in self.candidates for one in choices}
+        return frozenset(found - {""})
 
     @property
     def is_product(self) -> bool:
         """Whether every member of its space is made of its candidates, and the other way round."""
-        return len(self.space()["head_size"]) == 1 and not self.has_forms
+        return len(self.space()["head_size"]) == 1 and not self.forms
 
     def _pairs(self) -> Iterator[tuple[Part, tuple[Candidate, ...]]]:
         return zip(self.parts, self.candidates, strict=True)

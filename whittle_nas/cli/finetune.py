@@ -69,7 +69,9 @@ def finetune(
         sandwich: Which networks run in a step.
         loss: What the networks learn: who teaches, distillation and cross entropy.
         weights: What is trained: `all`, `adapters`, or, by `auto`, all weights of models of up to
-            50 million parameters where there is memory for it, unless adapters are described.
+            50 million parameters where there is memory for it, unless adapters are described: by
+            any `--lora.` option of the command line, or in a file by numbers that are not the
+            default ones.
         lora: Adapters: their rank `r`, scale `alpha / r`, dropout, and which weights have one, for
             instance `--lora.r 8`; `null` trains all weights.
         optimizer: AdamW and its schedule.

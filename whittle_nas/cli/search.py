@@ -84,7 +84,8 @@ def search(
             changes members of the front; `nsga2` and `evolution` breed; `scalarization` weights the
             objectives at random; `ilp` solves integer programs over `candidates`.
         candidates: Library of `nas candidates`, one of which every layer's attention and MLP takes.
-        start_from: A front.json whose sub-networks are tried first, such as that of `ilp`.
+        start_from: A front.json whose sub-networks are tried first, such as that of `ilp`; not for
+            `ilp` itself.
         num_solutions: Of `ilp`: networks of the first program of each budget, best first. Budgets
             are the constraints, or each of `budgets` together with them.
         overlap: Of `ilp`: largest share of the parts in which two of these networks agree.
@@ -137,6 +138,11 @@ def search(
         raise ConfigError(
             "--repair true fits plain slices and --candidates brings parts that are fitted "
             "already: leave one of the two out"
+        )
+    if start_from is not None and method is Method.ilp:
+        raise ConfigError(
+            f"--start_from {start_from} is tried first by methods that propose networks, and "
+            "--method ilp solves programs: leave it out, or give its front to another --method"
         )
     counts = {"num_trials": num_trials, "search_blocks": search_blocks, "devices": devices}
     check_least(1, **counts, batch_size=batch_size)
@@ -292,11 +298,16 @@ def _load_training(recovery: RecoveryOptions, checkpoint: Any) -> Any:
 
 
 def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a directory that holds something, unless an old search goes on or is replaced."""
+    """Refuse a directory that holds something, unless an old search goes on or is replaced.
+
+    Times are of the model alone: what a search measured before its limits were refused is used.
+    """
+    from whittle_nas.search.request import TABLE
     from whittle_nas.weights.files import check_free, contents
 
     check_free(out_dir, overwrite=True)
-    if not (resume or overwrite) and (found := contents(out_dir)):
+    found = [name for name in contents(out_dir) if name != TABLE]
+    if not (resume or overwrite) and found:
         raise ConfigError(
             f"--out_dir {out_dir} is not empty ({found[0]}); give a new one, --resume true to go "
             "on with its search, or --overwrite true"

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from whittle_nas import progress
 from whittle_nas.cli.common import command_line, print_table
+from whittle_nas.errors import ConfigError
+from whittle_nas.export.checkpoint import plan_export
 from whittle_nas.plots import plot_front, plot_shapes
 from whittle_nas.search import budgets, html, rounds
 from whittle_nas.search.objectives import REPAIR
@@ -57,7 +59,8 @@ def report(request: Request, outcome: Outcome) -> None:
     growth = hypervolume_over_time(outcome.trials, request.objectives, request.constraints)
     path = request.out_dir / "front.json"
     whole = SubNetwork.from_config(request.checkpoint.config)
-    page = html.render(outcome.front, outcome.trials, growth, str(path), whole=whole)
+    unheld = _not_for_transformers(request, outcome.front)
+    page = html.render(outcome.front, outcome.trials, growth, str(path), whole=whole, note=unheld)
     atomic_write_text(request.out_dir / "front.html", page)
     _draw(request, outcome, growth)
     entries = outcome.front.entries
@@ -86,6 +89,8 @@ def report(request: Request, outcome: Outcome) -> None:
     _print_repair(outcome.trials)
     if outcome.recovered is not None:
         _print_recovered(outcome.recovered)
+    if unheld:
+        print(unheld)
     print(f"trials, front and pictures: {request.out_dir}")
     source = ("--checkpoint_dir", request.checkpoint.path)
     evaluate = ("nas", "evaluate", *source, "--front", path, "--tasks", "<tasks>")
@@ -94,6 +99,23 @@ def report(request: Request, outcome: Outcome) -> None:
     print(
         f"export the {'middle' if outcome.recovered is None else 'best'} one with: "
         f"{_with_repair(request, export, '--data.files')}"
+    )
+
+
+def _not_for_transformers(request: Request, front: Front) -> str:
+    """Which networks no Hugging Face architecture holds, and why; empty if there are none."""
+    reasons = {}
+    for entry in front.entries:
+        try:
+            plan_export(request.checkpoint, entry.subnetwork, to_hf=True)
+        except ConfigError as error:
+            reasons[entry.index] = error
+    if not reasons:
+        return ""
+    first, reason = next(iter(reasons.items()))
+    return (
+        f"{len(reasons)} of {len(front.entries)} networks on the front are no model of "
+        f"transformers (nas export --format hf), such as front-{first}: {reason}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 
@@ -31,14 +32,14 @@ def spelled_out(command: str, arguments: Sequence[str]) -> list[str]:
     """Words for the parser.
 
     `nas run recipe.yaml --from x --dry_run` has what Python's names do not allow; `--logger wandb`
-    is short for a list of Lightning's classes.
+    is short for a list of Lightning's classes; `--lora.r 32` asks for adapters.
 
     Raises:
         ConfigError: for a logger that has no short name.
     """
     given = list(arguments)
     if command.startswith("finetune"):
-        return _with_logger(given)
+        return _with_adapters(_with_logger(given))
     if command not in ("run", "init"):
         return given
     if given and not given[0].startswith("-"):
@@ -72,6 +73,23 @@ def _with_logger(given: list[str]) -> list[str]:
         classes = [{"class_path": f"lightning.pytorch.loggers.{path}"}] if path else []
         words += ["--trainer.logger", json.dumps(classes)]
     return words
+
+
+def _with_adapters(given: list[str]) -> list[str]:
+    """Who describes adapters wants them, also with the numbers that they have by default.
+
+    Only the line tells these apart: a file such as `run.yaml` holds every option.
+    """
+    split = [word.partition("=") for word in [*given, ""]]
+    values = [
+        (option, value or after) for (option, _, value), (after, *_) in itertools.pairwise(split)
+    ]
+    described = any(
+        option.startswith("--lora.") or (option == "--lora" and value != "null")
+        for option, value in values
+    )
+    chosen = any(option == "--weights" and value != "auto" for option, value in values)
+    return [*given, "--weights", "adapters"] if described and not chosen else given
 
 
 def data_of_the_line(words: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss
 from whittle_nas.train.specialise import (
     Slice,
+    check_trainable,
     part_of,
     repaired,
     slice_of,
@@ -126,7 +127,10 @@ def named(
             f"--share all trains slices of one set of weights, and the networks of {subnetworks} "
             "are made of parts of a library: train them one by one (--share cascade or none)"
         )
-    return {candidate.label: candidate.subnetwork for candidate in candidates}
+    chosen = {candidate.label: candidate.subnetwork for candidate in candidates}
+    forms = [form for sub in chosen.values() for form in sub.forms]
+    check_trainable(forms, f"--subnetworks {subnetworks}")
+    return chosen
 
 
 def check_members(checkpoint: Checkpoint, sampler: SamplerOptions) -> None:

@@ -63,6 +63,7 @@ class Memory:
             stored=stored_format(self.checkpoint_dir),
             shards=num_devices(options.trainer) if options.trainer.is_sharded else 1,
             apart=self.apart,
+            keep_zeros=options.keep_zeros,
         )
 
     def there(self, options: Any) -> int:

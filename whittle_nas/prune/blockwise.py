@@ -108,7 +108,7 @@ def compress_blocks(
     config = model.config
 
     def change(layer: int, block: Any, statistics: Mapping[str, Any]) -> nn.Module:
-        kind = tensors[f"transformer.h.{layer}.attn.proj.weight"].dtype
+        prefix, names = f"transformer.h.{layer}.", {f"{m.module}.weight" for m in matrices(config)}
         found = compress_block(
             block,
             statistics,
@@ -117,9 +117,9 @@ def compress_blocks(
             method=method,
             sparsity=sparsity,
             grid=grid,
-            kind=kind,
+            stored={name: tensors[prefix + name] for name in names},
         )
-        weights = {name: tensor.to("cpu", kind) for name, tensor in found.weights.items()}
+        weights = {name: tensor.cpu() for name, tensor in found.weights.items()}
         scales = {name: tensor.cpu() for name, tensor in found.scales.items()}
         zeros = {name: tensor.cpu() for name, tensor in found.zeros.items()}
         store.put(

@@ -10,18 +10,15 @@ from whittle_nas.prune.rounding import Quantised, fit, rounded
 from whittle_nas.prune.solver import Factor, solve
 
 
-def gptq(
-    weight: Tensor, factor: Factor, grid: Grid, *, kind: torch.dtype | None = None
-) -> Quantised:
+def gptq(weight: Tensor, factor: Factor, grid: Grid) -> Quantised:
     """A matrix (R, C) on a grid that does about the same on its inputs.
 
     Args:
         weight: (R, C).
         factor: of the C inputs.
         grid: `group_size` divides C; a group's scale is fitted when its first column is reached.
-        kind: number format that scales are kept in; by default that of the weight.
     """
-    rule = _Rounding(grid, kind or weight.dtype)
+    rule = _Rounding(grid, weight.dtype)
     found = solve(weight.double(), factor, rule, block=grid.group_size)
     scales, zeros = torch.stack(rule.scales, 1), torch.stack(rule.zeros, 1)
     return Quantised(found.to(weight.dtype), scales, zeros)

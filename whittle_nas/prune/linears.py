@@ -93,9 +93,11 @@ def compress_block(
     method: Method,
     sparsity: Sparsity | None = None,
     grid: Grid | None = None,
-    kind: torch.dtype | None = None,
+    stored: Mapping[str, Tensor] | None = None,
 ) -> Compressed:
     """Compress every matrix of a block, written into it in place.
+
+    A block may run in fewer bits than its weights are stored in; these are the ones to compress.
 
     Args:
         block: litgpt's.
@@ -105,7 +107,7 @@ def compress_block(
         method: a mask or a quantiser.
         sparsity: of a mask.
         grid: of a quantiser.
-        kind: number format that scales are kept in; by default that of the weights.
+        stored: weights of its linear layers by name in the block; by default the block's own.
 
     Raises:
         ConfigError: if a Hessian stays singular, naming its layer.
@@ -113,11 +115,15 @@ def compress_block(
     found = Compressed({}, {}, {}, {})
     solvers: dict[str, Callable[[Tensor], Any]] = {}
     for matrix in matrices(config):
-        weight = block.get_submodule(matrix.module).weight.data
+        running = block.get_submodule(matrix.module).weight.data
+        if (name := f"{matrix.module}.weight") not in found.weights:
+            whole = running if stored is None else stored[name]
+            found.weights[name] = whole.to(running.device, copy=True)
+        weight = found.weights[name]
         if matrix.source not in solvers:
-            name = f"transformer.h.{layer}.{matrix.source}"
+            label = f"transformer.h.{layer}.{matrix.source}"
             statistic = statistics.get(matrix.source)
-            solvers[matrix.source] = _solver(method, statistic, sparsity, grid, name, kind)
+            solvers[matrix.source] = _solver(method, statistic, sparsity, grid, label)
         old = weight[matrix.rows].clone()
         new = solvers[matrix.source](old)
         if isinstance(new, Quantised):
@@ -126,7 +132,7 @@ def compress_block(
                 kept[matrix.module] = torch.cat([*before, part.float()])
             new = new.weight
         weight[matrix.rows] = new
-        found.weights[f"{matrix.module}.weight"] = weight
+        running[matrix.rows] = new.to(running.dtype)
         gram = statistics.get(matrix.source)
         if isinstance(gram, Gram):
             plain = rtn(old, grid).weight if grid else magnitude(old, sparsity)  # type: ignore[arg-type]
@@ -143,13 +149,12 @@ def _solver(
     sparsity: Sparsity | None,
     grid: Grid | None,
     name: str,
-    kind: torch.dtype | None,
 ) -> Callable[[Tensor], Any]:
     """A method with everything but the weight; Hessians are factorised here, once per input."""
     if grid is not None:
         if method is Method.rtn:
-            return partial(rtn, grid=grid, kind=kind)
-        return partial(gptq, factor=factorise(statistic, name), grid=grid, kind=kind)
+            return partial(rtn, grid=grid)
+        return partial(gptq, factor=factorise(statistic, name), grid=grid)
     assert sparsity is not None
     if method is Method.magnitude:
         return partial(magnitude, sparsity=sparsity)

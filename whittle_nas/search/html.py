@@ -21,6 +21,7 @@ def render(
     path: str,
     *,
     whole: SubNetwork,
+    note: str = "",
 ) -> str:
     """The page.
 
@@ -30,6 +31,7 @@ def render(
         hypervolume: dominated share of the objectives' range after each trial.
         path: of `front.json`, for the export commands.
         whole: the whole model, to which shapes are compared.
+        note: what else to know of the front, a sentence.
     """
     first = front.entries[0]
     names = [*front.objectives, *(m for m in first.metrics if m not in front.objectives)]
@@ -47,7 +49,7 @@ def render(
     report = page.Report(
         title=f"Front of {front.checkpoint_dir}",
         summary=f"{len(front.entries)} of {len(trials)} sub-networks are on the front of "
-        f"{', '.join(front.objectives)}.",
+        f"{', '.join(front.objectives)}.{note and f' {note}.'}",
         columns=[*metrics, *page.size_columns(first.subnetwork.summary())],
         rows=[_row(front, entry, path, whole) for entry in front.entries],
         x=front.objectives[-1],

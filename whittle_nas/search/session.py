@@ -88,6 +88,11 @@ class Session:
         self._listener = listener or Listener()
         request.halving.check(request.search_blocks, request.objectives)
         request.recovery.check(request.quality_metrics)
+        if request.recovery.budget is not None and request.library is not None:
+            from whittle_nas.train.specialise import check_trainable
+
+            library = request.library
+            check_trainable(library.forms, f"--recovery.budget: --candidates {library.path}")
         self.costs = request.make_costs()
         self.metrics = (*request.quality_metrics, *self.costs.names)
         self._first = request.first()
@@ -119,9 +124,9 @@ class Session:
             self._listener.on_trial(ended)
 
         try:
+            self._calibrate()
             if not resume:
                 self._begin(ahead)
-            self._calibrate()
             log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics, self.request.space)
             search = self._search(pool, ahead, record)
             search.recorded = recorded

@@ -16,7 +16,8 @@ BLOCK_SIZES = ("n_head", "n_query_groups", "head_size", "intermediate_size")
 SIZES = ("n_embd", *BLOCK_SIZES, "n_layer")
 PARTS = ("attn", "mlp")  # of a block, by litgpt's names
 LINEAR = "linear"  # one matrix (n_embd, n_embd) in place of a part
-COMPRESSED = ("2:4", "4bit", "8bit")  # all matrices of a part with zeros, or with fewer bits
+SPARSE, COARSE = "2:4", ("4bit", "8bit")
+COMPRESSED = (SPARSE, *COARSE)  # all matrices of a part with zeros, or with fewer bits
 
 
 class HeadChannels(str, Enum):
@@ -258,6 +259,11 @@ class SubNetwork:
             return cls(config.n_embd, tuple(own))
         block = Block(*(getattr(config, name) for name in BLOCK_SIZES))
         return cls(config.n_embd, (block,) * config.n_layer)
+
+    @property
+    def forms(self) -> frozenset[str]:
+        """What stands in the place of some attentions and MLPs."""
+        return frozenset(form for block in self.blocks if block for form in block.forms if form)
 
     def within(self, larger: SubNetwork) -> SubNetwork | None:
         """This sub-network as one of the checkpoint of a larger one, None if it is no part of it.

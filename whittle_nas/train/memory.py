@@ -42,6 +42,8 @@ class MemoryEstimate:
         activations: what the full network keeps for its backward pass.
         logits: one chunk of the head with its gradient, and what the teacher says of all tokens.
         teacher: weights of a frozen teacher that are not the model's own.
+        masks: which of the trained weights are zero and stay so; adapters make theirs anew in every
+            pass, and it is among the activations.
         gathered: with FSDP, what is whole for a while: both tables, and the block that runs, the
             one that is fetched meanwhile, and the gradients of what is trained in them.
     """
@@ -53,6 +55,7 @@ class MemoryEstimate:
     activations: int
     logits: int
     teacher: int = 0
+    masks: int = 0
     gathered: int = 0
 
     @property
@@ -73,6 +76,7 @@ def estimate_memory(
     stored: torch.dtype = torch.bfloat16,
     shards: int = 1,
     apart: bool = False,
+    keep_zeros: bool = False,
 ) -> MemoryEstimate:
     """Bytes that the training of a super-network needs per device.
 
@@ -91,6 +95,7 @@ def estimate_memory(
         shards: devices that share the parameters, with FSDP.
         apart: a sub-network is trained alone, at most as large as the model, which teaches it: then
             the teacher is not the trained model with its adapters off.
+        keep_zeros: weights of zero stay zero; any matrix of the model may hold some.
     """
     compute = torch.float32 if precision == "32-true" else torch.bfloat16
     trained_bytes = 2 if precision == "bf16-true" else 4
@@ -101,8 +106,9 @@ def estimate_memory(
     weight_bytes = frozen_bytes if options else trained_bytes
     same = options is not None and loss.teacher == ORIGINAL and not apart
     copied = loss.has_frozen_teacher and not same
-    one = _saved_bytes(config, options, 1, batch, tokens, compute)
-    block = _saved_bytes(config, options, 2, batch, tokens, compute) - one
+    passed = (batch, tokens, compute, keep_zeros)
+    one = _saved_bytes(config, options, 1, *passed)
+    block = _saved_bytes(config, options, 2, *passed) - one
     kept = block * config.n_layer
     if checkpoint_blocks:
         kept = block + batch * tokens * config.n_embd * compute.itemsize * config.n_layer
@@ -114,6 +120,7 @@ def estimate_memory(
         activations=one - block + kept,
         logits=_logit_bytes(config, loss, batch * tokens, compute),
         teacher=(sizes["weights"] * compute.itemsize if copied else 0) // shards,
+        masks=(sizes["weights"] if keep_zeros and not options else 0) // shards,
         gathered=_gathered_bytes(config, options, weight_bytes, trained_bytes) if shards > 1 else 0,
     )
 
@@ -164,8 +171,10 @@ def device_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _build(config: Any, options: LoraOptions | None) -> nn.Module:
+def _build(config: Any, options: LoraOptions | None, *, keep_zeros: bool = False) -> nn.Module:
     model = GPT(config) if options is None else lora.GPT(lora.lora_config(config, options))
+    if keep_zeros:
+        lora.keep_zeros(model, frozenset(name for name, _ in model.named_modules()))
     tie_head(model)
     if options is not None:
         lora.freeze_base(model)
@@ -202,11 +211,12 @@ def _saved_bytes(
     batch: int,
     tokens: int,
     dtype: torch.dtype,
+    keep_zeros: bool,
 ) -> int:
     """Bytes that autograd saves in the forward pass up to the last norm, without parameters."""
     shallow = replace(_shallow(config, n_layer), final_logit_softcapping=None)
     with FakeTensorMode(), built_in(dtype):
-        model: Any = _build(shallow, options)
+        model: Any = _build(shallow, options, keep_zeros=keep_zeros)
         model.lm_head = nn.Identity()
         parameters = {p.untyped_storage()._cdata for p in model.parameters()}
         saved: dict[int, int] = {}

@@ -6,14 +6,14 @@ search ranks its candidates by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space.subnetwork import COARSE, SPARSE, SubNetwork
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.options import IN_PLACE, Distillation
 from whittle_nas.train.output import completing, write_losses
@@ -63,6 +63,24 @@ class Slice(Checkpoint):
                 f"{checkpoint_dir} holds another network than {self.sub}; give a new --out_dir"
             )
         return replace(self, path=checkpoint_dir, config=found.config, tensors=found.state_dict())
+
+
+def check_trainable(forms: Iterable[str], option: str) -> None:
+    """Refuse parts of few bits: a training takes weights off their grid.
+
+    Args:
+        forms: of the parts of some networks.
+        option: what names the networks.
+
+    Raises:
+        ConfigError: naming the form.
+    """
+    if coarse := sorted({*forms} & {*COARSE}):
+        raise ConfigError(
+            f"{option} has {' and '.join(coarse)} parts, whose weights leave their grid when they "
+            "are trained: choose without them (2:4 parts keep their zeros), and give what is "
+            "trained fewer bits by nas prune --method gptq"
+        )
 
 
 def slice_of(checkpoint: Checkpoint, sub: SubNetwork, patch: Patch | None = None) -> Slice:
@@ -166,7 +184,7 @@ def specialise(
     on_step: Callable[[], object] = lambda: None,
     describe: Callable[[Path], object] = lambda _: None,
 ) -> Trained:
-    """Train one sub-network with weights of its own.
+    """Train one sub-network with weights of its own; zeros of 2:4 parts stay.
 
     Args:
         options: how; which networks a step runs does not matter here.
@@ -182,9 +200,12 @@ def specialise(
     Raises:
         ConfigError: for everything that can be wrong; `Diverged` if the loss is not finite.
     """
+    options = options.alone()
+    if SPARSE in start.sub.forms:
+        options = replace(options, keep_zeros=True)
     lesson = None if teacher is None else Teacher(teacher, start.layers)
     trained = train(
-        options.alone(),
+        options,
         start,
         lambda supernet, _: Networks.only(supernet.full),
         samples=samples,
