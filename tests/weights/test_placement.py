@@ -1,6 +1,9 @@
 """Blocks on several devices: what is where, and that everything gives what one device gives."""
 
 import copy
+import gc
+import pickle
+import weakref
 from itertools import combinations_with_replacement
 
 import pytest
@@ -22,6 +25,7 @@ from whittle_nas.importance.options import Basis, NormFactors
 from whittle_nas.importance.pipeline import MeasureOptions, measure, settle
 from whittle_nas.metrics.measured import decode_latency, prefill_latency
 from whittle_nas.repair.engine import repair
+from whittle_nas.space import Block, SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 from whittle_nas.weights.config import extended
 from whittle_nas.weights.placement import devices_of, home_of, place, share_out
@@ -132,6 +136,42 @@ def test_cached_tokens_and_windows_give_the_same_on_two_devices(tiny_gpt):
             assert prefill_latency(placed, batch=1, tokens=4, **timing).median_ms > 0
             if tiny_gpt.config.attention_logit_softcapping is None:
                 assert decode_latency(placed, batch=1, context=3, **timing).median_ms > 0
+
+
+def smaller_heads(model) -> SubNetwork:
+    """Heads of half the size in the second layer alone, which so has rotary tables of its own."""
+    whole = SubNetwork.from_config(model.config)
+    first, second, *others = whole.blocks
+    smaller = Block(second.n_head, second.n_query_groups, 8, second.intermediate_size)
+    return SubNetwork(whole.n_embd, (first, smaller, *others))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize("kind", ["whole", "standalone", "other heads"])
+def test_weights_are_free_as_soon_as_nobody_has_them(device, kind):
+    one = SuperNetwork(place(GPT(tiny_config("Llama-3.1-8B", head_size=16)), device))
+    sub = smaller_heads(one.model) if kind == "other heads" else resized(one.full, n_embd=32)
+    model = one.model if kind == "whole" else one.standalone(sub)
+    model.set_kv_cache(1)
+    weights = [weakref.ref(weight) for weight in model.parameters()]
+    gc.disable()
+    try:
+        del one, model
+        assert {weight() for weight in weights} == {None}
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_make_their_caches_where_they_are(copied):
+    whole = SuperNetwork(place(GPT(tiny_config("Llama-3.1-8B", head_size=16)), "cpu,meta"))
+    model = copied(whole.standalone(smaller_heads(whole.model)))
+    for place_of_last, expected in ((ELSEWHERE, ELSEWHERE), (CPU, CPU)):
+        model.transformer.h[2].to_empty(device=place_of_last)
+        model.set_kv_cache(2, device=CPU)
+        keys = [block.attn.kv_cache.k for block in model.transformer.h]
+        assert [k.device for k in keys] == [CPU, ELSEWHERE, expected]
+        assert [k.shape[-1] for k in keys] == [16, 8, 16]
 
 
 @torch.inference_mode()

@@ -7,13 +7,13 @@ that is the token table is where both are needed. Hidden states travel from bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from whittle_nas.weights.mixing import mix_in
 from whittle_nas.weights.pages import release
 
 Device = torch.device | str | Sequence[torch.device]
@@ -92,8 +92,8 @@ def run_on(module: Any, device: torch.device) -> None:
     module.register_buffer("home", torch.empty(0, device=device), persistent=False)
     module.register_forward_pre_hook(_bring_inputs, prepend=True)
     if hasattr(module, "attn"):
-        build = module.attn.build_kv_cache
-        module.attn.build_kv_cache = partial(_build_kv_cache, module, build)
+        module.attn.register_buffer("home", torch.empty(0, device=device), persistent=False)
+        mix_in(module.attn, _CachesAtHome)
 
 
 def home_of(module: Any) -> torch.device | None:
@@ -107,17 +107,21 @@ def _bring_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs)
 
 
-def _build_kv_cache(
-    module: Any,
-    build: Callable[..., Any],
-    batch: int,
-    length: int,
-    n_elem: int | None = None,
-    _of_model: torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> Any:
-    """litgpt's cache, on the device of the block instead of the model's."""
-    return build(batch, length, n_elem, module.home.device, dtype)
+class _CachesAtHome:
+    """litgpt's attention, whose cache is on the device of its block instead of the model's."""
+
+    home: torch.Tensor
+
+    def build_kv_cache(
+        self,
+        batch: int,
+        length: int,
+        n_elem: int | None = None,
+        _of_model: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        own: Any = super()
+        return own.build_kv_cache(batch, length, n_elem, self.home.device, dtype)
 
 
 def _bytes(module: nn.Module) -> int:
