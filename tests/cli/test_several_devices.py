@@ -1,7 +1,9 @@
 """`--device` with several names: the same files and texts as with one."""
 
 import csv
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 from litgpt import GPT, Config
 
 from tests.cli.test_main import nas
+from whittle_nas.cli import importance_report
 from whittle_nas.metrics.plan import placed_memory
+from whittle_nas.weights import checkpoint
 from whittle_nas.weights.checkpoint import load_supernet
+from whittle_nas.weights.placement import place
 
 TWO = ["--device", "cpu,cpu"]
 
@@ -66,6 +71,33 @@ def test_sorted_and_repaired_checkpoints_are_the_same(checkpoint_dir, text, tmp_
             said(capsys, command, *source, *words, "--out_dir", out_dir, *where)
             logits.append(load_supernet(out_dir).model(ids))
         assert torch.equal(*logits)
+
+
+@pytest.mark.slow
+def test_sorting_with_a_report_holds_one_model_at_a_time(
+    checkpoint_dir, text, tmp_path, capsys, monkeypatch
+):
+    models, shared_out = [], []
+
+    def placed(model, device, dtype=None):
+        assert {one() for one in models} <= {None}
+        models.append(weakref.ref(model))
+        shared_out.append(len(device))
+        return place(model, device, dtype)
+
+    for module in (checkpoint, importance_report):
+        monkeypatch.setattr(module, "place", placed, raising=False)
+    report = ["--report.num_subnetworks", 2, "--report.data.files", text[1], "--basis", "rotation"]
+    report += ["--data.num_blocks", 20, "--report.repair", "true"]
+    words = ["--checkpoint_dir", checkpoint_dir, *text, "--out_dir", tmp_path / "out", *report]
+    gc.disable()
+    try:
+        shown = said(capsys, "importance", *words, *TWO)
+    finally:
+        gc.enable()
+    assert "permuted" in shown
+    assert len(models) == 5  # unsorted; sorted for layers, the sweep, the report; permuted
+    assert set(shared_out) == {2}
 
 
 def test_training_after_a_search_and_pruning_need_one_device(

@@ -147,12 +147,14 @@ def smaller_heads(model) -> SubNetwork:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
-@pytest.mark.parametrize("kind", ["whole", "standalone", "other heads"])
+@pytest.mark.parametrize("kind", ["whole", "subnet", "standalone", "other heads"])
 def test_weights_are_free_as_soon_as_nobody_has_them(device, kind):
     one = SuperNetwork(place(GPT(tiny_config("Llama-3.1-8B", head_size=16)), device))
     sub = smaller_heads(one.model) if kind == "other heads" else resized(one.full, n_embd=32)
-    model = one.model if kind == "whole" else one.standalone(sub)
+    model = one.model if kind in ("whole", "subnet") else one.standalone(sub)
     model.set_kv_cache(1)
+    if kind == "subnet":
+        one.subnet(sub)
     weights = [weakref.ref(weight) for weight in model.parameters()]
     gc.disable()
     try:

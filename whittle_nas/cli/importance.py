@@ -182,10 +182,13 @@ def importance(
         if trial:
             supernet = load_supernet(partial, **where)
             after = trial.run(supernet, "after sorting")
-            steps = trial.steps(checkpoint, measured, settled, supernet)
+            steps = trial.other_norms(settled, supernet)
             if report.repair:
                 steps["repaired"] = trial.run(supernet, "repaired", blocks.tokens)
-            trial.write(partial, before, after, steps, supernet.config)
+            config, info = supernet.config, supernet.info
+            del supernet
+            steps |= trial.permuted(checkpoint, measured, info, **where)
+            trial.write(partial, before, after, steps, config)
     print(f"calibrated on {blocks}")
     _summary(found, [*measured.notes, settled.note], out_dir)
 

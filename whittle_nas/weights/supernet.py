@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -199,9 +200,6 @@ class SuperNetwork:
         cos = self.model.cos
         return cos.device, cos.dtype, self.model.max_seq_length
 
-    def _unit(self, layer: int) -> Any:
-        return None if self.sharding is None else self.sharding.blocks[layer]
-
     def _shell(self, plan: SlicePlan) -> Any:
         """A litgpt model without its blocks on the meta device, with real rotary tables."""
         with torch.device("meta"):
@@ -267,10 +265,16 @@ class SuperNetwork:
         found = self._blocks.pop(key, None)
         if found is None:
             skeleton, full = self._block(plan, block, shell), self.model.transformer.h[block.layer]
-            unit = partial(self._unit, block.layer)
+            unit = partial(_unit, weakref.ref(self), block.layer)
             cuts = cuts_on(home_of(full) or self.model.cos.device)
             found = Sliced(skeleton, full, prefix, cuts, recompute=recompute, unit=unit)
         return _keep(self._blocks, key, found, MAX_BLOCKS)
+
+
+def _unit(supernet: Callable[[], SuperNetwork | None], layer: int) -> Any:
+    """What makes a block whole; a weak reference, since the super-network keeps the skeletons."""
+    found = supernet()
+    return None if found is None or found.sharding is None else found.sharding.blocks[layer]
 
 
 def _run_like(module: Any, full: Any) -> None:
