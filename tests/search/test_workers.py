@@ -1,9 +1,16 @@
 """Which devices a worker of Ray asks for, and whether there are enough; without Ray."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from whittle_nas.errors import ConfigError
+from whittle_nas.search import ray_pool
+from whittle_nas.search.options import HalvingOptions, TaskOptions
 from whittle_nas.search.ray_pool import as_seen_by_a_worker, check_room
+from whittle_nas.search.workers import make_pool
 from whittle_nas.weights.placement import devices_of
 
 
@@ -36,3 +43,22 @@ def test_no_worker_spans_two_machines():
         check_room(three, workers=7, gpus=1)
     with pytest.raises(ConfigError, match="--devices 25 exceeds the 24 CPUs that Ray has"):
         check_room(three, workers=25, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [("cpu", True), ("cuda:0,cpu", True), ("cpu,cpu", True), ("cuda:0", False)],
+)
+def test_workers_that_use_the_cpu_share_its_threads(given, shared, monkeypatch):
+    made = []
+    monkeypatch.setattr(ray_pool, "RayPool", lambda spec, _tokens, **_: made.append(spec))
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    request: Any = SimpleNamespace(
+        checkpoint=SimpleNamespace(path=Path("there")), quality_metrics=("val_loss",),
+        search_blocks=1, halving=HalvingOptions(), batch_size=None, placed_on=devices_of(given),
+        dtype=None, tasks=TaskOptions(), calibration=None, library=None, workers=3, cluster=None,
+        tokens=None,
+    )  # fmt: skip
+    make_pool(request, print)
+    assert made[0].threads == (2 if shared else None)

@@ -80,7 +80,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         return InlinePool(Evaluator(spec, request.tokens))
     from whittle_nas.search.ray_pool import RayPool
 
-    if all(device.type == "cpu" for device in request.placed_on):
+    if any(device.type == "cpu" for device in request.placed_on):
         threads = max(1, (os.cpu_count() or 1) // request.workers)
         spec = replace(spec, threads=min(threads, torch.get_num_threads()))
     return RayPool(
