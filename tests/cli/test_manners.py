@@ -28,6 +28,20 @@ def test_devices_that_are_not_here_are_not_offered(monkeypatch):
             resolve_devices("cpu,cuda:7")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("auto,cpu", "--device auto,cpu: auto stands alone"),
+        ("cpu, auto", "--device cpu, auto: auto stands alone"),
+        ("cpu,", "--device cpu,: a name is missing"),
+        ("", "--device : a name is missing"),
+    ],
+)
+def test_names_of_devices_that_say_nothing_are_refused(given, said):
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        resolve_devices(given)
+
+
 def test_a_command_for_one_device_refuses_several():
     assert [str(device) for device in resolve_devices("cpu, cpu")] == ["cpu", "cpu"]
     with pytest.raises(ConfigError, match="--device cpu,cpu: this command runs on one device"):

@@ -41,13 +41,19 @@ def resolve_devices(device: str) -> tuple[torch.device, ...]:
     """One device, or those that a model is shared out between: names with commas between them.
 
     Raises:
-        ConfigError: if one is unknown or not there.
+        ConfigError: if one is unknown or not there, if a name is empty, or if `auto` is one of
+            several.
     """
     import torch
 
-    if device == "auto":
+    names = [name.strip() for name in device.split(",")]
+    if names == ["auto"]:
         return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)
-    return tuple(_found(name.strip()) for name in device.split(","))
+    if "auto" in names:
+        raise ConfigError(f"--device {device}: auto stands alone; name each device, or none")
+    if not all(names):
+        raise ConfigError(f"--device {device}: a name is missing beside a comma")
+    return tuple(map(_found, names))
 
 
 def _found(device: str) -> torch.device:
