@@ -260,8 +260,18 @@ def test_candidates_are_the_same_on_two_devices(checkpoint_dir, tmp_path):
 
 
 def test_names_of_devices():
-    assert devices_of("cuda:0,cpu") == (torch.device("cuda", 0), CPU)
+    assert devices_of("cuda:0,cpu") == devices_of(" cuda:0, cpu") == (torch.device("cuda", 0), CPU)
     assert devices_of(CPU) == devices_of("cpu") == (CPU,)
+    assert devices_of(1) == (torch.device("cuda", 1),)
+
+
+def test_without_a_device_a_model_stays_where_it_is(checkpoint_dir):
+    supernet = load_supernet(checkpoint_dir, device=None, dtype=torch.bfloat16)
+    assert {(p.device, p.dtype) for p in supernet.model.parameters()} == {(CPU, torch.bfloat16)}
+    with torch.device("meta"):
+        model = GPT(tiny_config("Llama-3.1-8B"))
+    assert place(model, None).lm_head.weight.device == torch.device("meta")
+    assert home_of(model.transformer.h[0]) is None
 
 
 @pytest.mark.gpu

@@ -125,14 +125,14 @@ def open_checkpoint(
 
 
 def load_supernet(
-    path: Path | str, *, device: Device = "cpu", dtype: torch.dtype | None = None
+    path: Path | str, *, device: Device | None = "cpu", dtype: torch.dtype | None = None
 ) -> SuperNetwork:
     """Load a checkpoint as a super-network.
 
     Args:
         path: checkpoint directory.
         device: where to put the model: `cuda:0`, or `cuda:0,cuda:1` for one whose blocks are
-            shared out between several; see `placement`.
+            shared out between several; see `placement`. None: the CPU.
         dtype: of the parameters; default: as stored.
 
     Raises:
@@ -161,7 +161,7 @@ def _trained_alone(path: Path) -> list[Path]:
 def supernet_of(
     found: Checkpoint,
     *,
-    device: Device = "cpu",
+    device: Device | None = "cpu",
     dtype: torch.dtype | None = None,
 ) -> SuperNetwork:
     """As `load_supernet`, of a checkpoint that is open already."""

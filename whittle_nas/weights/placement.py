@@ -16,13 +16,15 @@ from torch import nn
 from whittle_nas.weights.mixing import mix_in
 from whittle_nas.weights.pages import release
 
-Device = torch.device | str | Sequence[torch.device]
+Device = torch.device | str | int | Sequence[torch.device]
 
 
 def devices_of(device: Device) -> tuple[torch.device, ...]:
-    """One device, several, or their names with commas between them, as users give them."""
+    """One device, the number of a GPU, several devices, or names with commas between them."""
     if isinstance(device, str):
-        return tuple(map(torch.device, device.split(",")))
+        return tuple(torch.device(name.strip()) for name in device.split(","))
+    if isinstance(device, int):
+        return (torch.device("cuda", device),)
     return (device,) if isinstance(device, torch.device) else tuple(device)
 
 
@@ -54,18 +56,20 @@ def share_out(outside: int, blocks: Sequence[int], count: int) -> list[int]:
     return places
 
 
-def place(model: Any, device: Device, dtype: torch.dtype | None = None) -> Any:
+def place(model: Any, device: Device | None, dtype: torch.dtype | None = None) -> Any:
     """Move a litgpt model, block by block: the host never holds a second copy of more than one.
 
     Args:
         model: its weights may be mapped from a file, which must not have been written to.
-        device: one, or several; see `share_out`. One that is named twice gets two shares.
+        device: one, or several; see `share_out`. One that is named twice gets two shares. None:
+            where the model is.
         dtype: of the parameters; None: as they are.
 
     Returns:
         The same model.
     """
-    devices, blocks = devices_of(device), model.transformer.h
+    devices = devices_of(model.lm_head.weight.device if device is None else device)
+    blocks = model.transformer.h
     several = len(devices) > 1
     model.transformer.h = nn.ModuleList()  # `model` is what is in no block from here on
     places = share_out(_bytes(model), list(map(_bytes, blocks)), len(devices))
