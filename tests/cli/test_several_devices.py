@@ -10,12 +10,14 @@ import pytest
 import torch
 from litgpt import GPT, Config
 
+from tests.cli.test_dry_run import plan
 from tests.cli.test_main import nas
+from tests.conftest import tiny_config
 from whittle_nas.cli import importance_report
-from whittle_nas.metrics.plan import placed_memory
+from whittle_nas.metrics.plan import placed_memory, placed_rate
 from whittle_nas.weights import checkpoint
 from whittle_nas.weights.checkpoint import load_supernet
-from whittle_nas.weights.placement import place
+from whittle_nas.weights.placement import home_of, place
 
 TWO = ["--device", "cpu,cpu"]
 
@@ -106,18 +108,20 @@ def test_training_after_a_search_and_pruning_need_one_device(
     source = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *text]
     recovery = ["--recovery.budget", "num_params <= 90%", "--recovery.data.files", text[1]]
     for command, words, wanted in (
+        ("search", ["--objectives", "val_loss,latency_ms"], "latency_ms comes from times"),
         ("search", recovery, "--recovery.budget trains on one device"),
         ("prune", ["--method", "magnitude", "--sparsity", 0.5], "this command runs on one device"),
-        (
-            "prune",
-            ["--method", "magnitude", "--sparsity", 0.5, "--dry_run", "true"],
-            "runs on one device",
-        ),
     ):
-        assert nas(command, *source, *words, *TWO) == 2
-        shown = capsys.readouterr().err
-        assert shown.startswith("nas: --device cpu,cpu: ")
-        assert wanted in shown
+        refused = []
+        for more in ([], ["--dry_run", "true"]):
+            assert nas(command, *source, *words, *TWO, *more) == 2
+            refused.append(capsys.readouterr().err)
+        assert refused[0] == refused[1]  # a plan is refused as its run is
+        assert refused[0].startswith("nas: --device cpu,cpu: ")
+        assert wanted in refused[0]
+    for more in ([], ["--dry_run", "true"]):
+        assert nas("evaluate", *source, "--devices", 2, *TWO, *more) == 2
+        assert "--devices 2 gives each process one device" in capsys.readouterr().err
 
 
 def test_a_plan_says_what_each_device_holds(bundled, text, capsys):
@@ -125,6 +129,42 @@ def test_a_plan_says_what_each_device_holds(bundled, text, capsys):
     shown = said(capsys, "evaluate", *source, "--device", "cpu,cpu")
     assert "memory of the devices that hold one model" in shown
     assert "fits: cpu of this machine" in shown
+
+
+def test_what_a_pass_takes_along_is_on_every_device(bundled, text):
+    """Sums are of inputs of the blocks, which are on all devices; covariances are on the first."""
+    source = ["--checkpoint_dir", bundled, "--out_dir", "out", *text, "--dry_run", "true"]
+    devices = (torch.device("cpu"), torch.device("meta"))
+    repair = ["--repair", "true", "--subnetwork.n_embd", 32]
+    for command, words, shared in (
+        ("export", repair, {"streams", "normal equations"}),
+        ("candidates", [], {"sums of products"}),
+        ("importance", [], set()),
+    ):
+        found = plan(command, *source, *words)
+        first, second = placed_memory(found.config, found.memory, devices).values()
+        assert set(second) == {"weights", "activations"} | shared
+        assert all(second[what] == found.memory[what] for what in shared)
+        assert set(first) == set(found.memory)
+
+
+def test_devices_take_turns_each_at_its_own_rate():
+    config, devices = tiny_config("Llama-3.1-8B"), (torch.device("cpu"), torch.device("meta"))
+    model: Any = place(GPT(config), devices)
+    rates = {devices[0]: 2e9, devices[1]: 6e9}
+    blocks = list(model.transformer.h)
+    first = [b for b in blocks if home_of(b) == devices[0]]
+    assert 0 < len(first) < len(blocks)
+    fast, slow = entries(blocks[len(first) :]), entries([*first, model.lm_head])
+    expected = (fast + slow) / (fast / 6e9 + slow / 2e9)
+    assert placed_rate(config, devices, rates) == pytest.approx(expected, rel=1e-3)
+    assert placed_rate(config, devices[:1], rates) == pytest.approx(2e9)
+
+
+def entries(modules) -> int:
+    """Of the matrices of some modules."""
+    parts = [part for module in modules for part in module.modules()]
+    return sum(part.weight.numel() for part in parts if isinstance(part, torch.nn.Linear))
 
 
 def test_bytes_of_each_device_are_those_of_its_tensors():

@@ -151,7 +151,7 @@ def search(
         method, candidates, wanted, num_solutions, overlap, ilp_rounds, ilp, targets=targets
     )
     checkpoint, space, library = _open(checkpoint_dir, search_space, method, candidates)
-    names, limits = _read(objectives, constraints)
+    names, limits = read_metrics(objectives, constraints)
     if method is not Method.ilp:  # a program measures what its budgets name
         check_budgets(wanted, (*names, *(limit.metric for limit in limits)))
     seed_everything(seed)
@@ -268,9 +268,14 @@ def _open(
     return checkpoint, space, None
 
 
-def _read(
+def read_metrics(
     objectives: list[str] | str, constraints: list[str] | str | None
 ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Names of the objectives, and the limits.
+
+    Raises:
+        ConfigError: for one that is not known.
+    """
     from whittle_nas.search.constraints import read_constraints
     from whittle_nas.search.objectives import parse_objectives
 

@@ -39,6 +39,31 @@ GRID = "grid.yaml"
 TABLE = "latency_table.json"
 
 
+def check_placed(
+    placed_on: Sequence[torch.device], wanted: Sequence[str], recovery: RecoveryOptions
+) -> None:
+    """Refuse what a search can't do with a model on several devices.
+
+    Args:
+        placed_on: devices of the model.
+        wanted: metrics that objectives, constraints and budgets name.
+        recovery: whether the best are trained.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if len(placed_on) == 1:
+        return
+    several = f"--device {spelled(placed_on)}"
+    if timed := [name for name in wanted if name in MEASURED]:
+        raise ConfigError(
+            f"{several}: {timed[0]} comes from times of blocks on one device; name one, or "
+            "search for flops or num_params"
+        )
+    if recovery.budget is not None:
+        raise ConfigError(f"{several}: --recovery.budget trains on one device; name one")
+
+
 @dataclass(frozen=True)
 class Request:
     """What is searched, and how.
@@ -100,21 +125,8 @@ class Request:
     cluster: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what a model on several devices can't do.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        if len(self.placed_on) == 1:
-            return
-        several = f"--device {spelled(self.placed_on)}"
-        if timed := [name for name in self.wanted if name in MEASURED]:
-            raise ConfigError(
-                f"{several}: {timed[0]} comes from times of blocks on one device; name one, or "
-                "search for flops or num_params"
-            )
-        if self.recovery.budget is not None:
-            raise ConfigError(f"{several}: --recovery.budget trains on one device; name one")
+        """As `check_placed`."""
+        check_placed(self.placed_on, self.wanted, self.recovery)
 
     @property
     def device(self) -> torch.device:
