@@ -1,6 +1,7 @@
 """A second device with real values on a machine that has one: tensors that say they are on `meta`.
 
-Whatever mixes tensors of both devices fails, as it does between two GPUs.
+Whatever mixes tensors of both devices fails, as it does between two GPUs, also where one has no
+dimensions. Only copies cross.
 """
 
 from collections.abc import Iterator
@@ -64,8 +65,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = [isinstance(x, _Elsewhere) for x in tensors]
     if func is torch.ops.aten._has_compatible_shallow_copy_type.default:
         return not any(there)  # else `Module.to` would set the values of a tensor of the CPU
-    mixed = any(there) and not all(t or not x.dim() for t, x in zip(there, tensors, strict=True))
-    if mixed and func not in _MAY_CROSS:
+    if any(there) and not all(there) and func not in _MAY_CROSS:
         raise MixedDevices(f"{func} got tensors of two devices")
     asked = kwargs.get("device")
     if asked is not None:
