@@ -280,6 +280,8 @@ def _search(source: Source, options: Any) -> Plan:
         around = programs.rounds * max(1, len(programs.budgets)) * 2 * config.n_layer
         work["measuring around"] = around * scored * of_block
         notes.append("the solutions of integer programs are not counted")
+        if programs.rounds and (options.devices > 1 or options.ray_address is not None):
+            notes.append("rounds measure with one more copy of the model, in this process")
     work["trials"] = trials * scored * of_block
     front = max(1, trials // 10)
     work["front on all blocks"] = front * blocks * of_block

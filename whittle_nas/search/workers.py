@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -48,6 +48,11 @@ class InlinePool:
         """Evaluate what was queued first."""
         job = self._queue.popleft()
         return job.number, self._evaluator.evaluate(job)
+
+    @property
+    def supernet(self) -> Any:
+        """What it slices; gone after `close`."""
+        return self._evaluator.supernet
 
     def close(self) -> None:
         """Let go of the weights: what follows the trials loads models of its own."""
