@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import replace
 from itertools import combinations_with_replacement
 
 import pytest
@@ -239,14 +240,16 @@ def test_scores_and_orders_are_the_same_on_two_devices(checkpoint_dir, basis):
 
 
 @pytest.mark.slow
-def test_candidates_are_the_same_on_two_devices(checkpoint_dir, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"linear": True}, {"head_size": "50%"}], ids=str)
+def test_candidates_are_the_same_on_two_devices(checkpoint_dir, tmp_path, more):
+    options = replace(OPTIONS, grid=replace(OPTIONS.grid, **more))
     checkpoint, one = open_checkpoint(checkpoint_dir), load_supernet(checkpoint_dir)
-    expected = Builder(one, checkpoint, TOKENS, OPTIONS).run(tmp_path, about={})
+    expected = Builder(one, checkpoint, TOKENS, options).run(tmp_path, about={})
     other = tmp_path / "two"
     other.mkdir()
     with second_device():
         two = loaded(checkpoint_dir)
-        found = Builder(two, checkpoint, TOKENS, OPTIONS).run(other, about={})
+        found = Builder(two, checkpoint, TOKENS, options).run(other, about={})
         for ours, theirs in zip(found.candidates, expected.candidates, strict=True):
             assert [c.loss for c in ours] == pytest.approx([c.loss for c in theirs], abs=1e-4)
         sub = found.subnetwork((1,) * 6)
