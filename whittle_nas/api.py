@@ -73,7 +73,12 @@ class Checkpoint:
         return Sizes(**sizes).resolve(self._opened())
 
     def supernet(self, *, device: Any = "cpu", dtype: Any = None) -> Any:
-        """The weights as a `SuperNetwork`, whose `subnet` and `standalone` give litgpt models."""
+        """The weights as a `SuperNetwork`, whose `subnet` and `standalone` give litgpt models.
+
+        Args:
+            device: where they are put; `cuda:0,cuda:1` shares the blocks out between several.
+            dtype: of the parameters; None: as stored.
+        """
         from whittle_nas.weights.checkpoint import load_supernet
 
         return load_supernet(self.path, device=device, dtype=dtype)

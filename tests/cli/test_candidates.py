@@ -46,6 +46,18 @@ def rows(out_dir):
 
 
 @pytest.mark.slow
+def test_rounds_use_the_model_that_this_process_has(library, bundled, tmp_path, monkeypatch):
+    def second(*_, **__):
+        raise AssertionError("a second copy of the model")
+
+    monkeypatch.setattr("whittle_nas.search.rounds.load_supernet", second)
+    limits = ("--constraints", "num_params <= 80%", "--num_solutions", 1, "--ilp_rounds", 1)
+    assert search(library, tmp_path / "out", bundled, *limits) == 0
+    (found,) = json.loads((tmp_path / "out" / "ilp.json").read_text())["programs"]
+    assert found["rounds"]
+
+
+@pytest.mark.slow
 def test_solutions_keep_budgets_and_overlap_and_are_what_is_measured(library, bundled, tmp_path):
     out = tmp_path / "out"
     limits = ("--budgets", "90%,70%", "--constraints", "memory_bytes <= 95%, flops <= 0.95x")

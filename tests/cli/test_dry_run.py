@@ -100,6 +100,9 @@ def test_integer_programs_measure_around_their_best():
     assert found.work["trials"] == pytest.approx(still.work["trials"] * (5 + 4) / 5)
     assert found.work["measuring around"] == pytest.approx(still.work["trials"] / 10 * 120)
     assert still.work["measuring around"] == 0
+    assert not [note for note in found.notes if "one more copy" in note]
+    shared = plan("search", *words, "--devices", 2)
+    assert [note for note in shared.notes if "one more copy" in note]
     with pytest.raises(ConfigError, match="give --candidates"):
         plan("search", *words[:-6])
 

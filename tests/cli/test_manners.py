@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_main import nas
-from whittle_nas.cli.common import print_table, resolve_device
+from whittle_nas.cli.common import print_table, resolve_device, resolve_devices
 from whittle_nas.cli.evaluate import evaluate
 from whittle_nas.cli.finetune import finetune
 from whittle_nas.cli.parser import make_parser, parse
@@ -24,6 +24,28 @@ def test_devices_that_are_not_here_are_not_offered(monkeypatch):
         monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
         with pytest.raises(ConfigError, match=rf"cuda:7 is not there; here are {offered}$"):
             resolve_device("cuda:7")
+        with pytest.raises(ConfigError, match=rf"cuda:7 is not there; here are {offered}$"):
+            resolve_devices("cpu,cuda:7")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("auto,cpu", "--device auto,cpu: auto stands alone"),
+        ("cpu, auto", "--device cpu, auto: auto stands alone"),
+        ("cpu,", "--device cpu,: a name is missing"),
+        ("", "--device : a name is missing"),
+    ],
+)
+def test_names_of_devices_that_say_nothing_are_refused(given, said):
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        resolve_devices(given)
+
+
+def test_a_command_for_one_device_refuses_several():
+    assert [str(device) for device in resolve_devices("cpu, cpu")] == ["cpu", "cpu"]
+    with pytest.raises(ConfigError, match="--device cpu,cpu: this command runs on one device"):
+        resolve_device("cpu,cpu")
 
 
 def test_a_long_and_wide_table_is_neither_cut_nor_printed_whole(capsys):

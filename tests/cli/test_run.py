@@ -137,6 +137,16 @@ def stages_of(path):
     return list(yaml.safe_load(path.read_text())["stages"])
 
 
+@pytest.mark.parametrize("memory", [[], ["--memory_gib", 80]])
+def test_a_recipe_is_for_one_device(checkpoint_dir, tmp_path, capsys, memory):
+    recipe = tmp_path / "recipe.yaml"
+    given = ("init", recipe, "--checkpoint_dir", checkpoint_dir, "--device", "cpu,cpu")
+    assert nas(*given, *memory) == 2
+    said = "nas: --device cpu,cpu: a recipe trains on one device, name one of them\n"
+    assert capsys.readouterr().err == said
+    assert not recipe.exists()
+
+
 def test_init_for_many_sizes_trains_first(checkpoint_dir, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     given = ("init", path, "--checkpoint_dir", checkpoint_dir, "--route", "supernet")

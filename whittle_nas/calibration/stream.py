@@ -83,6 +83,11 @@ class Stream:
                     "a dtype with more range (--dtype float32), or check that layer's weights"
                 )
 
+    def move(self, device: torch.device) -> None:
+        """Let the states wait, and blocks run, on another device."""
+        self.device = self._home = device
+        self.states = [x.to(device) for x in self.states]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace the states (B, T, D) of every batch, for instance by a change of basis."""
         with torch.no_grad():

@@ -54,6 +54,7 @@ from whittle_nas.space.subnetwork import COMPRESSED, LINEAR
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.identity import fingerprint, tokens_id
 from whittle_nas.weights.patch import Patch
+from whittle_nas.weights.placement import home_of
 
 Choices = dict[str, list[tuple[Candidate, Patch]]]
 _LEAST_GROUP = 32  # weights that share a scale; costs count none, which in groups of 4 is far off
@@ -281,7 +282,8 @@ class Builder:
             fit, held = run_equations(net.model, layer, step, kind, text=text, goal=goal)
         else:
             name = f"transformer.h.0.{kind}.proj.weight"
-            kept = net.plan(alone(net, layer, block)).indices(name, net.model.cos.device)[1]
+            device = home_of(net.model.transformer.h[layer]) or net.model.cos.device
+            kept = net.plan(alone(net, layer, block)).indices(name, device)[1]
             fit, held = slice_equations(whole, kind, goal, kept)
         fitted = fit_writer(
             step,

@@ -18,6 +18,7 @@ from whittle_nas.candidates.parts import KINDS, Part, Sizes, with_sizes
 from whittle_nas.space.subnetwork import Block, SubNetwork
 from whittle_nas.weights.assembly import give_tables, needs_tables
 from whittle_nas.weights.patch import Patch
+from whittle_nas.weights.placement import home_of
 
 PatchOf = Callable[[int, Block], Patch]  # of one block, by names in the block
 _MODEL = "transformer.h.0."
@@ -38,7 +39,8 @@ def block_of(supernet: Any, layer: int, block: Block | None, patch: Patch) -> An
     model, plan = supernet.standalone(sub, patch.under(_MODEL)), supernet.plan(sub)
     found = model.transformer.h[0]
     if needs_tables(plan.blocks[0], supernet.plan(supernet.full)):  # it will run among others
-        give_tables(found, plan.blocks[0], (model.cos, model.sin))
+        home = home_of(found) or model.cos.device
+        give_tables(found, plan.blocks[0], (model.cos.to(home), model.sin.to(home)))
     return found
 
 

@@ -29,12 +29,36 @@ def resolve_device(device: str) -> torch.device:
     """`auto` takes a GPU if there is one.
 
     Raises:
-        ConfigError: if the device is unknown or not there.
+        ConfigError: if the device is unknown or not there, or if these are several.
+    """
+    found, *others = resolve_devices(device)
+    if others:
+        raise ConfigError(f"--device {device}: this command runs on one device, name one of them")
+    return found
+
+
+def resolve_devices(device: str) -> tuple[torch.device, ...]:
+    """One device, or those that a model is shared out between: names with commas between them.
+
+    Raises:
+        ConfigError: if one is unknown or not there, if a name is empty, or if `auto` is one of
+            several.
     """
     import torch
 
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = [name.strip() for name in device.split(",")]
+    if names == ["auto"]:
+        return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)
+    if "auto" in names:
+        raise ConfigError(f"--device {device}: auto stands alone; name each device, or none")
+    if not all(names):
+        raise ConfigError(f"--device {device}: a name is missing beside a comma")
+    return tuple(map(_found, names))
+
+
+def _found(device: str) -> torch.device:
+    import torch
+
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from whittle_nas.cli.common import print_table
@@ -9,6 +10,7 @@ from whittle_nas.cli.planning import plan_of
 from whittle_nas.metrics.plan import Plan
 
 _GIB = 2**30
+_ON_ONE = ("prune",)  # what runs on one device only
 
 
 def dry_run(name: str, options: Any) -> None:
@@ -21,23 +23,44 @@ def dry_run(name: str, options: Any) -> None:
     Raises:
         ConfigError: for options that do not fit the model.
     """
-    from whittle_nas.cli.common import resolve_device
+    from whittle_nas.cli.common import resolve_device, resolve_devices
     from whittle_nas.metrics.measured import matmul_rate
+    from whittle_nas.metrics.plan import placed_memory, placed_rate
     from whittle_nas.train.memory import device_bytes
     from whittle_nas.weights.axes import num_params
 
     plan = plan_of(name, options)
-    device = resolve_device(_device(options))
+    given = _device(options)
+    placed_on = (resolve_device(given),) if name in _ON_ONE else resolve_devices(given)
+    _check_devices(name, options, placed_on)
+    device = placed_on[0]
     config, kind = plan.config, str(plan.dtype).removeprefix("torch.")
     print(f"nas {name}: {config.name}, {num_params(config):,} parameters, {kind}")
     _print_bytes("reads", plan.reads)
     _print_bytes("writes", plan.writes)
-    _print_memory(plan, device_bytes(device), str(device))
+    if len(placed_on) == 1:
+        _print_memory(plan, device_bytes(device), str(device))
+    elif plan.memory:
+        memory = placed_memory(config, plan.memory, placed_on)
+        _print_placed({str(d): (parts, device_bytes(d)) for d, parts in memory.items()})
     if plan.flops:
         wide = (plan.rows, config.n_embd, config.intermediate_size)
-        _print_work(plan, matmul_rate(device, plan.dtype, *wide))
+        rates = {one: matmul_rate(one, plan.dtype, *wide) for one in dict.fromkeys(placed_on)}
+        _print_work(plan, placed_rate(config, placed_on, rates), len(rates))
     print("".join(f"note: {note}\n" for note in plan.notes), end="")
     print("dry run: nothing was written")
+
+
+def _check_devices(name: str, options: Any, placed_on: Sequence[Any]) -> None:
+    """What the command itself refuses on several devices."""
+    from whittle_nas.cli.evaluation import check_processes
+    from whittle_nas.cli.planning import search_metrics
+    from whittle_nas.search.request import check_placed
+
+    if name == "evaluate":
+        check_processes(placed_on, options.devices)
+    elif name == "search":
+        check_placed(placed_on, search_metrics(options), options.recovery)
 
 
 def _device(options: Any) -> str:
@@ -62,13 +85,29 @@ def _print_memory(plan: Plan, there: int, device: str) -> None:
     print(f"{fits}: {device} of this machine has {there / _GIB:.1f} GiB")
 
 
-def _print_work(plan: Plan, rate: float) -> None:
+def _print_placed(memory: dict[str, tuple[dict[str, int], int]]) -> None:
+    """A column for each device that a model is shared out between: bytes by part, and its own."""
+    print("memory of the devices that hold one model:")
+    most = next(iter(memory.values()))[0]  # the first device has all parts
+    rows = [(what, *(parts.get(what, 0) / _GIB for parts, _ in memory.values())) for what in most]
+    totals = {name: sum(parts.values()) for name, (parts, _) in memory.items()}
+    print_table(
+        ("part (GiB)", *memory), [*rows, ("total", *(size / _GIB for size in totals.values()))]
+    )
+    for name, (_, there) in memory.items():
+        fits = "fits" if totals[name] <= there else "does not fit"
+        print(f"{fits}: {name} of this machine has {there / _GIB:.1f} GiB")
+
+
+def _print_work(plan: Plan, rate: float, several: int) -> None:
     rows = [
         (what, flops / 1e12, _time(flops / (rate * plan.devices)))
         for what, flops in plan.work.items()
     ]
     total = ("total", plan.flops / 1e12, _time(plan.seconds(rate)))
-    many = f"{plan.devices} devices like this one" if plan.devices > 1 else "this device"
+    many = "this device" if several == 1 else f"these {several} devices, which take turns"
+    if plan.devices > 1:
+        many = f"{plan.devices} {'devices like this one' if several == 1 else f'times {many}'}"
     print(f"work of {many}, whose matrix products reach {rate / 1e12:.3g} TFLOP/s:")
     print_table(("part", "TFLOP", "at least"), [*rows, total])
 

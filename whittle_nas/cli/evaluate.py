@@ -81,16 +81,18 @@ def evaluate(
             most 128 blocks.
         batch_size: Sequences of full length per batch; by default chosen for the device.
         max_length: Use no more of the model's context than this many tokens.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the blocks of the model out
+            between several, also `cuda:0,cpu`.
         devices: Share the work between this many processes, each on a device of its own.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         seed: Of few-shot examples and sampled answers.
         overwrite: Compute finished pairs again.
     """
     from whittle_nas.cli.candidates import choose_candidates, library_of
-    from whittle_nas.cli.common import check_least, resolve_device, resolve_dtype
+    from whittle_nas.cli.common import check_least, resolve_devices, resolve_dtype
     from whittle_nas.cli.evaluation import (
         check_directory,
+        check_processes,
         compute,
         forget_pairs,
         read_text,
@@ -129,7 +131,8 @@ def evaluate(
         fewshot_as_multiturn=fewshot_as_multiturn,
         gen_kwargs=gen_kwargs or {},
     )
-    where = resolve_device(device)
+    where = resolve_devices(device)
+    check_processes(where, devices)
     session = Session(
         checkpoint,
         out_dir,

@@ -42,13 +42,28 @@ def read_text(data: TextData | None, checkpoint: Any) -> Text | None:
     return Text(", ".join(source.label for source in data.parts()), blocks)
 
 
-def compute(session: Session, candidates: Sequence[Candidate], device: Any, devices: int) -> bool:
+def check_processes(placed_on: Sequence[Any], devices: int) -> None:
+    """Refuse several processes that run on several devices each.
+
+    Raises:
+        ConfigError: naming the options.
+    """
+    if devices > 1 and len(placed_on) > 1:
+        raise ConfigError(
+            f"--devices {devices} gives each process one device, and --device names "
+            f"{len(placed_on)}: leave one of the two options out"
+        )
+
+
+def compute(
+    session: Session, candidates: Sequence[Candidate], placed_on: Sequence[Any], devices: int
+) -> bool:
     """Compute what is not there yet; True in the process that has to report.
 
     Args:
         session: what is asked.
         candidates: whom.
-        device: of a single process.
+        placed_on: devices of the model in a single process.
         devices: processes that share the work.
     """
     pairs = session.pairs([candidate.subnetwork for candidate in candidates])
@@ -61,10 +76,10 @@ def compute(session: Session, candidates: Sequence[Candidate], device: Any, devi
         _say(f"{labels[pair.subnetwork]} {pair.task}: {_headlines(session, pair, result)}")
 
     if devices == 1:
-        session.compute(todo, device, on_pair=tell)
+        session.compute(todo, placed_on, on_pair=tell)
         return True
     # the list was made before the processes part: none of them has finished anything by then
-    fabric = _launch(device, devices)
+    fabric = _launch(placed_on[0], devices)
     costs = [float(_num_params(session, pair.subnetwork)) for pair in todo]
     mine = spread(todo, costs, fabric.world_size)[fabric.global_rank]
     session.compute(mine, fabric.device, on_pair=tell)
@@ -106,7 +121,7 @@ def report(session: Session, candidates: Sequence[Candidate], timed_on: Any) -> 
     Args:
         session: what was asked.
         candidates: whom.
-        timed_on: device to time the sub-networks on; None: what a search measured, if it did.
+        timed_on: devices to time the sub-networks on; None: what a search measured, if it did.
     """
     latencies = [candidate.metrics.get("latency_ms") for candidate in candidates]
     if timed_on is not None:

@@ -100,7 +100,8 @@ def export(
             so that they make up for what was cut; never worse than the plain slices on text that is
             held back from the fit.
         data: Calibration text of `repair`.
-        device: Where `repair` runs: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: Where `repair` runs: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the
+            blocks of the model out between several, also `cuda:0,cpu`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         push_to_hub: Upload the result to this repository of the hub, such as me/my-model, which is
             made if it is not there; with `--format hf`.
@@ -109,7 +110,7 @@ def export(
     from dataclasses import replace
 
     from whittle_nas.cli.candidates import library_of
-    from whittle_nas.cli.common import progress_bar, resolve_device, resolve_dtype
+    from whittle_nas.cli.common import progress_bar, resolve_devices, resolve_dtype
     from whittle_nas.cli.repairing import check_plain, repair_text
     from whittle_nas.cli.selection import choose_subnetwork
     from whittle_nas.export.checkpoint import plan_export, write_export
@@ -173,7 +174,7 @@ def export(
     if library is not None:
         planned = replace(planned, patch=library.patch(sub), after=_FITTED)
     if text is not None:
-        patch, after, lines = _repaired(checkpoint, sub, text, resolve_device(device))
+        patch, after, lines = _repaired(checkpoint, sub, text, resolve_devices(device))
         planned = replace(planned, patch=patch, after=after)
     with atomic_directory(out_dir, overwrite=overwrite) as partial:
         write_export(partial, planned, dtype=resolve_dtype(dtype), progress=progress_bar)

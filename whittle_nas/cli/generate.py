@@ -45,7 +45,8 @@ def generate(
         temperature: Of sampling; 0 takes the most probable token.
         top_k: Sample among the k most probable tokens.
         top_p: Sample among the most probable tokens that together reach this probability.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the blocks of the model out
+            between several, also `cuda:0,cpu`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         seed: Seed of sampling.
     """
@@ -55,7 +56,7 @@ def generate(
     from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import (
         check_least,
-        resolve_device,
+        resolve_devices,
         resolve_dtype,
         seed_everything,
     )
@@ -70,7 +71,7 @@ def generate(
             f"--temperature {temperature} must be at least 0, and --top_p {top_p} above 0 and at "
             "most 1"
         )
-    place = resolve_device(device)
+    placed_on = resolve_devices(device)
     checkpoint = open_checkpoint(checkpoint_dir, shortcuts=True, per_layer=True)
     sub = SubNetwork.from_config(checkpoint.config)
     if subnetwork.given() or front is not None or subnetworks is not None:
@@ -85,12 +86,12 @@ def generate(
         )
     library = library_of(checkpoint, front=front, subnetworks=subnetworks, name=name)
     patch = None if library is None else library.patch(sub)
-    supernet = load_supernet(checkpoint_dir, device=place, dtype=resolve_dtype(dtype))
+    supernet = load_supernet(checkpoint_dir, device=placed_on, dtype=resolve_dtype(dtype))
     style = PromptStyle.from_config(checkpoint.config)
     if has_prompt_style(checkpoint_dir):
         style = load_prompt_style(checkpoint_dir)
     tokenizer = load_tokenizer(checkpoint_dir, checkpoint.config)
-    ids = tokenizer.encode(style.apply(prompt), device=place)
+    ids = tokenizer.encode(style.apply(prompt), device=placed_on[0])
     seed_everything(seed)
     if len(ids) + max_new_tokens > checkpoint.config.block_size:
         raise ConfigError(

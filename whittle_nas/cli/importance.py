@@ -108,7 +108,8 @@ def importance(
         micro_batch_size: Sequences per forward pass, where a batch does not fit into memory.
         report: Measure random sub-networks before and after.
         sweep: Shrink each dimension alone: the search space `fitted`, and a picture.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the blocks of the model out
+            between several, also `cuda:0,cpu`.
         dtype: Number format of the forward passes, `stored` that of the checkpoint; the sorted
             weights keep theirs.
         seed: Seed of the sub-networks of the report.
@@ -117,7 +118,7 @@ def importance(
     from whittle_nas.cli.common import (
         check_least,
         progress_bar,
-        resolve_device,
+        resolve_devices,
         resolve_dtype,
         seed_everything,
     )
@@ -163,7 +164,7 @@ def importance(
     seed_everything(seed)
     blocks = load_blocks(data, checkpoint_dir, config=checkpoint.config)
     trial = _plan_trial(report, data, checkpoint, seed=seed)
-    where = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
+    where = {"device": resolve_devices(device), "dtype": resolve_dtype(dtype)}
     supernet = load_supernet(checkpoint_dir, **where)
     measured = measure(supernet.model, blocks.tokens, options, progress=progress_bar)
     before = trial.run(supernet, "before sorting") if trial else []
@@ -181,10 +182,13 @@ def importance(
         if trial:
             supernet = load_supernet(partial, **where)
             after = trial.run(supernet, "after sorting")
-            steps = trial.steps(checkpoint, measured, settled, supernet)
+            steps = trial.other_norms(settled, supernet)
             if report.repair:
                 steps["repaired"] = trial.run(supernet, "repaired", blocks.tokens)
-            trial.write(partial, before, after, steps, supernet.config)
+            config, info = supernet.config, supernet.info
+            del supernet
+            steps |= trial.permuted(checkpoint, measured, info, **where)
+            trial.write(partial, before, after, steps, config)
     print(f"calibrated on {blocks}")
     _summary(found, [*measured.notes, settled.note], out_dir)
 

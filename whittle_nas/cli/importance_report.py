@@ -28,10 +28,12 @@ from whittle_nas.plots import plot_before_after, plot_importance, plot_sweep
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
-from whittle_nas.weights.info import FILE_NAME
+from whittle_nas.weights.info import FILE_NAME, SupernetInfo
 from whittle_nas.weights.norms import NormTable
 from whittle_nas.weights.patch import Patch
+from whittle_nas.weights.placement import Device, place
 from whittle_nas.weights.supernet import SuperNetwork
+from whittle_nas.weights.tying import tie_head
 
 _SWEPT = 256  # tokens of a block that the sweep looks at: many texts say more than long ones
 
@@ -68,27 +70,43 @@ class Trial:
             progress=progress_bar,
         )
 
-    def steps(
-        self, checkpoint: Checkpoint, measured: Measured, settled: Settled, final: SuperNetwork
+    def other_norms(self, settled: Settled, final: SuperNetwork) -> dict[str, list[float]]:
+        """Perplexities of the sorted model with the norm factors the other way, if it has norms."""
+        if settled.norm_shares is None:
+            return {}
+        table = NormTable.of(settled.norm_shares, final.config)
+        name = "without norm factors" if final.info.norms else "with norm factors"
+        other = replace(final.info, norms=None if final.info.norms else table)
+        return {name: self.run(SuperNetwork(final.model, other), name)}
+
+    def permuted(
+        self,
+        checkpoint: Checkpoint,
+        measured: Measured,
+        info: SupernetInfo,
+        *,
+        device: Device,
+        dtype: torch.dtype | None,
     ) -> dict[str, list[float]]:
-        """Perplexities with one of the steps left out: norm factors, or matrices."""
-        found, info = {}, final.info
-        if settled.norm_shares is not None:
-            table = NormTable.of(settled.norm_shares, final.config)
-            name = "without norm factors" if info.norms else "with norm factors"
-            other = replace(info, norms=None if info.norms else table)
-            found[name] = self.run(SuperNetwork(final.model, other), name)
-        if measured.orders is not measured.bases:
-            like = final.model.lm_head.weight
-            with torch.device("meta"):
-                model = GPT(checkpoint.config)
-            tensors = SortedTensors(checkpoint.state_dict, measured.orders, checkpoint.config)
-            model.load_state_dict(dict(tensors), assign=True)
-            model.cos, model.sin = model.rope_cache()
-            model = model.to(like).requires_grad_(False).eval()
-            permuted = SuperNetwork(model, replace(info, norms=None))
-            found["permuted"] = self.run(permuted, "permuted")
-        return found
+        """Perplexities without the matrices of the sorted model, if it has any.
+
+        Args:
+            checkpoint: before sorting.
+            measured: what it was sorted by.
+            info: of the sorted model.
+            device: where this model is put beside no other: one, or several.
+            dtype: of its parameters; None: as stored.
+        """
+        if measured.orders is measured.bases:
+            return {}
+        with torch.device("meta"):
+            model = GPT(checkpoint.config)
+        tensors = SortedTensors(checkpoint.state_dict, measured.orders, checkpoint.config)
+        model.load_state_dict(dict(tensors), assign=True)
+        tie_head(model)
+        model.cos, model.sin = model.rope_cache()
+        place(model, device, dtype).requires_grad_(False).eval()
+        return {"permuted": self.run(SuperNetwork(model, replace(info, norms=None)), "permuted")}
 
     def write(
         self,

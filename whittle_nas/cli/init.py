@@ -52,11 +52,9 @@ def init(
         memory_gib: Memory of that device; by default what this machine's has.
         overwrite: Replace the file.
     """
-    from whittle_nas.cli.common import resolve_device
     from whittle_nas.cli.defaults import fitted, model_config, stage_defaults
     from whittle_nas.search.objectives import QUALITY, check_metric, is_cost
     from whittle_nas.space.front import parse_constraints
-    from whittle_nas.train.memory import device_bytes
     from whittle_nas.weights.files import atomic_write_text
 
     if recipe.exists() and not overwrite:
@@ -75,12 +73,7 @@ def init(
     if {*named} - {*QUALITY, "num_params"}:  # only what a search has measured can be a budget
         cost = () if any(map(is_cost, named)) else ("num_params",)
         options["search"]["objectives"] = ",".join(dict.fromkeys(("val_loss", *named, *cost)))
-    if memory_gib is None:
-        memory = device_bytes(resolve_device(device))
-    else:
-        memory = int(memory_gib * 2**30)
-    if memory <= 0:
-        raise ConfigError(f"--memory_gib {memory_gib} must be above 0")
+    memory = _memory(device, memory_gib)
     apart = route is Route.chosen  # what is trained is not the whole model, which teaches it
     options["finetune"], needed = fitted(config, options["finetune"], memory, apart=apart)
     fits = needed <= memory
@@ -93,6 +86,20 @@ def init(
     recipe.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(recipe, text)
     _report(recipe, config, needed, memory, fits)
+
+
+def _memory(device: str, memory_gib: float | None) -> int:
+    """Bytes of the device that a recipe is for."""
+    from whittle_nas.cli.common import resolve_device
+    from whittle_nas.train.memory import device_bytes
+
+    if "," in device:
+        raise ConfigError(f"--device {device}: a recipe trains on one device, name one of them")
+    if memory_gib is None:
+        return device_bytes(resolve_device(device))
+    if memory_gib <= 0:
+        raise ConfigError(f"--memory_gib {memory_gib} must be above 0")
+    return int(memory_gib * 2**30)
 
 
 def _sorted_config(config: Any) -> Any:

@@ -51,7 +51,8 @@ def candidates(
         score_blocks: Blocks of held-back text on which the loss is measured with one part replaced.
         costs: The load for which memory and FLOPs are written down.
         batch_size: Sequences per forward pass.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the blocks of the model out
+            between several, also `cuda:0,cpu`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         overwrite: Replace what is in `out_dir`.
     """
@@ -59,7 +60,7 @@ def candidates(
     from whittle_nas.candidates.costs import analytic
     from whittle_nas.candidates.library import write_library
     from whittle_nas.candidates.parts import describe
-    from whittle_nas.cli.common import check_least, progress_bar, resolve_device, resolve_dtype
+    from whittle_nas.cli.common import check_least, progress_bar, resolve_devices, resolve_dtype
     from whittle_nas.data import load_blocks
     from whittle_nas.repair.options import RepairOptions
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
@@ -74,7 +75,7 @@ def candidates(
     if not (data.is_given() or data.sources):
         raise ConfigError("nas candidates needs calibration text: give --data.files")
     text = load_blocks(data, checkpoint.path, config=checkpoint.config)
-    net = load_supernet(checkpoint.path, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    net = load_supernet(checkpoint.path, device=resolve_devices(device), dtype=resolve_dtype(dtype))
     repair = RepairOptions(batch_size=batch_size)
     options = BuildOptions(grid, rank, score_blocks, repair, train)
     builder = Builder(net, checkpoint, text.tokens, options)

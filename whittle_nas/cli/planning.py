@@ -18,6 +18,9 @@ from whittle_nas.cli.training_report import Memory
 from whittle_nas.data.options import TextData
 from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.metrics.plan import (
+    EQUATIONS,
+    PRODUCTS,
+    STREAMS,
     Plan,
     forward_flops,
     forward_memory,
@@ -238,7 +241,7 @@ def _candidates(source: Source, options: Any) -> Plan:
         of_step = 3 * options.batch_size * forward_flops(config, length, length) / 2
         work["training"] = options.train.steps * len(smaller) * of_step
     memory = forward_memory(config, dtype=dtype, batch=options.batch_size, tokens=length)
-    memory["sums of products"] = 8 * 4 * max(heads, neurons) ** 2
+    memory[PRODUCTS] = 8 * 4 * max(heads, neurons) ** 2
     memory["states and outputs"] = 3 * tokens * config.n_embd * dtype.itemsize
     rank = options.rank or config.n_embd
     rows = config.n_embd
@@ -277,6 +280,8 @@ def _search(source: Source, options: Any) -> Plan:
         around = programs.rounds * max(1, len(programs.budgets)) * 2 * config.n_layer
         work["measuring around"] = around * scored * of_block
         notes.append("the solutions of integer programs are not counted")
+        if programs.rounds and (options.devices > 1 or options.ray_address is not None):
+            notes.append("rounds measure with one more copy of the model, in this process")
     work["trials"] = trials * scored * of_block
     front = max(1, trials // 10)
     work["front on all blocks"] = front * blocks * of_block
@@ -302,6 +307,23 @@ def _search(source: Source, options: Any) -> Plan:
         rows=batch * length,
         notes=tuple(notes),
     )
+
+
+def search_metrics(options: Any) -> list[str]:
+    """Metrics that a search is asked for.
+
+    Raises:
+        ConfigError: for one that is not known.
+    """
+    from whittle_nas.cli.search import read_metrics
+
+    names, limits = read_metrics(options.objectives, options.constraints)
+    if options.method is Method.ilp:
+        limits = (
+            *limits,
+            *(limit for _, asked in _programs_of(options).limits() for limit in asked),
+        )
+    return [*names, *(limit.metric for limit in limits)]
 
 
 def _programs_of(options: Any) -> ProgramOptions:
@@ -393,8 +415,8 @@ def _export(source: Source, options: Any) -> Plan:
         )
         work = {"passes": passes, "normal equations": 3 * hessian_flops(config, blocks * length)}
         memory = forward_memory(config, dtype=source.stored, batch=4, tokens=length)
-        memory["streams"] = 4 * 2 * blocks * length * config.n_embd
-        memory["normal equations"] = 4 * 8 * max(config.intermediate_size, config.n_embd) ** 2
+        memory[STREAMS] = 4 * 2 * blocks * length * config.n_embd
+        memory[EQUATIONS] = 4 * 8 * max(config.intermediate_size, config.n_embd) ** 2
     return Plan(
         config,
         {"checkpoint": source.weight_bytes()},

@@ -108,11 +108,12 @@ def search(
         repair: Repair every sub-network before it is evaluated, as `nas export --repair true` does.
         calibration: Calibration text of `repair`; by default what `data.valid_fraction` leaves, at
             most 128 blocks.
-        devices: Share the trials between this many processes, each on a GPU of its own, or all on
+        devices: Share the trials between this many processes, each on GPUs of its own, or all on
             the CPU; more than one needs Ray.
         ray_address: Address of a running Ray cluster, over any number of machines, to take the
             devices from; `auto` for the one that this machine belongs to.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the blocks of the model out
+            between several, also `cuda:0,cpu`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         seed: Seed of the proposals.
         resume: Go on with an interrupted search in `out_dir`, or extend a finished one.
@@ -120,7 +121,7 @@ def search(
     """
     from whittle_nas.cli.common import (
         check_least,
-        resolve_device,
+        resolve_devices,
         resolve_dtype,
         seed_everything,
     )
@@ -150,7 +151,7 @@ def search(
         method, candidates, wanted, num_solutions, overlap, ilp_rounds, ilp, targets=targets
     )
     checkpoint, space, library = _open(checkpoint_dir, search_space, method, candidates)
-    names, limits = _read(objectives, constraints)
+    names, limits = read_metrics(objectives, constraints)
     if method is not Method.ilp:  # a program measures what its budgets name
         check_budgets(wanted, (*names, *(limit.metric for limit in limits)))
     seed_everything(seed)
@@ -182,7 +183,7 @@ def search(
         ),
         workers=devices,
         cluster=ray_address,
-        device=resolve_device(device),
+        placed_on=resolve_devices(device),
         dtype=resolve_dtype(dtype),
     ).resolved()
     with listening(request, _warn) as listener:
@@ -267,9 +268,14 @@ def _open(
     return checkpoint, space, None
 
 
-def _read(
+def read_metrics(
     objectives: list[str] | str, constraints: list[str] | str | None
 ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Names of the objectives, and the limits.
+
+    Raises:
+        ConfigError: for one that is not known.
+    """
     from whittle_nas.search.constraints import read_constraints
     from whittle_nas.search.objectives import parse_objectives
 

@@ -146,7 +146,7 @@ class AppendingCache(KVCache):
         """Drop all rows but these (long tensor of row numbers)."""
         assert self.keys is not None
         assert self.values is not None
-        self.shape = (len(rows), self.shape[1])
+        self.shape, rows = (len(rows), self.shape[1]), rows.to(self.keys.device)
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 

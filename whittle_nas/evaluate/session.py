@@ -22,6 +22,7 @@ from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.identity import fingerprint, tokens_id
 from whittle_nas.weights.patch import PatchSource
+from whittle_nas.weights.placement import Device
 from whittle_nas.weights.supernet import SuperNetwork
 
 
@@ -119,7 +120,7 @@ class Session:
     def compute(
         self,
         pairs: Sequence[Pair],
-        device: torch.device,
+        device: Device,
         *,
         on_pair: Callable[[Pair, Result], object] | None = None,
     ) -> None:
@@ -127,7 +128,7 @@ class Session:
 
         Args:
             pairs: What to do.
-            device: Where to do it.
+            device: Where to do it; several share the model, see `weights.placement`.
             on_pair: Told every result when it is on disk.
         """
         for sub in dict.fromkeys(pair.subnetwork for pair in pairs):
@@ -187,9 +188,7 @@ class Session:
             return {"repair": tokens_id(self.calibration)}
         return {} if self.library is None else {"candidates": self.library.identity()}
 
-    def _harness(
-        self, sub: SubNetwork, device: torch.device, *, repaired: bool = False
-    ) -> LitGPTHarness:
+    def _harness(self, sub: SubNetwork, device: Device, *, repaired: bool = False) -> LitGPTHarness:
         if self._supernet is None:
             self._supernet = load_supernet(
                 self.checkpoint.path, device=device, dtype=self.model.dtype
@@ -218,7 +217,7 @@ class Session:
         task = next(task for task in self.tasks if task.choice.name == pair.task)
         return run_task(harness, task, self.options, self.run)
 
-    def latency_ms(self, subnetworks: Sequence[SubNetwork], device: torch.device) -> list[float]:
+    def latency_ms(self, subnetworks: Sequence[SubNetwork], device: Device) -> list[float]:
         """Median time of the forward pass of two sequences of 512 tokens, in milliseconds."""
         from whittle_nas.metrics.measured import prefill_latency
 

@@ -46,7 +46,7 @@ class Covariances:
         """The input of one norm, (B, T, D)."""
         if self.stream is not None:
             unit = torch.nn.functional.normalize(x.flatten(0, -2).float(), dim=-1)
-            self.stream += unit.mT @ unit
+            self.stream += (unit.mT @ unit).to(self.stream.device)
 
     def add_values(self, layer: int, attention: Tensor) -> None:
         """The input of an output projection, (B, T, H * K)."""
@@ -54,7 +54,7 @@ class Covariances:
         heads = attention.flatten(0, -2).float()
         heads = heads.unflatten(-1, (config.n_query_groups, -1, config.head_size))
         rows = heads.transpose(0, 1).flatten(1, 2)  # (G, tokens * Q, K)
-        self.values[layer] += rows.mT @ rows
+        self.values[layer] += (rows.mT @ rows).to(self.values[layer].device)
 
 
 def choose_rotation(
@@ -139,8 +139,9 @@ def with_matrices(
         return scores, bases
     layers, gains = [], []
     for layer, block in enumerate(model.transformer.h):
-        weights = block.attn.qkv.weight, block.attn.proj.weight
-        matrices, gain = value_bases(found.values[layer], *weights, model.config)
+        sums = found.values[layer]
+        qkv, proj = (part.weight.to(sums.device) for part in (block.attn.qkv, block.attn.proj))
+        matrices, gain = value_bases(sums, qkv, proj, model.config)
         layers.append(replace(bases.layers[layer], value_channels=matrices.float()))
         gains.append((gain / found.tokens**0.5).float().cpu())
     return replace(scores, value_channels=torch.stack(gains)), replace(bases, layers=layers)

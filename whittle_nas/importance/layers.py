@@ -164,7 +164,7 @@ def _loss(model: Any, x: Tensor, targets: Tensor) -> float:
     hidden, labels = model.transformer.ln_f(x).flatten(0, 1), targets.flatten()
     rows = max(1, _CHUNK // model.config.padded_vocab_size)
     cap = model.config.final_logit_softcapping
-    total = torch.zeros((), device=x.device)
+    total = torch.zeros((), device=hidden.device)
     for part, label in zip(hidden.split(rows), labels.split(rows), strict=True):
         logits = model.lm_head(part).float()  # (rows, V)
         logits = logits if cap is None else torch.tanh(logits / cap) * cap

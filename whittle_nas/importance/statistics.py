@@ -35,8 +35,8 @@ class Place:
 class RunningScores:
     """Scores of every place, batch by batch."""
 
-    def __init__(self, aggregation: Aggregation) -> None:
-        self._aggregation = aggregation
+    def __init__(self, aggregation: Aggregation, device: torch.device) -> None:
+        self._aggregation, self._device = aggregation, device
         self._pending: dict[Place, list[Tensor]] = {}
         self._totals: dict[Place, Tensor] = {}
         self._sequences = 0
@@ -45,7 +45,7 @@ class RunningScores:
     def add(self, kind: str, module: str, activation: Tensor) -> None:
         """Reduce an activation (B, T, C) over its tokens."""
         how = "mean" if kind == "layers" else self._aggregation.sequence
-        reduced = criteria.REDUCTIONS[how](activation, 1)  # (B, C)
+        reduced = criteria.REDUCTIONS[how](activation, 1).to(self._device)  # (B, C)
         self._pending.setdefault(Place(kind, module), []).append(reduced)
 
     def end_batch(self) -> None:
@@ -113,8 +113,8 @@ def collect(
     Raises:
         ConfigError: if an activation is not finite.
     """
-    running = RunningScores(aggregation)
     device = model.lm_head.weight.device
+    running = RunningScores(aggregation, device)
     body = without_head(model)
     batches = tokens.split(batch_size)
     with (
@@ -196,7 +196,7 @@ def norm_shares(
         def hook(_module: nn.Module, inputs: tuple[Tensor]) -> None:
             energies = inputs[0].flatten(0, -2).float().square().cumsum(-1)  # (B * T, D)
             whole = energies[:, -1:].clamp_min(torch.finfo(torch.float32).tiny)
-            totals[row] += (energies / whole).sqrt_().sum(0)
+            totals[row] += (energies / whole).sqrt_().sum(0).to(device)
 
         return hook
 

@@ -5,7 +5,9 @@ Pure functions of a config and numbers; nothing is loaded or built. B rows, T to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,13 @@ import torch
 
 from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.weights import axes
+from whittle_nas.weights.placement import share_out
 
+# What a pass over the blocks takes along: every device holds as much of it while it works.
+ACTIVATIONS, STREAMS, EQUATIONS = "activations", "streams", "normal equations"
+PRODUCTS = "sums of products"
+_WITH_BLOCKS = (ACTIVATIONS, STREAMS, EQUATIONS, PRODUCTS)
 _LOGITS = 2**24  # elements of the logits that exist at a time in scoring
 
 
@@ -84,9 +92,63 @@ def forward_memory(config: Any, *, dtype: torch.dtype, batch: int, tokens: int) 
     logits = min(rows, max(1, _LOGITS // config.padded_vocab_size)) * config.padded_vocab_size
     return {
         "weights": AnalyticCosts(config).weight_bytes(full, dtype),
-        "activations": rows * widest * dtype.itemsize,
+        ACTIVATIONS: rows * widest * dtype.itemsize,
         "logits": 3 * 4 * logits,
     }
+
+
+def placed_memory(
+    config: Any, memory: Mapping[str, int], placed_on: Sequence[torch.device]
+) -> dict[torch.device, dict[str, int]]:
+    """Bytes of each device, by part, of a model that is shared out; see `weights.placement`.
+
+    Weights are split. Activations, the streams of a repair and sums over what enters a matrix are
+    on all devices, one after the other. All else is on the first.
+
+    Args:
+        config: of the whole model.
+        memory: what one device would need.
+        placed_on: the devices; one that is named twice has two shares.
+    """
+    held = _placed_parameters(config, placed_on)
+    total = held.total()
+    return {
+        device: {
+            what: size * held[device] // total if what == "weights" else size
+            for what, size in memory.items()
+            if device == placed_on[0] or what in ("weights", *_WITH_BLOCKS)
+        }
+        for device in dict.fromkeys(placed_on)
+    }
+
+
+def placed_rate(
+    config: Any, placed_on: Sequence[torch.device], rates: Mapping[torch.device, float]
+) -> float:
+    """FLOPs per second of devices that take turns, each with the matrices that it holds.
+
+    Args:
+        config: of the whole model.
+        placed_on: the devices; one that is named twice has two shares.
+        rates: of each alone.
+    """
+    held = _placed_parameters(config, placed_on)
+    if not axes.is_tied(config):  # rows of the token table are looked up, not multiplied
+        held[placed_on[0]] -= config.padded_vocab_size * config.n_embd
+    return held.total() / sum(held[device] / rates[device] for device in held)
+
+
+def _placed_parameters(config: Any, placed_on: Sequence[torch.device]) -> Counter[torch.device]:
+    """Parameters of each device."""
+    sizes: Counter[int | None] = Counter()
+    for name in axes.parameter_names(config):
+        if name != "lm_head.weight" or not axes.is_tied(config):
+            sizes[axes.split_layer(name)[0]] += math.prod(axes.shape(name, config))
+    blocks = [sizes[layer] for layer in range(config.n_layer)]
+    held = Counter({placed_on[0]: sizes[None]})
+    for at, size in zip(share_out(sizes[None], blocks, len(placed_on)), blocks, strict=True):
+        held[placed_on[at]] += size
+    return held
 
 
 def training_flops(

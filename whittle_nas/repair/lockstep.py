@@ -21,6 +21,7 @@ from whittle_nas.repair.least_squares import Choice, NormalEquations, best_step
 from whittle_nas.repair.options import RepairOptions
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.patch import Patch
+from whittle_nas.weights.placement import home_of
 from whittle_nas.weights.slicing import SlicePlan
 
 Equations = tuple[NormalEquations, NormalEquations]  # of text that is fitted, and held back
@@ -144,6 +145,7 @@ class Lockstep:
         Raises:
             ConfigError: if an activation is not finite.
         """
+        self._move(home_of(pair.narrow.module))
         if self._k < self._width:
             for norm in dict.fromkeys(part.norm for part in pair.narrow.parts):
                 self._repair_readers(pair, norm)
@@ -152,6 +154,13 @@ class Lockstep:
             self._x.run(step.module, layer)
         self._repair_writers(pair, own, outputs)
         self._z.run(pair.narrow.module, pair.at)
+
+    def _move(self, home: torch.device | None) -> None:
+        """Both streams, and the sums over them, to where the next weights are."""
+        if home is not None and home != self._device:
+            self._device = home
+            self._x.move(home)
+            self._z.move(home)
 
     def _repair_readers(self, pair: Pair, norm: str) -> None:
         """All layers behind one norm: its D outputs are predicted from those of the narrow one."""
@@ -256,6 +265,7 @@ class Lockstep:
         Returns:
             Loss of the repaired sub-network on the text that is held back.
         """
+        self._move(home_of(self._model.transformer.ln_f))
         held_back = self._z.states[self._fitted :]
         loss = self._loss(held_back)
         if self._tied or self._k == self._width:

@@ -22,6 +22,7 @@ from whittle_nas.search.trials import Status
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 from whittle_nas.weights.patch import Patch
+from whittle_nas.weights.placement import spelled
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EvaluationSpec:
         num_blocks: blocks of a trial; None: all.
         first_blocks: blocks after which a trial may be stopped; 0: none.
         batch_size: blocks per forward pass; None: chosen for the device.
-        device: name of the device; a worker that sees one GPU only calls it `cuda`.
+        placed_on: devices of the model, see `weights.placement`; a worker numbers its GPUs from 0.
         dtype: number format of the weights; None: as stored.
         threads: CPU threads of torch; None: as they are.
         tasks: how lm-eval tasks are asked.
@@ -47,7 +48,7 @@ class EvaluationSpec:
     num_blocks: int | None = None
     first_blocks: int = 0
     batch_size: int | None = None
-    device: str = "cpu"
+    placed_on: tuple[torch.device, ...] = (torch.device("cpu"),)
     dtype: torch.dtype | None = None
     threads: int | None = None
     tasks: TaskOptions = field(default_factory=TaskOptions)
@@ -107,7 +108,7 @@ class Evaluator:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.supernet = load_supernet(spec.checkpoint_dir, device=spec.device, dtype=spec.dtype)
+        self.supernet = load_supernet(spec.checkpoint_dir, device=spec.placed_on, dtype=spec.dtype)
         self.tokens = tokens
         self._library = spec.library and open_library(
             spec.library, open_checkpoint(spec.checkpoint_dir)
@@ -142,12 +143,12 @@ class Evaluator:
             if not is_out_of_memory(error):
                 if "CUDA error" in str(error):
                     raise ConfigError(
-                        f"--device {self.spec.device} failed at {job.sub} ({reason}); finished "
-                        "trials are kept, go on with --resume true"
+                        f"--device {spelled(self.spec.placed_on)} failed at {job.sub} ({reason}); "
+                        "finished trials are kept, go on with --resume true"
                     ) from error
                 raise
             result = Evaluation(Status.failed, note=reason)
-            if self.spec.device.startswith("cuda"):
+            if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return replace(result, seconds=time.perf_counter() - start)
 

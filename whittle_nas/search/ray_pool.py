@@ -10,7 +10,7 @@ import os
 import re
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ _RETRIES = 3  # deaths of a worker that one trial may cause before it counts as 
 
 
 class RayPool:
-    """One actor per device."""
+    """Actors on one device each, or on as many as the model is placed on."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class RayPool:
         Args:
             spec: what they evaluate.
             tokens: validation text.
-            workers: how many; on GPUs, how many GPUs.
+            workers: how many; on GPUs, each takes as many as the model is placed on.
             address: a running Ray cluster, `auto` for the one of this machine; None: start one that
                 ends with this process.
             warn: takes sentences for the user.
@@ -51,18 +51,16 @@ class RayPool:
         """
         self._ray = _import_ray()
         self._warn = warn
-        on_gpu = spec.device.startswith("cuda")
-        self._started = _connect(self._ray, address, workers, on_gpu=on_gpu)
+        placed_on, gpus = as_seen_by_a_worker(spec.placed_on)
+        self._started = _connect(self._ray, address, workers, on_gpu=gpus > 0)
         try:
-            self._check_devices(workers, on_gpu=on_gpu)
-            # An actor sees the one GPU that Ray gave it, whatever its number in the machine.
-            spec = replace(spec, device="cuda" if on_gpu else spec.device)
+            check_room(self._ray.nodes(), workers, gpus)
             actor = self._ray.remote(
                 num_cpus=1,
-                num_gpus=1 if on_gpu else 0,
+                num_gpus=gpus,
                 max_restarts=-1,
                 max_task_retries=_RETRIES,
-            )(_bound(spec, tokens))
+            )(_bound(replace(spec, placed_on=placed_on), tokens))
             self.actors = [actor.remote() for _ in range(workers)]
             self._ray.get([worker.ready.remote() for worker in self.actors])
         except self._ray.exceptions.RayError as error:
@@ -131,12 +129,40 @@ class RayPool:
             worker, job = self._idle.popleft(), self._queue.popleft()
             self._running[worker.evaluate.remote(job)] = worker, job
 
-    def _check_devices(self, workers: int, *, on_gpu: bool) -> None:
-        """An actor that can't be placed would wait for ever."""
-        kind = "GPU" if on_gpu else "CPU"
-        there = int(self._ray.cluster_resources().get(kind, 0))
-        if there < workers:
-            raise ConfigError(f"--devices {workers} exceeds the {there} {kind}s that Ray has")
+
+def as_seen_by_a_worker(
+    placed_on: Sequence[torch.device],
+) -> tuple[tuple[torch.device, ...], int]:
+    """The devices of a model by the numbers that they have in a worker, and how many are GPUs.
+
+    An actor sees the GPUs that Ray gave it, numbered from 0, whatever they are in the machine.
+    """
+    gpus = list(dict.fromkeys(device for device in placed_on if device.type == "cuda"))
+    seen = {gpu: torch.device("cuda", number) for number, gpu in enumerate(gpus)}
+    return tuple(seen.get(device, device) for device in placed_on), len(gpus)
+
+
+def check_room(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: int) -> None:
+    """Refuse actors that can't be placed, which would wait for ever: none spans two machines.
+
+    Args:
+        nodes: machines, as `ray.nodes()` lists them.
+        workers: actors.
+        gpus: of each; with 0 each needs a CPU.
+
+    Raises:
+        ConfigError: if there is room for fewer.
+    """
+    kind, each = ("GPU", gpus) if gpus else ("CPU", 1)
+    there = [int(node["Resources"].get(kind, 0)) for node in nodes if node["Alive"]]
+    room = sum(count // each for count in there)
+    if room < workers and each > 1:
+        raise ConfigError(
+            f"--devices {workers} with {each} GPUs each: the machines that Ray has have room for "
+            f"{room}"
+        )
+    if room < workers:
+        raise ConfigError(f"--devices {workers} exceeds the {room} {kind}s that Ray has")
 
 
 def _bound(spec: EvaluationSpec, tokens: torch.Tensor) -> type:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from whittle_nas.candidates.library import Library
+from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_correction import Accuracy
 from whittle_nas.metrics.latency_parts import Load
 from whittle_nas.reading import read_yaml
@@ -32,9 +33,35 @@ from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint
 from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.identity import fingerprint, tokens_id
+from whittle_nas.weights.placement import spelled
 
 GRID = "grid.yaml"
 TABLE = "latency_table.json"
+
+
+def check_placed(
+    placed_on: Sequence[torch.device], wanted: Sequence[str], recovery: RecoveryOptions
+) -> None:
+    """Refuse what a search can't do with a model on several devices.
+
+    Args:
+        placed_on: devices of the model.
+        wanted: metrics that objectives, constraints and budgets name.
+        recovery: whether the best are trained.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if len(placed_on) == 1:
+        return
+    several = f"--device {spelled(placed_on)}"
+    if timed := [name for name in wanted if name in MEASURED]:
+        raise ConfigError(
+            f"{several}: {timed[0]} comes from times of blocks on one device; name one, or "
+            "search for flops or num_params"
+        )
+    if recovery.budget is not None:
+        raise ConfigError(f"{several}: --recovery.budget trains on one device; name one")
 
 
 @dataclass(frozen=True)
@@ -64,7 +91,7 @@ class Request:
         text: where the validation text comes from, see `data.load_blocks`.
         training: (N, T + 1) training text for the recovery.
         calibration: (N, T + 1) text on which every trial is repaired; None: none is.
-        device: where the model runs.
+        placed_on: devices that the model lies on, see `weights.placement`.
         dtype: number format of the weights; None: as stored.
         workers: processes that evaluate; 1: this one.
         cluster: address of a Ray cluster; None: this machine.
@@ -92,10 +119,19 @@ class Request:
     text: Mapping[str, Any] = field(default_factory=dict)
     training: torch.Tensor | None = None
     calibration: torch.Tensor | None = None
-    device: torch.device = torch.device("cpu")
+    placed_on: tuple[torch.device, ...] = (torch.device("cpu"),)
     dtype: torch.dtype | None = None
     workers: int = 1
     cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        """As `check_placed`."""
+        check_placed(self.placed_on, self.wanted, self.recovery)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in and logits come out."""
+        return self.placed_on[0]
 
     def resolved(self, costs: Costs | None = None) -> Request:
         """The same search, with shares of the whole model in its limits as numbers.
@@ -215,7 +251,7 @@ class Request:
             "seed": self.seed,
             "num_trials": num_trials,
             "constraints": list(map(str, self.constraints)),
-            "device": str(self.device),
+            "device": spelled(self.placed_on),
             "dtype": str(self.load.dtype).removeprefix("torch."),
             "costs": {"batch": self.load.batch, "tokens": self.load.tokens},
         }

@@ -21,7 +21,7 @@ from whittle_nas.search.ilp import Program, apart, solve, solve_many
 from whittle_nas.search.options import Score
 from whittle_nas.search.programs import QUALITY, Losses, Programs
 from whittle_nas.search.trials import Status, Trial
-from whittle_nas.search.workers import Pool
+from whittle_nas.search.workers import InlinePool, Pool
 from whittle_nas.space.front import Constraint
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.checkpoint import load_supernet
@@ -168,16 +168,12 @@ class ProgramSearch:
     ) -> tuple[float, Losses]:
         """The loss of a network on the blocks of a trial, and with each alternative in it."""
         request, library = self.programs.request, self.programs.library
-        if self._supernet is None:
-            self._supernet = load_supernet(
-                request.checkpoint.path, device=request.device, dtype=request.dtype
-            )
         sizes = {
             library.parts[at]: [library.candidates[at][j].sizes for j in chosen]
             for at, chosen in alternatives.items()
         }
         base, losses = losses_around(
-            self._supernet,
+            self._whole(),
             sub,
             sizes,
             request.tokens[: request.search_blocks],
@@ -190,6 +186,17 @@ class ProgramSearch:
             for at, chosen in alternatives.items()
             for j in chosen
         }
+
+    def _whole(self) -> Any:
+        """The super-network: that of a pool in this process, else one of its own."""
+        if isinstance(self._pool, InlinePool):
+            return self._pool.supernet
+        if self._supernet is None:
+            request = self.programs.request
+            self._supernet = load_supernet(
+                request.checkpoint.path, device=request.placed_on, dtype=request.dtype
+            )
+        return self._supernet
 
     def _around(
         self, sub: SubNetwork, alternatives: Mapping[int, Sequence[int]]

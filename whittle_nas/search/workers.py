@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -49,6 +49,11 @@ class InlinePool:
         job = self._queue.popleft()
         return job.number, self._evaluator.evaluate(job)
 
+    @property
+    def supernet(self) -> Any:
+        """What it slices; gone after `close`."""
+        return self._evaluator.supernet
+
     def close(self) -> None:
         """Let go of the weights: what follows the trials loads models of its own."""
         del self._evaluator
@@ -70,7 +75,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         num_blocks=request.search_blocks,
         first_blocks=request.halving.first_blocks,
         batch_size=request.batch_size,
-        device=str(request.device),
+        placed_on=request.placed_on,
         dtype=request.dtype,
         tasks=request.tasks,
         calibration=request.calibration,
@@ -80,7 +85,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         return InlinePool(Evaluator(spec, request.tokens))
     from whittle_nas.search.ray_pool import RayPool
 
-    if request.device.type == "cpu":
+    if any(device.type == "cpu" for device in request.placed_on):
         threads = max(1, (os.cpu_count() or 1) // request.workers)
         spec = replace(spec, threads=min(threads, torch.get_num_threads()))
     return RayPool(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from whittle_nas.space.subnetwork import LINEAR, PARTS, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
+from whittle_nas.weights.mixing import mix_in
 from whittle_nas.weights.slicing import BlockPlan, SlicePlan, per_layer, plan_slices
 
 Tables = tuple[torch.Tensor, torch.Tensor]  # cos and sin, (positions, n) each
@@ -168,8 +168,8 @@ def give_tables(module: Any, block: BlockPlan, tables: Tables) -> None:
     for name, table in zip(("cos", "sin"), own_tables(block.config, tables), strict=True):
         module.register_buffer(name, table, persistent=False)
     module.register_forward_pre_hook(_with_own_tables)
-    attn = module.attn
-    attn.build_kv_cache = partial(_own_cache, attn.build_kv_cache, module.cos.shape[1])
+    module.attn.rotary_channels = module.cos.shape[1]
+    mix_in(module.attn, _CachesOwnChannels)
 
 
 def _with_own_tables(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -182,13 +182,13 @@ def _with_own_tables(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return x, cos, sin, *rest
 
 
-def _own_cache(
-    build: Callable[..., Any],
-    n_elem: int,
-    batch: int,
-    length: int,
-    _model_n_elem: int | None = None,
-    *rest: Any,
-) -> Any:
-    """litgpt's cache, for the rotary channels of this block instead of the model's."""
-    return build(batch, length, n_elem, *rest)
+class _CachesOwnChannels:
+    """litgpt's attention, whose cache has its block's rotary channels instead of the model's."""
+
+    rotary_channels: int
+
+    def build_kv_cache(
+        self, batch: int, length: int, _of_model: int | None = None, *rest: Any
+    ) -> Any:
+        own: Any = super()
+        return own.build_kv_cache(batch, length, self.rotary_channels, *rest)

@@ -25,6 +25,7 @@ from whittle_nas.weights.config import config_of, stored
 from whittle_nas.weights.files import RUN_FILE, WEIGHTS
 from whittle_nas.weights.info import FILE_NAME, SupernetInfo
 from whittle_nas.weights.norms import IMPORTANCE
+from whittle_nas.weights.placement import Device, place
 from whittle_nas.weights.shortcuts import check_no_shortcuts, model_class
 from whittle_nas.weights.supernet import SuperNetwork
 from whittle_nas.weights.tying import HEAD, TABLE, found_in, tie_head
@@ -124,13 +125,14 @@ def open_checkpoint(
 
 
 def load_supernet(
-    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path | str, *, device: Device | None = "cpu", dtype: torch.dtype | None = None
 ) -> SuperNetwork:
     """Load a checkpoint as a super-network.
 
     Args:
         path: checkpoint directory.
-        device: where to put the model.
+        device: where to put the model: `cuda:0`, or `cuda:0,cuda:1` for one whose blocks are
+            shared out between several; see `placement`. None: the CPU.
         dtype: of the parameters; default: as stored.
 
     Raises:
@@ -159,7 +161,7 @@ def _trained_alone(path: Path) -> list[Path]:
 def supernet_of(
     found: Checkpoint,
     *,
-    device: torch.device | str = "cpu",
+    device: Device | None = "cpu",
     dtype: torch.dtype | None = None,
 ) -> SuperNetwork:
     """As `load_supernet`, of a checkpoint that is open already."""
@@ -168,7 +170,7 @@ def supernet_of(
     model.load_state_dict(found.state_dict(), strict=True, assign=True)
     tie_head(model)
     renew_tables(model)
-    model = model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+    model = place(model, device, dtype).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)
     return SuperNetwork(model, found.info)

@@ -356,7 +356,9 @@ def blank(plan: SlicePlan, tensors: Mapping[str, torch.Tensor], name: str) -> to
     """
     if name not in plan.maps():
         raise KeyError(plan.source_name(name))
-    return tensors["lm_head.weight"].new_zeros(axes.shape(name, plan.own_config))
+    block = plan.source_name(name).removesuffix(axes.split_layer(name)[1])
+    like = tensors[next(known for known in tensors if known.startswith(block))]  # on its device
+    return like.new_zeros(axes.shape(name, plan.own_config))
 
 
 def check_forms(plan: SlicePlan, given: Collection[str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from whittle_nas.weights.assembly import (
 )
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.patch import Patch, patched
+from whittle_nas.weights.placement import home_of, run_on
 from whittle_nas.weights.sharding import Sharding
 from whittle_nas.weights.sliced import Sliced
 from whittle_nas.weights.slicing import (
@@ -198,9 +200,6 @@ class SuperNetwork:
         cos = self.model.cos
         return cos.device, cos.dtype, self.model.max_seq_length
 
-    def _unit(self, layer: int) -> Any:
-        return None if self.sharding is None else self.sharding.blocks[layer]
-
     def _shell(self, plan: SlicePlan) -> Any:
         """A litgpt model without its blocks on the meta device, with real rotary tables."""
         with torch.device("meta"):
@@ -208,41 +207,53 @@ class SuperNetwork:
         model.cos, model.sin = self._rotary_tables(plan.config, self.model.max_seq_length)
         # The setter would compute the tables again (on meta) if the lengths differed.
         model._max_seq_length = self.model.max_seq_length
+        _run_like(model.transformer.ln_f, self.model.transformer.ln_f)
         return model
 
     def _block(self, plan: SlicePlan, block: BlockPlan, shell: Any) -> Any:
         """litgpt's block on the meta device, with tables where its heads have another size."""
         with torch.device("meta"):
             module = make_block(block, shell)
+        full = self.model.transformer.h[block.layer]
+        _run_like(module, full)
         if needs_tables(block, plan):
-            give_tables(module, block, self._rotary_tables(block.config, self.config.block_size))
+            tables = self._rotary_tables(block.config, self.config.block_size, home_of(full))
+            give_tables(module, block, tables)
         return module
 
-    def _rotary_tables(self, config: Any, length: int) -> Tables:
-        """cos and sin of a config's head size for `length` positions."""
+    def _rotary_tables(self, config: Any, length: int, home: torch.device | None = None) -> Tables:
+        """cos and sin of a config's head size for `length` positions, on the device of a part."""
         like = self.model
-        if config.rope_n_elem == self.config.rope_n_elem and length == like.max_seq_length:
+        device = home or like.cos.device
+        of_model = (self.config.rope_n_elem, like.max_seq_length, like.cos.device)
+        if (config.rope_n_elem, length, device) == of_model:
             return like.cos, like.sin
-        key = (config.rope_n_elem, length, *self._placement())
+        key = (config.rope_n_elem, length, device, *self._placement())
         if key not in self._rope:
-            cos, sin = rotary_tables(config, like.cos.device, length)
+            cos, sin = rotary_tables(config, device, length)
             self._rope[key] = cos.to(like.cos.dtype), sin.to(like.cos.dtype)
         return self._rope[key]
 
     def _make_skeleton(self, sub: SubNetwork, checkpoint_blocks: bool) -> Any:
         plan = self.plan(sub)
         check_forms(plan, ())
-        model, cuts = self._shell(plan), plan.cuts(self.model.cos.device)
+        model, cuts_on = self._shell(plan), cache(plan.cuts)
+        cuts = cuts_on(self.model.cos.device)
         model.lm_head = Sliced(model.lm_head, self.model.lm_head, "lm_head", cuts)
         transformer, full = model.transformer, self.model.transformer
         transformer.wte = Sliced(transformer.wte, full.wte, "transformer.wte", cuts)
         transformer.ln_f = Sliced(transformer.ln_f, full.ln_f, "transformer.ln_f", cuts)
-        make = partial(self._sliced_block, plan, model, cuts, checkpoint_blocks)
+        make = partial(self._sliced_block, plan, model, cuts_on, checkpoint_blocks)
         transformer.h = nn.ModuleList(map(make, range(len(plan.blocks))))
         return model
 
     def _sliced_block(
-        self, plan: SlicePlan, shell: Any, cuts: Callable[[str], Cut], recompute: bool, at: int
+        self,
+        plan: SlicePlan,
+        shell: Any,
+        cuts_on: Callable[[torch.device], Callable[[str], Cut]],
+        recompute: bool,
+        at: int,
     ) -> Any:
         """One block of a skeleton; sub-networks that have it in common share it.
 
@@ -254,9 +265,22 @@ class SuperNetwork:
         found = self._blocks.pop(key, None)
         if found is None:
             skeleton, full = self._block(plan, block, shell), self.model.transformer.h[block.layer]
-            unit = partial(self._unit, block.layer)
+            unit = partial(_unit, weakref.ref(self), block.layer)
+            cuts = cuts_on(home_of(full) or self.model.cos.device)
             found = Sliced(skeleton, full, prefix, cuts, recompute=recompute, unit=unit)
         return _keep(self._blocks, key, found, MAX_BLOCKS)
+
+
+def _unit(supernet: Callable[[], SuperNetwork | None], layer: int) -> Any:
+    """What makes a block whole; a weak reference, since the super-network keeps the skeletons."""
+    found = supernet()
+    return None if found is None or found.sharding is None else found.sharding.blocks[layer]
+
+
+def _run_like(module: Any, full: Any) -> None:
+    """Let a part of a sub-network run on the device of the part that it is a slice of."""
+    if (home := home_of(full)) is not None:
+        run_on(module, home)
 
 
 def _keep(kept: dict[Any, Any], key: Any, value: Any, most: int) -> Any:
