@@ -55,7 +55,8 @@ def check_plain(
         option, file = ("--front", front) if front else ("--subnetworks", subnetworks)
         raise ConfigError(
             f"--repair true fits plain slices and {option} {file} has networks of the candidates "
-            f"{library.path}, which are fitted already: leave --repair out"
+            f"{library.path}, which are fitted already: leave --repair out, or the lines "
+            "`candidates:` of a picks.yaml, whose shapes are repaired then"
         )
 
 
