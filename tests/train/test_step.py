@@ -321,3 +321,21 @@ def test_a_long_random_training_does_not_keep_every_shape(supernet, monkeypatch)
     for width in range(1, 8):
         supernet.subnet(uniform(24, 4, 2, 8, width, 1), hidden=True)
         assert len(supernet._skeletons) == min(2 * width, 5)  # with and without a head
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", Distillation)
+def test_networks_that_were_seen_make_no_gpu_wait(kind):
+    """A step only queues its work: CUDA refuses whatever would wait for a result."""
+    supernet = SuperNetwork(litgpt.GPT(CONFIG).cuda())
+    ids = torch.randint(0, 32, (2, 9), device="cuda")
+    batch, loss = Sample(ids[:, :-1], ids[:, 1:]), LossOptions(kind)
+    roles = {supernet.full: Role.full, MIDDLE: Role.sampled, SMALL: Role.smallest}
+    networks = [Network(sub, role) for sub, role in roles.items()]
+    accumulate(supernet, batch, networks, loss)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        accumulate(supernet, batch, networks, loss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
