@@ -328,7 +328,7 @@ def test_a_long_random_training_does_not_keep_every_shape(supernet, monkeypatch)
 @pytest.mark.parametrize("kind", Distillation)
 def test_networks_that_were_seen_make_no_gpu_wait(kind):
     """A step only queues its work: CUDA refuses whatever would wait for a result."""
-    supernet = SuperNetwork(litgpt.GPT(CONFIG).cuda())
+    supernet = SuperNetwork(litgpt.GPT(litgpt.Config(**CONFIG)).cuda())
     ids = torch.randint(0, 32, (2, 9), device="cuda")
     batch, loss = Sample(ids[:, :-1], ids[:, 1:]), LossOptions(kind)
     roles = {supernet.full: Role.full, MIDDLE: Role.sampled, SMALL: Role.smallest}
