@@ -154,13 +154,13 @@ def test_a_front_has_what_is_best_in_the_cost_that_a_budget_names(request_):
     assert found == [(80, 90), (85, 50), (100, 100)]
 
 
-def _three_times(self, sub, phase, **_):
-    return 3 * sum(self.parts(sub, phase))
+def _thirty_times(self, sub, phase, **_):
+    return 30 * sum(self.parts(sub, phase))
 
 
 @pytest.mark.slow
 def test_a_share_of_a_time_is_one_of_the_corrected_time(request_, tmp_path, monkeypatch):
-    monkeypatch.setattr(LatencyTable, "whole", _three_times)
+    monkeypatch.setattr(LatencyTable, "whole", _thirty_times)
     limits = read_constraints("latency_ms <= 100%")
     costs = CostOptions(batch=1, tokens=16, latency_table=tmp_path / "table.json", calibrate=4)
     request = replace(request_, constraints=limits, costs=costs)
@@ -172,6 +172,6 @@ def test_a_share_of_a_time_is_one_of_the_corrected_time(request_, tmp_path, monk
         limit = session.request.constraints[0].limit
         assert limit == pytest.approx(session.costs.value(full, "latency_ms"))
         if session._programs is None:  # the second search finds a table with its correction
-            assert limit > 2 * uncorrected
+            assert limit > 5 * uncorrected  # a busy machine moves times by some
         else:
             assert session._programs.limits[""][0].limit == limit
