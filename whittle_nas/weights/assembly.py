@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from litgpt import GPT
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from whittle_nas.space.subnetwork import LINEAR, PARTS, HeadChannels, SubNetwork
 from whittle_nas.weights import axes
@@ -33,6 +34,25 @@ def make_shell(plan: SlicePlan, build: Callable[[Any], Any]) -> Any:
     model = build(repeated(plan.config, 1))
     model.config = plan.config
     return model
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves `torch.nn.init` out."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Modules are made on the meta device; half of that time would go into drawing no values."""
+    with torch.device("meta"), _NoValues():
+        yield
 
 
 def make_block(block: BlockPlan, shell: Any) -> Any:

@@ -22,6 +22,7 @@ from whittle_nas.weights.assembly import (
     make_shell,
     needs_tables,
     rotary_tables,
+    without_values,
 )
 from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.patch import Patch, patched
@@ -202,7 +203,7 @@ class SuperNetwork:
 
     def _shell(self, plan: SlicePlan) -> Any:
         """A litgpt model without its blocks on the meta device, with real rotary tables."""
-        with torch.device("meta"):
+        with without_values():
             model = make_shell(plan, self._build)
         model.cos, model.sin = self._rotary_tables(plan.config, self.model.max_seq_length)
         # The setter would compute the tables again (on meta) if the lengths differed.
@@ -212,7 +213,7 @@ class SuperNetwork:
 
     def _block(self, plan: SlicePlan, block: BlockPlan, shell: Any) -> Any:
         """litgpt's block on the meta device, with tables where its heads have another size."""
-        with torch.device("meta"):
+        with without_values():
             module = make_block(block, shell)
         full = self.model.transformer.h[block.layer]
         _run_like(module, full)
