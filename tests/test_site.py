@@ -28,7 +28,7 @@ MARK = "# needs "  # first line of a block that can't run here: a GPU, the hub, 
 MINUTES = "# needs minutes"  # runs here with these options behind its own
 SHORTER = {
     "finetune": ("--trainer.max_steps", 3), "search": ("--num_trials", 12),
-    "run": ("--dry_run", "true"),
+    "run": ("--until", "sorted"),
 }  # fmt: skip
 # Pages that a reader follows one after the other, in one folder.
 LINES = (
@@ -98,7 +98,7 @@ def sandbox(tmp_path, checkpoint_dir, bundled, monkeypatch):
     for name in ("train.jsonl", "valid.jsonl"):
         shutil.copyfile(bundled / name, folder / name)
     text = (bundled / "train.jsonl").read_text(encoding="utf-8")
-    (folder / "my-text.txt").write_text(text[:20_000], encoding="utf-8")
+    (folder / "my-text.txt").write_text(text[:60_000], encoding="utf-8")
     shim = tmp_path / "bin" / "nas"
     shim.parent.mkdir()
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m whittle_nas "$@"\n')

@@ -172,6 +172,6 @@ def test_a_share_of_a_time_is_one_of_the_corrected_time(request_, tmp_path, monk
         limit = session.request.constraints[0].limit
         assert limit == pytest.approx(session.costs.value(full, "latency_ms"))
         if session._programs is None:  # the second search finds a table with its correction
-            assert limit > 5 * uncorrected  # a busy machine moves times by some
+            assert limit > 15 * uncorrected  # a busy machine moves times by some
         else:
             assert session._programs.limits[""][0].limit == limit
