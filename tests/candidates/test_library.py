@@ -16,10 +16,17 @@ from whittle_nas.candidates import build
 from whittle_nas.candidates.build import Builder, BuildOptions
 from whittle_nas.candidates.costs import analytic
 from whittle_nas.candidates.fitting import Text, low_rank, run_equations, run_whole, slice_equations
-from whittle_nas.candidates.library import Library, layer_file, open_library, write_library
+from whittle_nas.candidates.library import (
+    Library,
+    layer_file,
+    open_library,
+    read_layer,
+    write_library,
+)
 from whittle_nas.candidates.options import PartLoss, PartTraining
 from whittle_nas.candidates.parts import ATTENTION, MLP, GridOptions, Part, grid, label
 from whittle_nas.candidates.scoring import alone, block_of, losses_around
+from whittle_nas.candidates.spread import Work, make_layers
 from whittle_nas.candidates.training import square_head
 from whittle_nas.errors import ConfigError
 from whittle_nas.repair.options import RepairOptions
@@ -291,11 +298,11 @@ def test_a_killed_library_goes_on_without_doing_a_layer_twice(
     done: list[int] = []
     fit = Builder._layer
 
-    def stopping(self, layer, base):
+    def stopping(self, layer):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(layer)
-        return fit(self, layer, base)
+        return fit(self, layer)
 
     def make(name, step=fit):
         monkeypatch.setattr(Builder, "_layer", step)
@@ -321,6 +328,52 @@ def test_a_killed_library_goes_on_without_doing_a_layer_twice(
     other = replace(OPTIONS, rank=5)
     with pytest.raises(ConfigError, match="another rank"):
         Builder(net, checkpoint, TOKENS, other).run(tmp_path / "killed", about={})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_layers_made_by_several_processes_are_those_of_one(checkpoint_dir, tmp_path):
+    pytest.importorskip("ray")
+    checkpoint, net = open_checkpoint(checkpoint_dir), load_supernet(checkpoint_dir)
+    options = replace(OPTIONS, train=PartTraining(steps=2))
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = Builder(net, checkpoint, TOKENS, options).run(one, about={})
+    there = layer_file(two, 1)
+    there.write_bytes(layer_file(one, 1).read_bytes())
+    told: list[int] = []
+    work = Work(checkpoint_dir, two, TOKENS, options, (torch.device("cpu"),))
+    make_layers(work, checkpoint.config.n_layer, workers=2, on_resume=told.append)
+    assert told == [1]
+    found = Builder(net, checkpoint, TOKENS, options).run(two, about={})
+    for made, known in zip(found.candidates, expected.candidates, strict=True):
+        assert [one.sizes for one in made] == [one.sizes for one in known]
+        assert [one.loss for one in made] == pytest.approx([one.loss for one in known], abs=1e-5)
+    sub = expected.subnetwork((1,) * 6)
+    for name, change in expected.patch(sub).added.items():
+        other = found.patch(sub).added[name]
+        assert torch.allclose(other.up @ other.down, change.up @ change.down, atol=1e-5), name
+    there.unlink()
+    with pytest.raises(ConfigError, match="another rank"):
+        make_layers(replace(work, options=replace(options, rank=5)), 3, workers=1)
+
+
+def test_a_layer_behind_the_text_is_made_as_in_order(checkpoint_dir, tmp_path):
+    """As by a worker that takes over from one that died."""
+    checkpoint, net = open_checkpoint(checkpoint_dir), load_supernet(checkpoint_dir)
+    in_order, back = tmp_path / "in_order", tmp_path / "back"
+    in_order.mkdir()
+    back.mkdir()
+    Builder(net, checkpoint, TOKENS, OPTIONS).run(in_order, about={})
+    builder = Builder(net, checkpoint, TOKENS, OPTIONS)
+    for layer in (2, 0, 1):
+        builder.make(back, layer)
+        known, found = read_layer(in_order, layer), read_layer(back, layer)
+        assert found[:2] == known[:2]
+        for change, other in zip(found[2].values(), known[2].values(), strict=True):
+            for name, low_rank_change in change.added.items():
+                assert torch.equal(low_rank_change.up, other.added[name].up)
 
 
 def test_sizes_are_whole_groups_and_aligned():

@@ -171,6 +171,19 @@ WRONG = (
 )
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_several_processes_make_a_library_that_opens(library, bundled, tmp_path, capsys):
+    pytest.importorskip("ray")
+    checkpoint, out = library.parent / "checkpoint", tmp_path / "library"
+    words = ("--checkpoint_dir", checkpoint, "--out_dir", out, "--rank", 8, "--devices", 2)
+    assert nas("candidates", *words, "--data.files", bundled / "valid.jsonl", *BLOCKS) == 0
+    assert "rise of the loss" in capsys.readouterr().out
+    found, known = (open_library(path, open_checkpoint(checkpoint)) for path in (out, library))
+    assert [len(choices) for choices in found.candidates] == [len(c) for c in known.candidates]
+    assert found.about["made"]["loss"] == pytest.approx(known.about["made"]["loss"])
+
+
 def test_what_does_not_go_is_one_sentence(library, bundled, tmp_path, capsys):
     for options, sentence in WRONG:
         assert search(library, tmp_path / "out", bundled, *options) == 2

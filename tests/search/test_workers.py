@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from whittle_nas.cluster import as_seen_by_a_worker, check_room
 from whittle_nas.errors import ConfigError
 from whittle_nas.search import ray_pool
 from whittle_nas.search.options import HalvingOptions, TaskOptions
-from whittle_nas.search.ray_pool import as_seen_by_a_worker, check_room
 from whittle_nas.search.workers import make_pool
 from whittle_nas.weights.placement import devices_of
 

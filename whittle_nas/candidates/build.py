@@ -57,6 +57,7 @@ from whittle_nas.weights.patch import Patch
 from whittle_nas.weights.placement import home_of
 
 Choices = dict[str, list[tuple[Candidate, Patch]]]
+Made = dict[str, list[Candidate]]
 _LEAST_GROUP = 32  # weights that share a scale; costs count none, which in groups of 4 is far off
 
 
@@ -98,6 +99,31 @@ def compression(form: str, config: Any) -> dict[str, Any]:
     return {"method": Method.gptq, "grid": Grid(bits, group_size=math.gcd(128, *columns))}
 
 
+def checked_grid(
+    checkpoint: Checkpoint, options: BuildOptions, blocks: int
+) -> Mapping[str, Sequence[Sizes]]:
+    """The sizes of every attention and MLP, and whether they can be made; no weights are read.
+
+    Args:
+        checkpoint: of the super-network.
+        options: how.
+        blocks: of calibration text.
+
+    Raises:
+        ConfigError: for sizes that do not fit the model, or too little text.
+    """
+    found = grid(checkpoint.config, options.grid, checkpoint.info.head_channels)
+    for form in _forms(found):
+        compression(form, checkpoint.config)
+    options.repair.split(blocks)
+    return found
+
+
+def _forms(sizes: Mapping[str, Sequence[Sizes]]) -> list[str]:
+    """The compressed forms of a grid."""
+    return sorted({form_of(one) for one in sizes[MLP]} & {*COMPRESSED})
+
+
 class Builder:
     """The whole model's stream, which every layer's candidates learn from."""
 
@@ -116,9 +142,7 @@ class Builder:
             ConfigError: for sizes that do not fit the model, or too little text.
         """
         self._net, self._checkpoint, self._options = supernet, checkpoint, options
-        self._grid = grid(supernet.config, options.grid, supernet.info.head_channels)
-        for form in self._forms():
-            compression(form, supernet.config)  # refuses what does not fit, before any work
+        self._grid = checked_grid(checkpoint, options, len(tokens))
         size, self._fitted = options.repair.split(len(tokens))
         self._key = {
             "checkpoint": fingerprint(checkpoint.path),
@@ -130,18 +154,24 @@ class Builder:
             "train": {**asdict(options.train), "loss": options.train.loss.value},
             "dtype": str(supernet.model.lm_head.weight.dtype),
         }
-        device = supernet.model.lm_head.weight.device
-        self._stream = Stream(supernet.model, tokens[:, :-1], batch_size=size, device=device)
-        batches = tokens[:, 1:].split(size)
+        self._tokens, self._size = tokens, size
         self._scored = slice(self._fitted, self._fitted + max(1, options.score_blocks // size))
-        self._targets = batches[self._scored]
+        self._targets = tokens[:, 1:].split(size)[self._scored]
+        self._begin()
+        self._base = self._loss_of(supernet.model.transformer.h, 0)
 
-    @property
-    def grid(self) -> Mapping[str, Sequence[Sizes]]:
-        """The sizes of every attention and MLP."""
-        return self._grid
+    def _begin(self) -> None:
+        """Let the text stand before the first layer."""
+        model = self._net.model
+        device, inputs = model.lm_head.weight.device, self._tokens[:, :-1]
+        self._at, self._stream = 0, Stream(model, inputs, batch_size=self._size, device=device)
 
-    @torch.no_grad()
+    def _loss_of(self, blocks: Sequence[Any], layer: int) -> float:
+        """Loss on the text that scores, from `layer` on, before which the stream stands."""
+        entering = self._stream.states[self._scored]
+        with torch.no_grad():
+            return loss_behind(self._net, blocks, layer, entering, self._targets)
+
     def run(
         self,
         out_dir: Path,
@@ -162,21 +192,12 @@ class Builder:
             ConfigError: if what is there was made in another way, or an activation is not finite.
         """
         depth = self._net.config.n_layer
-        done = {layer: self._finished(out_dir, layer) for layer in range(depth)}
-        if there := sum(choices is not None for choices in done.values()):
-            on_resume(there)
-        whole = self._net.model.transformer.h
-        base = loss_behind(self._net, whole, 0, self._stream.states[self._scored], self._targets)
-        found: dict[int, dict[str, list[Candidate]]] = {}
-        for layer in progress(range(depth), "making candidates", depth):
-            choices = done[layer]
-            if choices is None:
-                made = self._layer(layer, base)
-                write_layer(out_dir, layer, made, key=self._key)
-                choices = {kind: [one for one, _ in made[kind]] for kind in KINDS}
-            else:
-                self._stream.run(whole[layer], layer)
-            found[layer] = choices
+        found = self.finished(out_dir)
+        if found:
+            on_resume(len(found))
+        missing = [layer for layer in range(depth) if layer not in found]
+        for layer in progress(missing, "making candidates", len(missing)):
+            found[layer] = self.make(out_dir, layer)
         parts = tuple(Part(layer, kind) for layer in range(depth) for kind in KINDS)
         return Library(
             path=out_dir,
@@ -185,22 +206,50 @@ class Builder:
             n_embd=self._net.config.n_embd,
             parts=parts,
             candidates=tuple(tuple(found[part.layer][part.kind]) for part in parts),
-            about={"made": {**self._key, "loss": base}, "text": dict(about)},
+            about={"made": {**self._key, "loss": self._base}, "text": dict(about)},
         )
 
-    def _finished(self, out_dir: Path, layer: int) -> dict[str, list[Candidate]] | None:
-        if not layer_file(out_dir, layer).is_file():
-            return None
-        key, candidates, _ = read_layer(out_dir, layer)
-        changed = [name for name, value in self._key.items() if key.get(name) != value]
-        if changed:
-            raise ConfigError(
-                f"--out_dir {out_dir} holds layers of a library with another {changed[0]}; call it "
-                "as before to go on, or give --overwrite true"
-            )
-        return candidates
+    @torch.no_grad()
+    def make(self, out_dir: Path, layer: int) -> Made:
+        """Make and write the candidates of a layer.
 
-    def _layer(self, layer: int, base: float) -> Choices:
+        The text goes through the layers between the last one and this one; for one that lies
+        behind, it starts again before the first.
+
+        Raises:
+            ConfigError: if an activation is not finite.
+        """
+        if layer < self._at:
+            self._begin()
+        while self._at < layer:
+            self._stream.run(self._net.model.transformer.h[self._at], self._at)
+            self._at += 1
+        made = self._layer(layer)
+        self._at += 1
+        write_layer(out_dir, layer, made, key=self._key)
+        return {kind: [one for one, _ in made[kind]] for kind in KINDS}
+
+    def finished(self, out_dir: Path) -> dict[int, Made]:
+        """The layers that an earlier run got done.
+
+        Raises:
+            ConfigError: if they were made in another way.
+        """
+        files = {layer: layer_file(out_dir, layer) for layer in range(self._net.config.n_layer)}
+        found = {}
+        for layer, file in files.items():
+            if not file.is_file():
+                continue
+            key, found[layer], _ = read_layer(out_dir, layer)
+            changed = [name for name, value in self._key.items() if key.get(name) != value]
+            if changed:
+                raise ConfigError(
+                    f"--out_dir {out_dir} holds layers of a library with another {changed[0]}; "
+                    "call it as before to go on, or give --overwrite true"
+                )
+        return found
+
+    def _layer(self, layer: int) -> Choices:
         """Fit and score the candidates of a layer, and take the stream through it."""
         whole = self._net.model.transformer.h[layer]
         entering = self._stream.states[self._scored]
@@ -217,7 +266,7 @@ class Builder:
                 loss = loss_behind(self._net, blocks, layer, entering, self._targets)
                 fixed = is_nothing(sizes) or form_of(sizes) in COMPRESSED
                 trained = 0 if fixed else self._options.train.steps
-                one = Candidate(sizes, loss - base, fit.error, fit.ridge, trained)
+                one = Candidate(sizes, loss - self._base, fit.error, fit.ridge, trained)
                 found[kind].append((one, fit.patch))
         return found
 
@@ -238,13 +287,9 @@ class Builder:
                         found[kind, sizes] = self._fit(layer, step, kind, sizes, text, goals[kind])
         return found
 
-    def _forms(self) -> list[str]:
-        """The compressed forms of the grid."""
-        return sorted({form_of(sizes) for sizes in self._grid[MLP]} & {*COMPRESSED})
-
     def _compressed(self, layer: int, whole: Any) -> dict[tuple[str, str], Patch]:
         """What takes the place of the matrices of whole parts, by part and form."""
-        if not self._forms():
+        if not (forms := _forms(self._grid)):
             return {}
         config = self._net.config
         fitted = copy.copy(self._stream)
@@ -252,7 +297,7 @@ class Builder:
         inputs = watched(config, Method.gptq)
         fitted.run(whole, layer, watch=inputs, advance=False)
         found = {}
-        for form in self._forms():
+        for form in forms:
             block, how = copy.deepcopy(whole), compression(form, config)
             made = compress_block(block, inputs, layer=layer, config=config, **how).weights
             for kind in KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -154,3 +155,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "" if value is None else str(value)
+
+
+def warn(sentence: str) -> None:
+    """Say something beside the output, where pipes do not take it."""
+    print(f"nas: warning: {sentence}", file=sys.stderr)

@@ -27,6 +27,8 @@ def candidates(
     score_blocks: int = 8,
     costs: CostOptions = CostOptions(),
     batch_size: int = 4,
+    devices: int = 1,
+    ray_address: str | None = None,
     device: str = "auto",
     dtype: DType = DType.stored,
     overwrite: bool = False,
@@ -51,23 +53,39 @@ def candidates(
         score_blocks: Blocks of held-back text on which the loss is measured with one part replaced.
         costs: The load for which memory and FLOPs are written down.
         batch_size: Sequences per forward pass.
+        devices: Share the layers between this many processes, each on GPUs of its own, or all on
+            the CPU; more than one needs Ray.
+        ray_address: Address of a running Ray cluster, over any number of machines that all see both
+            directories, to take the devices from; `auto` for the one that this machine belongs to.
         device: `auto`, `cpu`, `cuda`, `cuda:1`; `cuda:0,cuda:1` shares the blocks of the model out
             between several, also `cuda:0,cpu`.
         dtype: Number format of the weights; `stored` is that of the checkpoint.
         overwrite: Replace what is in `out_dir`.
     """
-    from whittle_nas.candidates.build import Builder, BuildOptions
+    from whittle_nas.candidates.build import Builder, BuildOptions, checked_grid
     from whittle_nas.candidates.costs import analytic
     from whittle_nas.candidates.library import write_library
     from whittle_nas.candidates.parts import describe
-    from whittle_nas.cli.common import check_least, progress_bar, resolve_devices, resolve_dtype
+    from whittle_nas.candidates.spread import Work, make_layers
+    from whittle_nas.cli.common import (
+        check_least,
+        progress_bar,
+        resolve_devices,
+        resolve_dtype,
+        warn,
+    )
     from whittle_nas.data import load_blocks
     from whittle_nas.repair.options import RepairOptions
     from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
 
     check_least(0, **{"train.steps": train.steps})
     check_least(
-        1, **{"train.rank": train.rank}, rank=rank, score_blocks=score_blocks, batch_size=batch_size
+        1,
+        **{"train.rank": train.rank},
+        rank=rank,
+        score_blocks=score_blocks,
+        batch_size=batch_size,
+        devices=devices,
     )
     _check_directory(out_dir, overwrite=overwrite)
     checkpoint = open_checkpoint(checkpoint_dir)
@@ -75,13 +93,20 @@ def candidates(
     if not (data.is_given() or data.sources):
         raise ConfigError("nas candidates needs calibration text: give --data.files")
     text = load_blocks(data, checkpoint.path, config=checkpoint.config)
-    net = load_supernet(checkpoint.path, device=resolve_devices(device), dtype=resolve_dtype(dtype))
+    placed_on, number_format = resolve_devices(device), resolve_dtype(dtype)
     repair = RepairOptions(batch_size=batch_size)
     options = BuildOptions(grid, rank, score_blocks, repair, train)
-    builder = Builder(net, checkpoint, text.tokens, options)
-    print(describe(builder.grid))
+    print(describe(checked_grid(checkpoint, options, len(text.tokens))))
     _prepare(out_dir, overwrite=overwrite)
-    library = builder.run(out_dir, about=text.about, progress=progress_bar, on_resume=_say_resumed)
+    shown: dict[str, Any] = {"progress": progress_bar, "on_resume": _say_resumed}
+    if devices > 1 or ray_address is not None:
+        where, depth = (checkpoint.path.absolute(), out_dir.absolute()), checkpoint.config.n_layer
+        work = Work(*where, text.tokens, options, placed_on, number_format)
+        make_layers(work, depth, workers=devices, address=ray_address, warn=warn, **shown)
+        shown = {}
+    net = load_supernet(checkpoint.path, device=placed_on, dtype=number_format)
+    builder = Builder(net, checkpoint, text.tokens, options)
+    library = builder.run(out_dir, about=text.about, **shown)
     number = net.model.lm_head.weight.dtype
     load = {"batch": costs.batch, "tokens": tokens, "dtype": number}
     changed = analytic(library, checkpoint.config, **load)

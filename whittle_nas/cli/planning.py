@@ -233,7 +233,8 @@ def _candidates(source: Source, options: Any) -> Plan:
     # on average half of the layers stand behind a part; the head always does
     tables = 2 * config.n_embd * config.padded_vocab_size
     work = {
-        "calibration": forward_flops(config, tokens, length),
+        # each process takes the text through all layers
+        "calibration": options.devices * forward_flops(config, tokens, length),
         "sums of products": 2.0 * tokens * config.n_layer * (heads**2 + neurons**2),
         "losses": scored * config.n_layer * made * ((whole - tables) / 2 + tables),
     }
@@ -258,6 +259,7 @@ def _candidates(source: Source, options: Any) -> Plan:
         {"library": config.n_layer * size * dtype.itemsize},
         memory,
         work,
+        devices=options.devices,
         dtype=dtype,
         rows=options.batch_size * length,
         notes=(*notes, "the solutions of least squares are not counted"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +123,7 @@ def search(
         resolve_devices,
         resolve_dtype,
         seed_everything,
+        warn,
     )
     from whittle_nas.cli.repairing import repair_text, rest_of
     from whittle_nas.cli.search_report import listening, report, write_picks
@@ -186,13 +186,13 @@ def search(
         placed_on=resolve_devices(device),
         dtype=resolve_dtype(dtype),
     ).resolved()
-    with listening(request, _warn) as listener:
+    with listening(request, warn) as listener:
         session = Session(request, listener)
         outcome = session.run(resume=resume)
     request = session.request  # with limits by corrected times
     report(request, outcome)
     if wanted:
-        write_picks(request, outcome, wanted, _warn, nested=nested)
+        write_picks(request, outcome, wanted, warn, nested=nested)
     if text.num_blocks:
         print(f"losses are those on {text}")
 
@@ -238,6 +238,7 @@ def _open(
 
     A space beyond the trained one is allowed, with a warning; a library is a space of its own.
     """
+    from whittle_nas.cli.common import warn
     from whittle_nas.cli.selection import space_for, space_of
     from whittle_nas.search.constraints import untrained_dimensions
     from whittle_nas.weights.checkpoint import open_checkpoint
@@ -261,7 +262,7 @@ def _open(
     if search_space is not None and checkpoint.info.search_space is not None:
         trained = space_for(checkpoint, checkpoint.info.search_space)
         if beyond := untrained_dimensions(space, trained):
-            _warn(
+            warn(
                 f"--search_space {search_space} holds sizes that {checkpoint.path} was not trained "
                 f"for: {', '.join(beyond)}"
             )
@@ -317,7 +318,3 @@ def _check_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
             f"--out_dir {out_dir} is not empty ({found[0]}); give a new one, --resume true to go "
             "on with its search, or --overwrite true"
         )
-
-
-def _warn(sentence: str) -> None:
-    print(f"nas: warning: {sentence}", file=sys.stderr)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
-
+from whittle_nas.cluster import threads_each
 from whittle_nas.search.evaluation import Evaluation, EvaluationSpec, Evaluator, Job
 from whittle_nas.search.request import Request
 
@@ -85,9 +83,7 @@ def make_pool(request: Request, warn: Callable[[str], None]) -> Pool:
         return InlinePool(Evaluator(spec, request.tokens))
     from whittle_nas.search.ray_pool import RayPool
 
-    if any(device.type == "cpu" for device in request.placed_on):
-        threads = max(1, (os.cpu_count() or 1) // request.workers)
-        spec = replace(spec, threads=min(threads, torch.get_num_threads()))
+    spec = replace(spec, threads=threads_each(request.workers, request.placed_on))
     return RayPool(
         spec, request.tokens, workers=request.workers, address=request.cluster, warn=warn
     )
