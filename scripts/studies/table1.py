@@ -121,6 +121,7 @@ class Settings:
     repeats: int
     steps: int
     lr: float
+    dtype: str
 
     def calibrating(self) -> dict[str, Any]:
         """Calibration text."""
@@ -216,6 +217,7 @@ def _tasks(model: Path, out: Path, given: Settings) -> dict[str, Any]:
         model,
         tasks=[f"local_{name}" for name in TASKS],
         limit=given.limit,
+        dtype=given.dtype,
         include_path=str(given.data / "lm_eval_tasks"),
         out_dir=out,
     )
@@ -252,6 +254,9 @@ def _latency(row: Row, folder: Path, given: Settings) -> dict[str, Any]:
     return {key: own[key] for key in ("latency_ms", "decode_ms_per_token")}
 
 
+_PRECISION = {"stored": {}, "bfloat16": {"precision": "bf16-mixed"}}
+
+
 def _recover(row: Row, folder: Path, given: Settings) -> dict[str, Any] | None:
     """The same steps and text for all; zeros stay zeros, and then all weights are trained."""
     if row.name == "dense" or row.prune.get("bits") or row.prune.get("method") == "slicegpt":
@@ -269,12 +274,13 @@ def _recover(row: Row, folder: Path, given: Settings) -> dict[str, Any] | None:
         sandwich={"strategy": "standard"},
         loss={"teacher": str(given.checkpoint)},
         optimizer={"lr": given.lr / (10 if keep else 1), "warmup_steps": given.steps // 10},
-        trainer={"max_steps": given.steps},
+        trainer={"max_steps": given.steps, **_PRECISION[given.dtype]},
         batch_size=4,
         overwrite=True,
         **how,
     )
-    return {"steps": given.steps, "trained": "all weights" if keep else "LoRA"}
+    trained = "all weights" if keep else "LoRA"
+    return {"steps": given.steps, "trained": trained, "dtype": given.dtype}
 
 
 _PASSES = {
@@ -316,6 +322,7 @@ def main() -> None:
     ):
         one.add_argument(f"--{option}", type=int, default=default)
     one.add_argument("--lr", type=float, default=2e-4)
+    one.add_argument("--dtype", choices=list(_PRECISION), default="stored")
     one.add_argument("--passes", nargs="+", default=PASSES, choices=PASSES)
     given = vars(parser.parse_args())
     part = given.pop("part")

@@ -9,6 +9,7 @@
 #   ROWS         names of `table1.py rows` (default all)
 #   LIMIT        questions per task (500)       CALIBRATION, BLOCKS  blocks of 512 tokens (64, 16)
 #   STEPS        of the recovery (100)          REPEATS  of a timing (10)
+#   DTYPE        of the tasks and of the recovery's products: stored, or bfloat16, faster where a CPU has it
 #   SORTED       the checkpoint as `nas importance` sorted it, if there is one
 #   WRAP         a command in front of every row, such as "flock some.lock"
 # Every pass of every row is kept: after an interruption, or with other PASSES, the same command goes on.
@@ -31,7 +32,7 @@ fi
 for row in $rows; do
   ${WRAP:-} python scripts/studies/table1.py row "$row" "$out" --checkpoint "$checkpoint" --sorted "$sorted" \
     --picks "$out/search/picks.yaml" --data "$shared" --calibration "${CALIBRATION:-64}" --blocks "${BLOCKS:-16}" \
-    --limit "${LIMIT:-500}" --repeats "${REPEATS:-10}" --steps "${STEPS:-100}" \
+    --limit "${LIMIT:-500}" --repeats "${REPEATS:-10}" --steps "${STEPS:-100}" --dtype "${DTYPE:-stored}" \
     ${PASSES:+--passes $PASSES} || echo "$row failed; the others go on" >&2
 done
 }

@@ -65,8 +65,7 @@ def test_greedy_drops_the_cheapest_layer_each_time(min_layers, bundled):
     assert sorted(order[:min_layers]) == kept
 
 
-def test_greedy_with_every_layer_on_the_shortlist_is_exact(monkeypatch):
-    monkeypatch.setattr("whittle_nas.importance.layers._SHORTLIST", 99)
+def test_greedy_with_few_layers_is_exact():
     model = narrow_model("Llama-3.1-8B", 5)
     tokens = torch.randint(0, 96, (4, 17))
     order, _ = greedy_order(model, tokens)
@@ -75,6 +74,20 @@ def test_greedy_with_every_layer_on_the_shortlist_is_exact(monkeypatch):
         without = {n: loss_of(model, tokens, kept=[m for m in kept if m != n]) for n in kept}
         assert layer == min(without, key=without.__getitem__)
         kept.remove(layer)
+
+
+def test_layers_beside_a_gap_are_tried_again(monkeypatch):
+    """Leaving out the first layers makes their neighbour the cheapest, which was dear before."""
+    costs = {(): [9, 9, 9, 9, 1, 9, 5, 9, 9, 9], (4,): [9, 9, 9, 9, 0, 2, 5, 9, 9, 9]}
+
+    def losses(_model, _tokens, candidates, *, kept, **_):
+        gone = tuple(layer for layer in range(10) if layer not in kept)
+        return {layer: float(costs[gone][layer]) for layer in candidates}
+
+    monkeypatch.setattr("whittle_nas.importance.layers.losses_without", losses)
+    monkeypatch.setattr("whittle_nas.importance.layers.loss_of", lambda *_, **__: 0.0)
+    model = GPT(tiny_config("Llama-3.1-8B", n_layer=10))
+    assert greedy_order(model, torch.zeros(4, 2), min_layers=8)[0][-2:] == [5, 4]
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from whittle_nas.progress import Progress, no_progress
 
 # Logits that exist at a time, in elements; 2^24 float32 are 64 MiB.
 _CHUNK = 2**24
-# Layers that a round of `greedy_order` tries together.
-_SHORTLIST = 4
+# Layers on either side of a gap that a round of `greedy_order` tries; all where there are few.
+_NEAR = 2
 _FEW = 8
 
 
@@ -84,10 +84,11 @@ def greedy_order(
 ) -> tuple[list[int], list[float]]:
     """Drop the layer whose loss hurts least, again and again.
 
-    What a layer costs hardly ever falls while others go. So the last known costs are a shortlist:
-    a round tries the cheapest few layers, and more only while one of the others was cheaper when
-    it was tried last. The first costs, of all layers, come from a quarter of the text. While there
-    are few layers, every round tries them all.
+    What a layer costs hardly ever falls while others go, but for those beside a gap: in one model
+    the third layer that was best dropped was the next but one to the first two. So a round
+    tries the layers beside the last gap and the one whose last known cost is the lowest, and more
+    while one of the others was cheaper when it was tried last. The first costs, of all layers, come
+    from a quarter of the text. While there are few layers, every round tries them all.
 
     Args:
         model: `litgpt.GPT`, in evaluation mode.
@@ -106,9 +107,10 @@ def greedy_order(
         costs = _first_costs(model, tokens, kept, batch_size, progress)
     dropped, losses = [], [0.0] * len(kept)
     loss = loss_of(model, tokens, kept=kept, batch_size=batch_size)
-    rounds = len(kept) - max(min_layers, 1)
+    rounds, beside = len(kept) - max(min_layers, 1), set[int]()
     for _ in progress(range(rounds), "dropping layers", rounds):
-        layer = _cheapest(model, tokens, kept, costs, loss, batch_size)
+        layer = _cheapest(model, tokens, kept, costs, loss, batch_size, beside=beside)
+        beside = _beside(kept, layer)
         loss += costs[layer]
         losses[layer] = loss
         dropped.append(layer)
@@ -135,17 +137,25 @@ def _cheapest(
     costs: dict[int, float],
     loss: float,
     batch_size: int,
+    *,
+    beside: set[int],
 ) -> int:
     """The layer to drop from `kept`, whose loss is `loss`; corrects the costs that it looks at."""
-    waiting = sorted(kept, key=costs.__getitem__)
+    waiting = sorted(kept, key=lambda layer: (layer not in beside, costs[layer]))
+    number = len(waiting) if len(kept) <= _FEW else len(beside) + 1
     tried: list[int] = []
     while waiting and (not tried or min(map(costs.__getitem__, tried)) > costs[waiting[0]]):
-        number = len(waiting) if len(kept) <= _FEW else _SHORTLIST
-        several, waiting = waiting[:number], waiting[number:]
+        several, waiting, number = waiting[:number], waiting[number:], 1
         found = losses_without(model, tokens, several, kept=kept, batch_size=batch_size)
         costs.update({layer: without - loss for layer, without in found.items()})
         tried += several
     return min(tried, key=lambda layer: (costs[layer], layer))
+
+
+def _beside(kept: Sequence[int], layer: int) -> set[int]:
+    """The layers on either side of one of them."""
+    at = kept.index(layer)
+    return {*kept[max(0, at - _NEAR) : at], *kept[at + 1 : at + 1 + _NEAR]}
 
 
 def falling_order(values: Sequence[float]) -> list[int]:
