@@ -162,7 +162,7 @@ def _finetune(source: Source, options: Any) -> Plan:
     )
     if trainer.max_steps is None and notes:
         steps = MOST_STEPS
-        notes = ["the length follows from the data, which is not read"]
+        notes = [f"{steps} steps are assumed: the length follows from the data, which is not read"]
     rows = training.batch_size * length
     tokens = steps * trainer.accumulate_grad_batches * rows * devices
     space = space_for(source.checkpoint, default_space(source.checkpoint, options.search_space))
