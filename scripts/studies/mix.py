@@ -43,8 +43,28 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def together(out: Path) -> str:
+    """Losses of the whole network and of the others that were validated, before and after."""
+    lines = ["", "| KL, CE | whole | its sub-networks |", "|---|---|---|"]
+    for mix in sorted(path for path in out.glob("together/*/*,*")):
+        found = [read_yaml(path)["nats_per_token"] for path in sorted(mix.glob("*/losses.yaml"))]
+        for at, name in ((min, "before"), (max, mix.name)):
+            whole, others = zip(*(_parts(loss[at(loss)]) for loss in found), strict=True)
+            line = f"| {name} | {shown(whole)} | {shown(others)} |"
+            if line not in lines:
+                lines.append(line)
+    return "\n".join(lines)
+
+
+def _parts(losses: dict[str, float]) -> tuple[float, float]:
+    others = [loss for name, loss in losses.items() if name not in ("full", "mean")]
+    return losses["full"], sum(others) / len(others)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "picks":
         picks(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         print(table(Path(sys.argv[2])))
+        if (Path(sys.argv[2]) / "together").is_dir():
+            print(together(Path(sys.argv[2])))

@@ -34,6 +34,7 @@ def _table(rows: Sequence[Known], tasks: Mapping[str, str]) -> list[str]:
         "prefill ms",
         "decode ms",
         "recovered: ppl",
+        "C4 ppl of it",
         "accuracy",
     ]
     table = []
@@ -51,6 +52,7 @@ def _table(rows: Sequence[Known], tasks: Mapping[str, str]) -> list[str]:
             f"{latency['latency_ms']:.0f}" if latency else "",
             f"{latency['decode_ms_per_token']:.1f}" if latency else "",
             _ppl(row.get("recovered_text"), "wikitext"),
+            _ppl(row.get("recovered_text"), "c4"),
             _mean(row.get("recovered_tasks", {}), tasks),
         ]
         table.append(cells)

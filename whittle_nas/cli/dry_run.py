@@ -54,7 +54,7 @@ def dry_run(name: str, options: Any) -> None:
 def _check_devices(name: str, options: Any, placed_on: Sequence[Any]) -> None:
     """What the command itself refuses on several devices."""
     from whittle_nas.cli.evaluation import check_processes
-    from whittle_nas.cli.planning import search_metrics
+    from whittle_nas.cli.planning.scoring import search_metrics
     from whittle_nas.search.request import check_placed
 
     if name == "evaluate":
