@@ -81,7 +81,7 @@ def reference(supernet, batch, networks, options, frozen=None):
             kd = taught(logits, teacher, options).sum()
             balanced = options.weighting is Weighting.balanced and network.sub != supernet.full
             scale = (ce / kd).detach() if balanced else 1.0
-            ce_weight = 0.0 if frozen and options.weighting is Weighting.fixed else 1.0
+            ce_weight = 0.3 if frozen and options.weighting is Weighting.fixed else 1.0
             loss = ce_weight * ce + options.kd_weight * scale * kd
         if frozen and options.hidden is not HiddenLoss.none:
             pairs = [
