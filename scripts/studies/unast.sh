@@ -4,6 +4,8 @@
 # smollm2 needs SMOLLM2=<litgpt checkpoint, sorted by `nas importance --basis permutation`>.
 # ABLATIONS=true measures UNAST's own ablations on the other two in place of this: losses of trained
 # parts, pools of candidates, and methods that drop layers; SEEDS of the calibration text ("42 43").
+# TARGETS=true: programs under shares of the time against programs under shares of the parameters; the
+# machine must be quiet.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 out=$(out_dir runs/studies/unast "${1:-}")
@@ -45,6 +47,20 @@ ablations() { # model, sorted checkpoint, folder of texts, widths
   done
 }
 
+targets() { # model, sorted checkpoint, folder of texts, widths
+  local at=$out/$1/targets load="--costs.batch 2 --costs.tokens 256" share budgets=
+  for share in 80 70 60 50; do
+    budgets+="${budgets:+, }params_$share: num_params <= $share%, latency_$share: latency_ms <= $share%"
+  done
+  stage "$at/library" nas candidates --checkpoint_dir "$2" --data.files "$3/train.jsonl" --data.block_size 256 \
+    --data.num_blocks 64 --rank null --grid.neurons "$4" --grid.linear true $load
+  stage "$at/search" nas search --method ilp --checkpoint_dir "$2" --candidates "$at/library" --num_solutions 1 $load \
+    --data.files "$3/valid.jsonl" --data.block_size 256 --data.num_blocks 32 --budgets "{$budgets}" \
+    --objectives val_loss,num_params,latency_ms
+  stage "$at/scores" nas evaluate --checkpoint_dir "$2" --subnetworks "$at/search/picks.yaml" --include_full true \
+    --data.files "$3/test.jsonl" --data.block_size 256 --data.num_blocks 48 --latency true
+}
+
 for model in $models; do
   stories=$shared/tinystories
   case $model in
@@ -67,6 +83,10 @@ for model in $models; do
           *) widths=288,224,160,96,0 ;;
         esac
         ablations "$model" "$out/$model/sorted" "$stories" "$widths"
+        continue
+      fi
+      if [ "${TARGETS:-false}" = true ]; then
+        targets "$model" "$out/$model/sorted" "$stories" "$widths"
         continue
       fi
       study "$model" "$out/$model/sorted" "$stories/train.jsonl" "$stories/valid.jsonl" "$stories/test.jsonl" \
