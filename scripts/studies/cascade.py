@@ -274,7 +274,7 @@ def train(
         steps = max(1, int((cost / len(subs) - forward) / per_step))
         distillation = Distillation.forward_kl if taught else Distillation.none
         options = TrainingOptions(
-            loss=LossOptions(distillation=distillation),
+            loss=LossOptions(distillation=distillation, ce_weight=0.0 if taught else None),
             lora=None,
             optimizer=OptimizerOptions(lr=rate or RATES[model.name]),
             trainer=TrainerOptions(

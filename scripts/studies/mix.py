@@ -48,6 +48,8 @@ def together(out: Path) -> str:
     lines = ["", "| KL, CE | whole | its sub-networks |", "|---|---|---|"]
     for mix in sorted(path for path in out.glob("together/*/*,*")):
         found = [read_yaml(path)["nats_per_token"] for path in sorted(mix.glob("*/losses.yaml"))]
+        if not found:
+            continue
         for at, name in ((min, "before"), (max, mix.name)):
             whole, others = zip(*(_parts(loss[at(loss)]) for loss in found), strict=True)
             line = f"| {name} | {shown(whole)} | {shown(others)} |"

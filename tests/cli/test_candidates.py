@@ -13,6 +13,7 @@ from tests.cli.test_main import nas
 from whittle_nas.candidates.library import open_library
 from whittle_nas.cli.candidates import library_of
 from whittle_nas.data import TextData, load_blocks
+from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.export.checkpoint import plan_export
 from whittle_nas.export.deci import Engine
@@ -182,6 +183,34 @@ def test_several_processes_make_a_library_that_opens(library, bundled, tmp_path,
     found, known = (open_library(path, open_checkpoint(checkpoint)) for path in (out, library))
     assert [len(choices) for choices in found.candidates] == [len(c) for c in known.candidates]
     assert found.about["made"]["loss"] == pytest.approx(known.about["made"]["loss"])
+
+
+def test_what_a_killed_process_left_is_no_obstacle(library, bundled, tmp_path, capsys):
+    out = tmp_path / "library"
+    copytree(library, out)
+    (out / "library.json").unlink()
+    (out / "run.yaml").unlink()
+    half = out / ".layer-001.safetensors.123.partial"
+    half.write_bytes(b"half")
+    words = ("--checkpoint_dir", library.parent / "checkpoint", "--out_dir", out, "--rank", 8)
+    assert nas("candidates", *words, "--data.files", bundled / "valid.jsonl", *BLOCKS) == 0
+    assert "layers are there already" in capsys.readouterr().out
+    assert not half.exists()
+    assert (out / "library.json").read_text() == (library / "library.json").read_text()
+
+
+def test_a_library_stays_until_its_successor_can_begin(library, bundled, tmp_path, monkeypatch):
+    out = tmp_path / "library"
+    copytree(library, out)
+
+    def missing():
+        raise ConfigError("--devices needs Ray")
+
+    monkeypatch.setattr("whittle_nas.cluster._import_ray", missing)
+    words = ("--checkpoint_dir", library.parent / "checkpoint", "--out_dir", out, "--rank", 8)
+    options = ("--devices", 2, "--overwrite", "true", "--data.files", bundled / "valid.jsonl")
+    assert nas("candidates", *words, *options, *BLOCKS) == 2
+    assert (out / "library.json").is_file()
 
 
 def test_what_does_not_go_is_one_sentence(library, bundled, tmp_path, capsys):

@@ -107,6 +107,16 @@ def test_integer_programs_measure_around_their_best():
         plan("search", *words[:-6])
 
 
+def test_processes_that_share_layers_each_run_the_text():
+    words = ("--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", *TEXT)
+    one, many = plan("candidates", *words), plan("candidates", *words, "--devices", 99)
+    assert (one.devices, many.devices) == (1, 30)
+    assert many.work.pop("calibration") == pytest.approx(30 * one.work.pop("calibration"))
+    assert many.work == one.work
+    with pytest.raises(ConfigError, match="--devices 0"):
+        plan("candidates", *words, "--devices", 0)
+
+
 @pytest.mark.parametrize("command", sorted(set(PLANNED) - {"finetune-supernet"}))
 def test_a_config_is_enough(command, tmp_path, bundled, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,7 @@ from whittle_nas.candidates.library import (
     Candidate,
     Library,
     layer_file,
-    read_layer,
+    read_made,
     write_layer,
 )
 from whittle_nas.candidates.options import PartTraining
@@ -224,8 +224,9 @@ class Builder:
         while self._at < layer:
             self._stream.run(self._net.model.transformer.h[self._at], self._at)
             self._at += 1
+        self._at = self._net.config.n_layer  # a part of a layer can't be taken back: begin again
         made = self._layer(layer)
-        self._at += 1
+        self._at = layer + 1
         write_layer(out_dir, layer, made, key=self._key)
         return {kind: [one for one, _ in made[kind]] for kind in KINDS}
 
@@ -240,7 +241,7 @@ class Builder:
         for layer, file in files.items():
             if not file.is_file():
                 continue
-            key, found[layer], _ = read_layer(out_dir, layer)
+            key, found[layer] = read_made(out_dir, layer)
             changed = [name for name, value in self._key.items() if key.get(name) != value]
             if changed:
                 raise ConfigError(

@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -29,12 +30,14 @@ from whittle_nas.candidates.parts import (
 from whittle_nas.errors import ConfigError
 from whittle_nas.reading import read_json
 from whittle_nas.space.subnetwork import Block, SubNetwork
-from whittle_nas.weights.files import atomic_file, atomic_write_text
+from whittle_nas.weights.files import PARTIAL, atomic_file, atomic_write_text
 from whittle_nas.weights.identity import fingerprint
 from whittle_nas.weights.patch import Patch, flat, unflat
 
 FILE_NAME = "library.json"
 LAYER_FILES = re.compile(r"layer-\d+\.safetensors")
+# What a process that was killed leaves of one: see `atomic_file`.
+PARTS_OF_FILES = re.compile(rf"\.{LAYER_FILES.pattern}\.\d+{re.escape(PARTIAL)}")
 FORMAT = 1
 Solution = tuple[int, ...]  # the chosen candidate of every part
 
@@ -212,6 +215,27 @@ def write_layer(
         save_file(tensors, partial, metadata)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is no part of a library of nas candidates: {error!r}") from None
+
+
+def read_made(library: Path, layer: int) -> tuple[dict[str, Any], dict[str, list[Candidate]]]:
+    """The key and the candidates by kind of what `write_layer` wrote, without their tensors.
+
+    Raises:
+        ConfigError: if the file is not there or can't be read.
+    """
+    with _reading(layer_file(library, layer)) as file:
+        about = file.metadata() or {}
+        rows = json.loads(about["candidates"])
+        return json.loads(about["key"]), {k: [_candidate(row) for row in rows[k]] for k in KINDS}
+
+
 def read_layer(
     library: Path, layer: int
 ) -> tuple[dict[str, Any], dict[str, list[Candidate]], dict[tuple[str, Sizes], Patch]]:
@@ -221,14 +245,9 @@ def read_layer(
         ConfigError: if the file is not there or can't be read.
     """
     path = layer_file(library, layer)
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        key, rows = json.loads(about["key"]), json.loads(about["candidates"])
-        candidates = {kind: [_candidate(row) for row in rows[kind]] for kind in KINDS}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is no part of a library of nas candidates: {error!r}") from None
+    key, candidates = read_made(library, layer)
+    with _reading(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     patches = {}
     for kind in KINDS:
         for at, one in enumerate(candidates[kind]):

@@ -22,11 +22,12 @@ class Work:
 
     Attributes:
         checkpoint_dir: the super-network.
-        out_dir: existing directory of the library.
+        out_dir: directory of the library; all processes see it under this path.
         tokens: (N, T + 1) calibration text in blocks.
         options: how candidates are made.
         placed_on: devices of the model, see `weights.placement`.
         dtype: number format of the weights; None: as stored.
+        overwrite: make all layers, whatever is there.
         threads: CPU threads of torch; None: as they are.
     """
 
@@ -36,6 +37,7 @@ class Work:
     options: BuildOptions
     placed_on: tuple[torch.device, ...]
     dtype: torch.dtype | None = None
+    overwrite: bool = False
     threads: int | None = None
 
 
@@ -54,7 +56,8 @@ class LayerMaker:
         checkpoint = open_checkpoint(work.checkpoint_dir)
         self._out_dir = work.out_dir
         self._builder = Builder(net, checkpoint, work.tokens, work.options)
-        self._builder.finished(work.out_dir)
+        if not work.overwrite:
+            self._builder.finished(work.out_dir)
 
     def ready(self) -> bool:
         """Answers when the constructor has ended: workers are waited for with it."""
@@ -75,6 +78,7 @@ def make_layers(
     *,
     workers: int,
     address: str | None = None,
+    prepare: Callable[[], None] = lambda: None,
     progress: Progress = no_progress,
     on_resume: Callable[[int], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
@@ -82,21 +86,22 @@ def make_layers(
     """Make the layers that are not there; each worker takes the next one when it is idle.
 
     Args:
-        work: what they do; the directories are seen by all of them.
+        work: what they do.
         depth: layers of the model.
-        workers: how many.
+        workers: how many; no more than there are layers to make.
         address: a running Ray cluster, see `Workers`.
+        prepare: makes the directory ready, when the workers have started and nothing was refused.
         progress: shows the layers.
         on_resume: told how many layers were there.
         warn: takes sentences for the user.
 
     Raises:
-        ConfigError: as `Workers` and `Builder` do.
+        ConfigError: as `Workers` and `Builder` do, and if a layer is not seen from here.
     """
-    missing = [layer for layer in range(depth) if not layer_file(work.out_dir, layer).is_file()]
-    if len(missing) < depth:
-        on_resume(depth - len(missing))
+    files = {layer: layer_file(work.out_dir, layer) for layer in range(depth)}
+    missing = [layer for layer in files if work.overwrite or not files[layer].is_file()]
     if not missing:
+        prepare()
         return
     workers = min(workers, len(missing))
     placed_on, gpus = as_seen_by_a_worker(work.placed_on)
@@ -105,6 +110,9 @@ def make_layers(
         bound(LayerMaker, own), "make", count=workers, gpus=gpus, address=address, warn=warn
     )
     try:
+        prepare()
+        if len(missing) < depth:
+            on_resume(depth - len(missing))
         for layer in missing:
             pool.submit(layer)
         for _ in progress(missing, "making candidates", len(missing)):
@@ -113,3 +121,8 @@ def make_layers(
                 raise ConfigError(f"--devices: layer {layer} was not made: {result.reason}")
     finally:
         pool.close()
+    if unseen := [str(file) for file in files.values() if not file.is_file()]:
+        raise ConfigError(
+            f"--devices: {unseen[0]} was made and is not here: all machines must see --out_dir "
+            "under the same path"
+        )

@@ -48,6 +48,8 @@ def dry_run(name: str, options: Any) -> None:
         rates = {one: matmul_rate(one, plan.dtype, *wide) for one in dict.fromkeys(placed_on)}
         _print_work(plan, placed_rate(config, placed_on, rates), len(rates))
     print("".join(f"note: {note}\n" for note in plan.notes), end="")
+    if plan.devices > 1 and device.type == "cpu":
+        print("note: processes on one machine share its memory and its cores")
     print("dry run: nothing was written")
 
 

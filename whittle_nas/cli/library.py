@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,19 @@ def candidates(
     repair = RepairOptions(batch_size=batch_size)
     options = BuildOptions(grid, rank, score_blocks, repair, train)
     print(describe(checked_grid(checkpoint, options, len(text.tokens))))
-    _prepare(out_dir, overwrite=overwrite)
-    shown: dict[str, Any] = {"progress": progress_bar, "on_resume": _say_resumed}
+    prepare = partial(_prepare, out_dir, overwrite=overwrite)
+    on_resume = _say_resumed
     if devices > 1 or ray_address is not None:
         where, depth = (checkpoint.path.absolute(), out_dir.absolute()), checkpoint.config.n_layer
-        work = Work(*where, text.tokens, options, placed_on, number_format)
-        make_layers(work, depth, workers=devices, address=ray_address, warn=warn, **shown)
-        shown = {}
+        work = Work(*where, text.tokens, options, placed_on, number_format, overwrite)
+        pool = {"workers": devices, "address": ray_address, "warn": warn}
+        shown = {"progress": progress_bar, "on_resume": on_resume}
+        make_layers(work, depth, prepare=prepare, **pool, **shown)
+        on_resume, prepare = (lambda _: None), (lambda: None)
     net = load_supernet(checkpoint.path, device=placed_on, dtype=number_format)
     builder = Builder(net, checkpoint, text.tokens, options)
-    library = builder.run(out_dir, about=text.about, **shown)
+    prepare()
+    library = builder.run(out_dir, about=text.about, progress=progress_bar, on_resume=on_resume)
     number = net.model.lm_head.weight.dtype
     load = {"batch": costs.batch, "tokens": tokens, "dtype": number}
     changed = analytic(library, checkpoint.config, **load)
@@ -116,11 +120,11 @@ def candidates(
 
 def _check_directory(out_dir: Path, *, overwrite: bool) -> None:
     """Refuse a finished library and what is none."""
-    from whittle_nas.candidates.library import FILE_NAME, LAYER_FILES
+    from whittle_nas.candidates.library import FILE_NAME, LAYER_FILES, PARTS_OF_FILES
     from whittle_nas.weights.files import check_free, contents
 
     check_free(out_dir, overwrite=True)
-    found = contents(out_dir)
+    found = [name for name in contents(out_dir) if not PARTS_OF_FILES.fullmatch(name)]
     if overwrite or not found:
         return
     if FILE_NAME in found:
@@ -133,10 +137,13 @@ def _check_directory(out_dir: Path, *, overwrite: bool) -> None:
 
 
 def _prepare(out_dir: Path, *, overwrite: bool) -> None:
-    from whittle_nas.candidates.library import FILE_NAME, LAYER_FILES
+    from whittle_nas.candidates.library import FILE_NAME, LAYER_FILES, PARTS_OF_FILES
     from whittle_nas.weights.files import contents, remove_run
 
     out_dir.mkdir(parents=True, exist_ok=True)
+    for name in contents(out_dir):
+        if PARTS_OF_FILES.fullmatch(name):
+            (out_dir / name).unlink(missing_ok=True)
     if overwrite:
         layers = [name for name in contents(out_dir) if LAYER_FILES.fullmatch(name)]
         remove_run(out_dir, (FILE_NAME, *layers))

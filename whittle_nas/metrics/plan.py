@@ -186,7 +186,7 @@ def greedy_flops(config: Any, tokens: int, length: int, *, width: float, least: 
     """Arithmetic of ordering layers by greedy dropping, `importance.layers.greedy_order`.
 
     First every layer is left out once, on a quarter of the text, which costs L^2 / 2 layers; then
-    a round tries about four layers, which share what comes before them: about three passes.
+    a round tries five or more, which share what comes before them: about three passes.
     """
     layers = config.n_layer
     of_layer = width * forward_flops(config, tokens, length) / layers

@@ -43,8 +43,8 @@ class HiddenLoss(str, Enum):
 
 ORIGINAL, IN_PLACE = "original", "in_place"  # the teachers that are no directory
 
-# Weight of the cross entropy: the best of five in scripts/studies/mix.sh for a super-network, and
-# within .01 nats of the best for networks that are trained alone.
+# Weight of the cross entropy: the best of five in scripts/studies/mix.sh for the parts of a
+# super-network, and within .01 nats of the best for networks that are trained alone.
 _BESIDE_A_TEACHER = 0.3
 
 

@@ -65,6 +65,8 @@ class Recipe:
         for group, options in groups.items():
             for name, value in asdict(options).items() if options is not None else ():
                 found[f"{group}.{name}"] = _plain(value)
+        if self.loss.has_frozen_teacher:
+            found["loss.ce_weight"] = self.loss.weights[0]  # the default was another one once
         del found["loss.chunk_elements"]  # decides about memory alone
         return found
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from whittle_nas.cli.common import check_least
 from whittle_nas.cli.planning import calibration, scoring, training
 from whittle_nas.cli.planning.source import Source
 from whittle_nas.metrics.plan import Plan
@@ -21,6 +22,7 @@ def plan_of(command: str, options: Any) -> Plan:
     Raises:
         ConfigError: for a checkpoint that nothing is known of, or options that do not fit it.
     """
+    check_least(1, devices=getattr(options, "devices", 1))
     return PLANNERS[command](Source.of(Path(options.checkpoint_dir)), options)
 
 

@@ -63,6 +63,7 @@ def candidates(source: Source, options: Any) -> Plan:
     config, dtype = source.config, resolve_dtype(options.dtype) or source.stored
     blocks, length, notes = blocks_of(options.data, source)
     sizes = grid(config, options.grid, source.checkpoint.info.head_channels)
+    devices = min(options.devices, config.n_layer)
     tokens, scored = blocks * length, min(max(1, blocks // 8), options.score_blocks) * length
     made = sum(len(choices) - 1 for choices in sizes.values())  # per layer
     smaller = [
@@ -77,7 +78,7 @@ def candidates(source: Source, options: Any) -> Plan:
     tables = 2 * config.n_embd * config.padded_vocab_size
     work = {
         # each process takes the text through all layers
-        "calibration": options.devices * forward_flops(config, tokens, length),
+        "calibration": devices * forward_flops(config, tokens, length),
         "sums of products": 2.0 * tokens * config.n_layer * (heads**2 + neurons**2),
         "losses": scored * config.n_layer * made * ((whole - tables) / 2 + tables),
     }
@@ -102,7 +103,7 @@ def candidates(source: Source, options: Any) -> Plan:
         {"library": config.n_layer * size * dtype.itemsize},
         memory,
         work,
-        devices=options.devices,
+        devices=devices,
         dtype=dtype,
         rows=options.batch_size * length,
         notes=(*notes, "the solutions of least squares are not counted"),

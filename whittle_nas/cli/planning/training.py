@@ -39,6 +39,8 @@ def finetune(source: Source, options: Any) -> Plan:
     if trainer.max_steps is None and notes:
         steps = MOST_STEPS
         notes = [f"{steps} steps are assumed: the length follows from the data, which is not read"]
+        if trainer.max_epochs is not None:
+            notes[0] += f", and --trainer.max_epochs {trainer.max_epochs} may be many more"
     rows = training.batch_size * length
     tokens = steps * trainer.accumulate_grad_batches * rows * devices
     space = space_for(source.checkpoint, default_space(source.checkpoint, options.search_space))
