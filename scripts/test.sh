@@ -19,6 +19,5 @@ pytest=($bin/python -m pytest -n $((workers < 4 ? workers : 4)) --dist worksteal
 if [ "${1:-}" != "--all" ]; then
   run "${pytest[@]}"
 else
-  run "${pytest[@]}" -m "not gpu"
-  run $bin/python -m pytest --nbmake docs/notebooks # the notebook runs from top to bottom
+  run "${pytest[@]}" -m "not gpu" --nbmake tests docs/notebooks # the notebook from top to bottom
 fi

@@ -82,7 +82,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = item.callspec.params if hasattr(item, "callspec") else {}
         if any(name in given and slow(given[name]) for name, slow in SLOW.items()):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    items.sort(key=lambda item: not (item.get_closest_marker("long") or _is_notebook(item)))
+
+
+def _is_notebook(item: pytest.Item) -> bool:
+    return item.path.suffix == ".ipynb"
 
 
 def first_of(values: Iterable[Any], every: int | None = None) -> list[Any]:
