@@ -14,7 +14,7 @@ run $bin/ruff check .
 run $bin/pyright
 run $bin/lint-imports
 run env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --quiet --site-dir .site
-workers=$(nproc)
+workers=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which would obey them
 pytest=($bin/python -m pytest -n $((workers < 4 ? workers : 4)) --dist worksteal)
 if [ "${1:-}" != "--all" ]; then
   run "${pytest[@]}"
