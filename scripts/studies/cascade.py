@@ -61,7 +61,7 @@ from whittle_nas.weights.counting import parameter_counter
 from whittle_nas.weights.supernet import SuperNetwork
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
-WANTED = {1: (60,), 3: (50, 70, 90), 6: (40, 50, 60, 70, 80, 90)}
+WANTED = {1: (60,), 3: (50, 70, 90), 6: (40, 50, 60, 70, 80, 90), 12: tuple(range(35, 91, 5))}
 BLOCK, BATCH, TRIALS, SEARCH_BLOCKS, REPAIR_BLOCKS = 128, 8, 48, 16, 64
 TIMED = 60  # runs of every shape
 FORWARD = 1 / 3
@@ -107,6 +107,7 @@ class Model:
 
     name: str
     out: Path
+    budgets: tuple[int, ...]  # of the search, of which the wanted ones are taken
 
     @functools.cached_property
     def sorted(self) -> Checkpoint:
@@ -158,7 +159,7 @@ class Model:
         )
         space = self.sorted.path.parent / "space.yaml"
         space.write_text(yaml.safe_dump(SPACES[self.name]))
-        limits = {budget: int(whole * budget / 100) for budget in WANTED[6]}
+        limits = {budget: int(whole * budget / 100) for budget in self.budgets}
         found = nas(
             self.out / self.name / "search", "search", "--checkpoint_dir", self.sorted.path,
             "--num_trials", TRIALS, "--seed", 1, "--nested", "true", *repaired,
@@ -171,7 +172,7 @@ class Model:
             one.subnetwork
             for one in choose_candidates(self.sorted, subnetworks=found / "picks.yaml")
         ]
-        return fitting(subs, self.share)
+        return fitting(subs, self.share, self.budgets)
 
     @functools.cached_property
     def depths(self) -> dict[int, SubNetwork]:
@@ -183,7 +184,7 @@ class Model:
             ))
             for count in range(1, len(order))
         ]  # fmt: skip
-        return fitting(subs, self.share)
+        return fitting(subs, self.share, self.budgets)
 
     @functools.cached_property
     def latency(self) -> dict[str, float]:
@@ -247,10 +248,10 @@ def accuracy(supernet: SuperNetwork, samples: Any) -> float:
     return round(right / count, 4)
 
 
-def fitting(subs: list[SubNetwork], share: Any) -> dict[int, SubNetwork]:
+def fitting(subs: list[SubNetwork], share: Any, budgets: tuple[int, ...]) -> dict[int, SubNetwork]:
     """The largest network under every budget."""
     found = {}
-    for budget in WANTED[6]:
+    for budget in budgets:
         fits = [sub for sub in subs if share(sub) <= budget / 100]
         if fits:
             found[budget] = max(fits, key=share)
@@ -310,7 +311,8 @@ def run(given: argparse.Namespace) -> None:
     keys = ("model", "seed", "wanted", "method", "cost")
     done = {tuple(row[key] for key in keys) for row in known}
     for name in given.models:
-        model = Model(name, given.out_dir.resolve())
+        budgets = WANTED[max(6, *given.wanted)]
+        model = Model(name, given.out_dir.resolve(), budgets)
         for seed in given.seeds:
             for wanted in given.wanted:
                 for method in given.methods:
