@@ -2,8 +2,8 @@
 # Per-layer networks by integer programs against uniform ones and fewer layers, without training.
 #   scripts/studies/unast.sh [output folder] [model...]     models: stories260K babyllama-char361 smollm2
 # smollm2 needs SMOLLM2=<litgpt checkpoint, sorted by `nas importance --basis permutation`>.
-# ABLATIONS=true measures UNAST's own ablations on the other two in place of this: losses of trained
-# parts, pools of candidates, and methods that drop layers; SEEDS of the calibration text ("42 43").
+# ABLATIONS=true measures UNAST's own ablations in place of this: losses of trained parts, pools of
+# candidates, and methods that drop layers; SEEDS of the calibration text ("42 43").
 # TARGETS=true: programs under shares of the time against programs under shares of the parameters; the
 # machine must be quiet.
 set -euo pipefail
@@ -23,9 +23,9 @@ study() { # model, sorted checkpoint, calibration, searched, held out, grid opti
     tee "$out/$1/table.txt"
 }
 
-ablations() { # model, sorted checkpoint, folder of texts, widths
+ablations() { # model, sorted checkpoint, calibration, grid options, searched and held-out text, budgets
   local seed loss base library rows text train
-  text="--search $3/valid.jsonl --held_out $3/test.jsonl --held_out_blocks 48"
+  text=$5
   for seed in ${SEEDS:-42 43}; do
     base=$out/$1/rows-none-$seed.jsonl
     for loss in none square_head l2 l1; do
@@ -34,16 +34,16 @@ ablations() { # model, sorted checkpoint, folder of texts, widths
       train="--train.steps ${STEPS:-40} --train.loss $loss"
       [ "$loss" = none ] && train=
       [ -f "$library/library.json" ] ||
-        nas candidates --checkpoint_dir "$2" --out_dir "$library" --data.files "$3/train.jsonl" --data.block_size 256 \
-          --data.num_blocks 64 --data.seed "$seed" --rank null --grid.neurons "$4" --grid.linear true $train
+        nas candidates --checkpoint_dir "$2" --out_dir "$library" --data.files "$3" --data.block_size 256 \
+          --data.seed "$seed" --rank null --grid.linear true $4 $train
       python scripts/studies/unast.py "$2" "$library" "$rows" $text --budgets 100 --routes half_attention half_mlp
-      # So much above 80 and 60 % that four and three whole layers of five fit, with the last norm.
-      python scripts/studies/unast.py "$2" "$library" "$rows" $text --budgets 80.1 60.1 --routes everything \
+      python scripts/studies/unast.py "$2" "$library" "$rows" $text --budgets $6 --routes everything \
         --beside "$base" | tee "$out/$1/losses-$loss-$seed.txt"
+      [ "$loss" = none ] || continue
+      python scripts/studies/unast.py "$2" "$library" "$base" $text --budgets $6 \
+        --routes depth shortgpt shortened_llama shortened_llama_taylor skips attention mlp linear widths \
+        --beside_route everything | tee "$out/$1/pools-$seed.txt"
     done
-    python scripts/studies/unast.py "$2" "$out/$1/none-$seed" "$base" $text --budgets 80.1 60.1 \
-      --routes depth shortgpt shortened_llama shortened_llama_taylor skips attention mlp linear widths everything \
-      --beside_route everything | tee "$out/$1/pools-$seed.txt"
   done
 }
 
@@ -65,6 +65,13 @@ for model in $models; do
   stories=$shared/tinystories
   case $model in
     smollm2)
+      if [ "${ABLATIONS:-false}" = true ]; then
+        ablations smollm2 "${SMOLLM2:?the sorted checkpoint}" "$shared/calib/c4_demo.jsonl" \
+          "--data.num_blocks 40 --score_blocks 4 --grid.heads 2,1,0 --grid.neurons 1152,768,384,0" \
+          "--search $shared/calib/c4_demo.jsonl --search_skip 40 --search_blocks 6 --held_out $shared/calib/c4_pf.jsonl
+           --held_out_column prefix --rounds 1 --batch_size 2" 80.1
+        continue
+      fi
       study smollm2 "${SMOLLM2:?the sorted checkpoint}" "$shared/calib/c4_demo.jsonl" "$shared/calib/c4_demo.jsonl" \
         "$shared/calib/c4_pf.jsonl" \
         "--data.num_blocks 36 --batch_size 2 --score_blocks 4 --rank null --grid.heads 2,0 --grid.neurons 1408,1280,1120,960,832,0" \
@@ -82,7 +89,9 @@ for model in $models; do
           stories260K) widths=144,112,80,48,0 ;;
           *) widths=288,224,160,96,0 ;;
         esac
-        ablations "$model" "$out/$model/sorted" "$stories" "$widths"
+        # So much above 80 and 60 % that four and three whole layers of five fit, with the last norm.
+        ablations "$model" "$out/$model/sorted" "$stories/train.jsonl" "--data.num_blocks 64 --grid.neurons $widths" \
+          "--search $stories/valid.jsonl --held_out $stories/test.jsonl --held_out_blocks 48" "80.1 60.1"
         continue
       fi
       if [ "${TARGETS:-false}" = true ]; then

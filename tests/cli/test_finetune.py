@@ -551,6 +551,13 @@ def test_a_run_killed_twice_goes_on_as_if_nothing_had_happened(tmp_path, checkpo
         assert torch.equal(tensor, found[name]), name
 
 
+def assert_same_training(found, expected) -> None:
+    """Where a gradient is nearly all rounding, Adam makes a part of a step of it."""
+    off = torch.cat([(found[n] - expected[n]).float().abs().flatten() for n in expected])
+    assert (off > 2e-6).float().mean() < 1e-3
+    assert off.max() < 1e-4  # a hundredth of a step: nothing was lost, or done twice
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"), [("text", "ddp"), ("instructions", "ddp"), ("instructions", "fsdp")]
@@ -579,6 +586,45 @@ def test_two_processes_are_one_with_the_doubled_batch(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("share", "strategy"), [("all", "ddp"), ("all", "fsdp"), ("cascade", "ddp")]
+)
+def test_two_processes_train_the_chosen_networks_as_one_does(
+    tmp_path, checkpoint_dir, text, picks, strategy, share
+):
+    """One process writes what all start the second network of the cascade from."""
+    wide = {"name": "wide", "intermediate_size": 40, "n_layer": 2}
+    picks.write_text(yaml.safe_dump([wide, *PICKS[1:]]))
+    common = ["--subnetworks", picks, "--share", share, "--trainer.max_steps", 4]
+    common += ["--lora.dropout", 0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert nas(*words(checkpoint_dir, one, text, *common, "--batch_size", 4)) == 0
+    shared = ["--trainer.devices", 2, "--trainer.strategy", strategy]
+    assert started(*words(checkpoint_dir, two, text, *common, *shared)).wait() == 0
+    for name in ("wide", "narrow"):
+        losses = (one if share == "all" else one / name) / "losses.yaml"
+        shown = yaml.safe_load(losses.read_text())["nats_per_token"]
+        before, after = (shown[step][name if share == "all" else "full"] for step in (0, 4))
+        assert after < before - 0.1
+        assert_same_training(*(torch.load(run / name / "lit_model.pth") for run in (two, one)))
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_front_while_they_train(tmp_path, checkpoint_dir, text):
+    """Each scores the members itself; a front of its own would train networks of its own."""
+    front = ["--sampler.kind", "pareto", "--sampler.every_n_steps", 2, "--sampler.num_bins", 4]
+    common = [*front, "--trainer.max_steps", 5, "--lora.dropout", 0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert nas(*words(checkpoint_dir, one, text, *common, "--batch_size", 4)) == 0
+    shared = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    assert started(*words(checkpoint_dir, two, text, *common, *shared)).wait() == 0
+    found, expected = (torch.load(run / "lit_model.pth") for run in (two, one))
+    start = torch.load(checkpoint_dir / "lit_model.pth")
+    assert max(float((start[n] - expected[n]).abs().max()) for n in expected) > 1e-3
+    assert_same_training(found, expected)
+
+
+@pytest.mark.slow
 def test_a_shared_out_run_goes_on_with_another_number_of_processes(tmp_path, checkpoint_dir, text):
     """Two processes up to step 3, one from there on; the same as one that was never interrupted."""
     common = [
@@ -594,10 +640,7 @@ def test_a_shared_out_run_goes_on_with_another_number_of_processes(tmp_path, che
     one, parts = (torch.load(path / "lit_model.pth") for path in (one, parts))
     start = torch.load(checkpoint_dir / "lit_model.pth")
     assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
-    # where a gradient is nearly all rounding, Adam makes a part of a step of it
-    off = torch.cat([(parts[n] - one[n]).float().abs().flatten() for n in one])
-    assert (off > 2e-6).float().mean() < 1e-3
-    assert off.max() < 1e-4  # a hundredth of a step: nothing was lost, or done twice
+    assert_same_training(parts, one)
     (left,) = (tmp_path / "parts" / "checkpoints").iterdir()
     assert sorted(path.name for path in left.iterdir()) == [
         "rest.pt",
