@@ -31,10 +31,13 @@ TASKS = {
 LESS = (20, 10, 30)  # per cent of the parameters that go, the most telling first
 MASKS = ("magnitude", "wanda", "sparsegpt")
 # Of the parameters of SmolLM2-135M, 79 % are in blocks. Depth and heads and neurons are shares of
-# those, and LLM-Pruner takes them from 24 of the 30 layers.
+# those, and LLM-Pruner takes them from 24 of the 30 layers. SliceGPT writes a second table of
+# tokens, and with a basis per block its shortcut matrices: so much more of the channels must go.
+CHANNELS = {
+    "slicegpt_global": {10: 0.256, 20: 0.339, 30: 0.421},
+    "slicegpt": {10: 0.314, 20: 0.388, 30: 0.46},
+}
 SCALE = {
-    "slicegpt_global": 1.0,
-    "slicegpt": 1.0,
     "minitron": 1.0,
     "shortgpt": 1.263,
     "shortened_llama": 1.263,
@@ -70,13 +73,14 @@ def rows() -> list[Row]:
     found = [Row("dense", "the whole model")]
     for less in LESS:
         found.append(Row(f"ours-{less}", "ours: search, repair", pick=LESS.index(less)))
-        for method, scale in SCALE.items():
+        for method in (*CHANNELS, *SCALE):
+            scaled = round(SCALE.get(method, 0) * less / 100, 4)
             options: dict[str, Any] = {
                 "method": method,
-                "sparsity": round(scale * less / 100, 4),
+                "sparsity": CHANNELS[method][less] if method in CHANNELS else scaled,
             }
-            if method == "laco":  # so many layers go in one merge or two, as the share asks
-                options["laco"] = {"threshold": 0.3}
+            if method == "laco":  # four layers in one, as in the paper, leave nothing of this model
+                options["laco"] = {"threshold": 0.5, "merge_layers": 2}
             found.append(Row(f"{method}-{less}", method, options))
         if less == LESS[0]:
             for sparsity in ("0.5", "2:4"):
@@ -258,11 +262,10 @@ _PRECISION = {"stored": {}, "bfloat16": {"precision": "bf16-mixed"}}
 
 
 def _recover(row: Row, folder: Path, given: Settings) -> dict[str, Any] | None:
-    """The same steps and text for all; zeros stay zeros, and then all weights are trained."""
+    """The same steps, text and adapters for all; zeros stay zeros."""
     if row.name == "dense" or row.prune.get("bits") or row.prune.get("method") == "slicegpt":
         return None  # nothing to recover, integers, or no engine that trains it
-    keep = row.prune.get("method") in (*MASKS, "flap", "llm_pruner")
-    how = {"keep_zeros": True, "weights": "all"} if keep else {"lora": {"r": 16, "alpha": 16}}
+    zeros = row.prune.get("method") in (*MASKS, "flap", "llm_pruner")
     nas.finetune(
         folder / "model",
         {
@@ -273,14 +276,14 @@ def _recover(row: Row, folder: Path, given: Settings) -> dict[str, Any] | None:
         out_dir=folder / "recovered",
         sandwich={"strategy": "standard"},
         loss={"teacher": str(given.checkpoint)},
-        optimizer={"lr": given.lr / (10 if keep else 1), "warmup_steps": given.steps // 10},
+        lora={"r": 16, "alpha": 16},
+        keep_zeros=zeros,
+        optimizer={"lr": given.lr, "warmup_steps": given.steps // 10},
         trainer={"max_steps": given.steps, **_PRECISION[given.dtype]},
         batch_size=4,
         overwrite=True,
-        **how,
     )
-    trained = "all weights" if keep else "LoRA"
-    return {"steps": given.steps, "trained": trained, "dtype": given.dtype}
+    return {"steps": given.steps, "trained": "LoRA", "dtype": given.dtype}
 
 
 _PASSES = {

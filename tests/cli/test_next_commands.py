@@ -10,6 +10,7 @@ import pytest
 from tests.cli.test_main import nas
 from tests.evaluate.conftest import task_folder  # noqa: F401 - a fixture
 from whittle_nas.cli.common import command_line
+from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import open_checkpoint
 
 DATA = ["--data.block_size", 32, "--data.num_blocks", 8]
@@ -26,7 +27,7 @@ def follow(bundled, capsys):
     def run(start: str, out_dir: Path, *more: object) -> Path:
         shown = capsys.readouterr().out
         line = next(line for line in shown.splitlines() if line.startswith(start))
-        line = re.sub("<(validation )?text>", str(bundled / "valid.jsonl"), line)
+        line = re.sub("<(validation |test )?text>", str(bundled / "valid.jsonl"), line)
         line = line.replace("<dir>", str(out_dir)).replace("<tasks>", "tiny_choice")
         assert nas(*shlex.split(line.removeprefix(f"{start} with: nas ")), *more) == 0
         return out_dir
@@ -34,22 +35,40 @@ def follow(bundled, capsys):
     return run
 
 
+SEARCH = [*DATA, "--search_blocks", 2, "--num_trials", 4]
+
+
 @pytest.mark.slow
-def test_from_the_model_to_an_exported_sub_network(checkpoint_dir, tmp_path, bundled, follow):
+def test_from_the_model_to_trained_networks(checkpoint_dir, tmp_path, bundled, follow):
     calibration = ["--data.files", bundled / "valid.jsonl", *DATA, "--layer_blocks", 2]
     where = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "with space"]
     assert nas("importance", *where, *calibration) == 0
-    supernet = follow("train its sub-networks", tmp_path / "b", *DATA, *FINETUNE)
-    follow("search it", tmp_path / "c", *DATA, "--search_blocks", 2, "--num_trials", 4)
-    exported = follow("export the middle one", tmp_path / "d")
-    assert open_checkpoint(exported).config.n_layer <= open_checkpoint(supernet).config.n_layer
+    follow("find smaller models in it", tmp_path / "b", *SEARCH)
+    trained = follow("train them", tmp_path / "c", *DATA, *FINETUNE)
+    evaluated = follow("evaluate it", tmp_path / "d", *DATA)
+    assert (evaluated / "results.csv").is_file()
+    small = SubNetwork.from_config(open_checkpoint(trained / "num_params-80").config)
+    whole = SubNetwork.from_config(open_checkpoint(checkpoint_dir).config)
+    assert small != whole
+
+
+@pytest.mark.slow
+def test_from_a_super_network_to_an_exported_sub_network(checkpoint_dir, tmp_path, bundled, follow):
+    where = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "a"]
+    text = ["--data.files", bundled / "valid.jsonl", "--data.valid_fraction", 0.1]
+    assert nas("finetune", *where, *text, *DATA, *FINETUNE) == 0
+    follow("search it", tmp_path / "b", *SEARCH)
+    exported = follow("export the middle one", tmp_path / "c")
+    assert (
+        open_checkpoint(exported).config.n_layer <= open_checkpoint(checkpoint_dir).config.n_layer
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "start", "more"),
     [
         (["--subnetwork.n_layer", 2], "export it", []),
-        ([], "find better ones", [*DATA, "--search_blocks", 2, "--num_trials", 4]),
+        ([], "find better ones", SEARCH),
     ],
 )
 def test_behind_a_profile(checkpoint_dir, tmp_path, follow, options, start, more):

@@ -228,9 +228,9 @@ def _summary(found: Any, notes: Sequence[str], out_dir: Path) -> None:
     order = ", ".join(map(str, found.layer_order))
     print(f"layers, most important first: {order}")
     print(f"sorted checkpoint, scores and pictures: {out_dir}")
-    finetune = ("nas", "finetune", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
-    data = ("--data.files", "<text>", "--data.valid_fraction", 0.1)
-    print(f"train its sub-networks with: {command_line(*finetune, *data)}")
+    search = ("nas", "search", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
+    budgets = ("--data.files", "<validation text>", "--budgets", "80%, 60%")
+    print(f"find smaller models in it with: {command_line(*search, *budgets)}")
 
 
 def _warn_if_sorted(checkpoint: Any) -> None:
