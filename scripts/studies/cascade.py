@@ -15,6 +15,8 @@ of a model in turn in one measurement.
 Methods:
     alone      the picks of a search, each from its repaired slice
     cascade    the same, largest first, each from the smallest trained one that it is a part of
+    shared     half of the cost trains all picks at once in one set of weights (a super-network
+               whose other members nobody wants), the other half each alone from its part of them
     depth      networks that only lack layers, each from its repaired slice; no search
     ...+kd     the same, with the frozen original as teacher instead of cross entropy
 """
@@ -39,12 +41,14 @@ from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.data import TextData
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SubNetwork
+from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train.batches import collate
-from whittle_nas.train.choices import ValidationOptions
+from whittle_nas.train.choices import SandwichOptions, ValidationOptions
 from whittle_nas.train.forward import labelled_hidden, labels_of
 from whittle_nas.train.options import Distillation, LossOptions, OptimizerOptions, TrainerOptions
 from whittle_nas.train.prepare import TrainedTensors
-from whittle_nas.train.run import TrainingOptions
+from whittle_nas.train.run import Networks, TrainingOptions
+from whittle_nas.train.run import train as train_networks
 from whittle_nas.train.sources import load_both
 from whittle_nas.train.specialise import (
     Slice,
@@ -65,6 +69,7 @@ WANTED = {1: (60,), 3: (50, 70, 90), 6: (40, 50, 60, 70, 80, 90), 12: tuple(rang
 BLOCK, BATCH, TRIALS, SEARCH_BLOCKS, REPAIR_BLOCKS = 128, 8, 48, 16, 64
 TIMED = 60  # runs of every shape
 FORWARD = 1 / 3
+PER_STEP = 2  # networks that a shared step draws, beside the one in place of the whole
 TIED = ("stories260K",)  # whose head a rotation unties: an eighth more parameters for nothing
 RATES = {"stories260K": 2e-3, "babyllama-char361": 2e-4}
 SPACES = {  # down to shapes that are useless before they are repaired
@@ -81,7 +86,7 @@ SPACES = {  # down to shapes that are useless before they are repaired
         "intermediate_size": [224, 256, 288, 320, 352],
     },
 }
-METHODS = ("alone", "cascade", "depth", "alone+kd", "cascade+kd", "depth+kd")
+METHODS = ("alone", "cascade", "shared", "depth", "alone+kd", "cascade+kd", "depth+kd")
 RESULTS = "cascade.jsonl"
 COLUMNS = {
     "after": "nats per token",
@@ -258,9 +263,20 @@ def fitting(subs: list[SubNetwork], share: Any, budgets: tuple[int, ...]) -> dic
     return found
 
 
+def trainer_options(steps: int) -> TrainerOptions:
+    """So many steps on the CPU, nothing written."""
+    return TrainerOptions(
+        max_steps=steps,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        logger=[],
+        enable_progress_bar=False,
+    )
+
+
 def train(
     model: Model, chosen: Mapping[int, SubNetwork], cost: float, *, seed: int, cascade: bool,
-    taught: bool = False, rate: float | None = None,
+    taught: bool = False, rate: float | None = None, start_from: Slice | None = None,
 ) -> dict[int, dict[str, Any]]:  # fmt: skip
     """Train networks one after the other with equal shares of a cost; results by budget."""
     subs = sorted(set(chosen.values()), key=model.share, reverse=True)
@@ -269,8 +285,11 @@ def train(
     found = {}
     for number, sub in enumerate(subs):
         larger = smallest_around(sub, trained) if cascade else None
-        start = model.slice(sub, larger)
-        forward = REPAIR_BLOCKS / BATCH * FORWARD * (1 + 2 * model.share(sub))  # of the repair
+        if start_from is None:
+            start = model.slice(sub, larger)
+            forward = REPAIR_BLOCKS / BATCH * FORWARD * (1 + 2 * model.share(sub))  # of the repair
+        else:
+            start, forward = part_of(start_from, sub), 0
         per_step = model.share(sub) + FORWARD * taught
         steps = max(1, int((cost / len(subs) - forward) / per_step))
         distillation = Distillation.forward_kl if taught else Distillation.none
@@ -278,10 +297,7 @@ def train(
             loss=LossOptions(distillation=distillation, ce_weight=0.0 if taught else None),
             lora=None,
             optimizer=OptimizerOptions(lr=rate or RATES[model.name]),
-            trainer=TrainerOptions(
-                max_steps=steps, accelerator="cpu", gradient_clip_val=1.0, logger=[],
-                enable_progress_bar=False,
-            ),
+            trainer=trainer_options(steps),
             validation=ValidationOptions(every_n_steps=10**6),
             batch_size=BATCH,
             seed=1000 * seed + (number if larger else 0),
@@ -299,6 +315,34 @@ def train(
             "latency": round(model.latency[str(sub)], 3),
         }  # fmt: skip
     return {budget: found[sub] for budget, sub in chosen.items()}
+
+
+def together(model: Model, subs: list[SubNetwork], cost: float, *, seed: int) -> Slice:
+    """The sorted model after a training of some of its networks with one set of weights."""
+    mean = statistics.mean(map(model.share, subs))
+    options = TrainingOptions(
+        loss=LossOptions(distillation=Distillation.none),
+        sandwich=SandwichOptions(num_random=PER_STEP, train_smallest=False, full_share=0.0),
+        lora=None,
+        optimizer=OptimizerOptions(lr=RATES[model.name]),
+        trainer=trainer_options(int(cost / ((PER_STEP + 1) * mean))),
+        validation=ValidationOptions(every_n_steps=10**6),
+        batch_size=BATCH,
+        seed=1000 * seed,
+    )
+    samples, valid = model.texts
+    smallest = min(subs, key=model.share)
+    done = train_networks(
+        options,
+        model.sorted,
+        lambda net, _: Networks(smallest, GridSampler(tuple(subs)), {"full": net.full}),
+        samples=samples,
+        valid=valid,
+        out_dir=None,
+    )
+    start = slice_of(model.sorted, SubNetwork.from_config(model.sorted.config))
+    weights = TrainedTensors(done.supernet, start.state_dict())
+    return replace(start, tensors={n: t.clone() for n, t in weights.items()})
 
 
 def run(given: argparse.Namespace) -> None:
@@ -326,9 +370,13 @@ def run(given: argparse.Namespace) -> None:
                         mean = statistics.mean(map(model.share, model.picks.values()))
                         # of every trial the evaluation and the repair
                         left -= TRIALS * SEARCH_BLOCKS / BATCH * FORWARD * (1 + 3 * mean)
+                    shared = None
+                    if kind == "shared":
+                        left /= 2
+                        shared = together(model, list(set(chosen.values())), left, seed=seed)
                     found = train(
-                        model, chosen, left,
-                        seed=seed, cascade=kind == "cascade", taught=bool(taught),
+                        model, chosen, left, seed=seed,
+                        cascade=kind == "cascade", taught=bool(taught), start_from=shared,
                     )  # fmt: skip
                     row = dict(zip(keys, (name, seed, wanted, method, given.cost), strict=True))
                     row["search"] = "repaired"
