@@ -1,11 +1,13 @@
-"""Peak memory and time of `nas export`, and of merging adapters, on a large random checkpoint.
+"""Peak memory and time of export, merging adapters and a search on a large random checkpoint.
 
-    python scripts/bench/bench_export.py [--gigabytes 2] [--out export.json]
+    python scripts/bench/bench_export.py [--gigabytes 2] [--parts merge export search]
+        [--out export.json]
 
 The checkpoint is made in a temporary directory (twice its size is needed on disk) and removed.
 Peak resident memory is the kernel's figure for the whole process: Python, torch and the pages of
 the checkpoint's file that were read, which the kernel takes back when others need memory. Of these,
-anonymous memory is what the process itself asked for; it is sampled.
+anonymous memory is what the process itself asked for; it is sampled. The search is over latency,
+with few trials and little text: what it holds is the model, and models that are timed.
 """
 
 import argparse
@@ -86,11 +88,29 @@ def run(*arguments: object) -> tuple[float, int, int]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024, anonymous
 
 
+def search(source: Path, folder: Path) -> tuple[object, ...]:
+    """Arguments of a short search with whole networks to time before it and after it."""
+    text, space = folder / "text.txt", folder / "space.yaml"
+    text.write_text("def f(x):\n    return x + 1\n\n\n" * 400)
+    space.write_text("n_layer: {min: 1}\n")
+    costs = ("--costs.calibrate", 4, "--costs.batch", 1, "--costs.tokens", 32)
+    return (
+        "-m", "whittle_nas", "search", "--checkpoint_dir", source, "--out_dir", folder / "front",
+        "--objectives", "val_loss,latency_ms", "--search_space", space, "--num_trials", 2,
+        "--data.files", text, "--data.block_size", 32, "--data.num_blocks", 2, *costs,
+        "--device", "cpu",
+    )  # fmt: skip
+
+
+PARTS = ("merge", "export", "search")
+
+
 def main() -> None:
-    """Merge, and export the largest and a smaller sub-network in both formats."""
+    """Merge, export the largest and a smaller sub-network in both formats, and search."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--out", type=Path, default=Path("export.json"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--merge", type=Path, nargs=2, help="of a process of its own")
     options = parser.parse_args()
     if options.merge:
@@ -104,11 +124,14 @@ def main() -> None:
         runs = {"merge": (__file__, "--merge", source, Path(folder) / "merged")}
         for extreme in ("largest", "smallest"):
             for layout in ("litgpt", "hf"):
-                runs[f"{extreme}_{layout}"] = (
+                runs[f"export_{extreme}_{layout}"] = (
                     "-m", "whittle_nas", "export", "--checkpoint_dir", source, "--extreme", extreme,
                     "--format", layout, "--out_dir", Path(folder) / "out", "--overwrite", "true",
                 )  # fmt: skip
+        runs["search"] = search(source, Path(folder))
         for name, arguments in runs.items():
+            if name.partition("_")[0] not in options.parts:
+                continue
             seconds, peak, anonymous = run(*arguments)
             over = {"peak_over_input": peak / size, "anonymous_over_input": anonymous / size}
             results[name] = {"seconds": seconds, **over}

@@ -107,6 +107,16 @@ def test_integer_programs_measure_around_their_best():
         plan("search", *words[:-6])
 
 
+def test_a_search_over_latency_holds_one_model_and_what_is_timed():
+    words = ("--checkpoint_dir", "x/Qwen3-32B", "--out_dir", "y", *TEXT, "--objectives")
+    one, timed = (plan("search", *words, f"val_loss,{cost}") for cost in ("flops", "latency_ms"))
+    more = timed.memory.pop("what is timed")
+    assert timed.memory == one.memory
+    assert 3 * 2 * 151_936 * 5120 < more < one.memory["weights"] / 10  # table, head, its copy
+    limit = ("--constraints", "decode_ms_per_token <= 40")
+    assert plan("search", *words, "val_loss,flops", *limit).memory["what is timed"] == more
+
+
 def test_processes_that_share_layers_each_run_the_text():
     words = ("--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", *TEXT)
     one, many = plan("candidates", *words), plan("candidates", *words, "--devices", 99)

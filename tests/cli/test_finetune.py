@@ -430,6 +430,20 @@ def test_bad_options_are_one_sentence(tmp_path, checkpoint_dir, text, capsys, op
     assert not (tmp_path / "out" / "lit_model.pth").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry_run", "true"]])
+def test_a_torch_that_can_not_share_out_is_one_sentence(
+    checkpoint_dir, tmp_path, monkeypatch, capsys, more
+):
+    monkeypatch.delattr("torch.distributed.fsdp.FSDPModule.set_reduce_scatter_unused_params")
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *more]
+    data = ["--data.module", "Alpaca"]
+    assert nas(*common, *data, "--trainer.strategy", "fsdp") == 2
+    message = capsys.readouterr().err
+    assert "trainer.strategy=fsdp needs torch 2.13 or newer" in message
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_without_labels(tmp_path, checkpoint_dir, instructions, capsys):
     common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "out", *SMALL]
     options = [*instruction_options(instructions), "--data.block_size", 8]

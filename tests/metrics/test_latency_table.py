@@ -1,6 +1,7 @@
 import json
 import random
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,6 +162,28 @@ def test_whole_networks_are_built_as_they_run(monkeypatch):
     peak = peak_memory_bytes(lambda: time_whole(plan, load, Phase.decode), load.device)
     assert peak < 1.3 * 2 * num_params(config)
     assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_plan_counts_what_timing_holds(monkeypatch, phase):
+    monkeypatch.setattr(latency_parts, "_REPEATS", 1)
+    monkeypatch.setattr(latency_parts, "_STACK_BYTES", 2**20)
+    config = Config(
+        n_layer=8, n_head=2, n_embd=128, padded_vocab_size=4096, block_size=64,
+        intermediate_size=1024,
+    )  # fmt: skip
+    plan = plan_slices(SubNetwork.from_config(config), config)
+    load = Load(2, 32, LOAD.device, torch.float32)
+    timings = [
+        partial(latency_parts.time_stack, plan.blocks[0], load, phase, highest=8),
+        partial(latency_parts.time_ends, config, load, phase, whole=config),
+        partial(time_whole, plan, load, phase),
+    ]
+    stack, ends, whole = (peak_memory_bytes(timing, load.device) for timing in timings)
+    parts, beside = latency_parts.most_held(config, load)
+    weights = 4 * num_params(config)
+    assert max(stack, ends) < 1.1 * parts < 1.5 * max(stack, ends)
+    assert weights < whole < weights + 1.1 * beside
 
 
 def test_fit_is_not_bent_by_a_disturbed_network():

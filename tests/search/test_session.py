@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,9 @@ from tests.conftest import first_of
 from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.perplexity import nats_per_token
+from whittle_nas.metrics import latency_parts
+from whittle_nas.metrics.measured import TURNS
+from whittle_nas.search import evaluation
 from whittle_nas.search.constraints import read_constraints
 from whittle_nas.search.evaluation import Evaluator
 from whittle_nas.search.loop import Schedule
@@ -314,6 +318,45 @@ def test_latency_is_looked_up_and_the_front_timed_whole(request_, tmp_path):
     for entry in outcome.front.entries:
         assert entry.metrics["latency_ms"] != by_sub[entry.subnetwork]
     assert outcome.front.how_measured["latency_ms of the latency table"]["networks"] == 4
+
+
+@pytest.mark.slow
+def test_whole_networks_are_timed_while_no_other_model_is_in_memory(request_, monkeypatch):
+    models, when = [], []
+
+    def alone(make, what):
+        def made(*args, **options):
+            assert {one() for one in models} <= {None}
+            found = make(*args, **options)
+            models.append(weakref.ref(getattr(found, "model", found)))
+            when.append(what)
+            return found
+
+        return made
+
+    monkeypatch.setattr(latency_parts, "assemble", alone(latency_parts.assemble, "timed"))
+    monkeypatch.setattr(evaluation, "load_supernet", alone(load_supernet, "loaded"))
+    request = replace(
+        request_,
+        space=load_space({"n_embd": [24, 48], "n_layer": [1, 3]}, request_.checkpoint.config),
+        objectives=("val_loss", "latency_ms"),
+        costs=CostOptions(batch=1, tokens=16, calibrate=4),
+        num_trials=3,
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        outcome = Session(request).run(resume=False)
+    finally:
+        gc.enable()
+    before, after = when.index("loaded"), when[::-1].index("loaded")
+    assert when.count("loaded") == 1
+    assert 2 <= before <= 4
+    assert after == TURNS * len(
+        {*(e.subnetwork for e in outcome.front.entries), request.space.largest}
+    )
+    assert outcome.front.whole["metrics"]["latency_ms"] > 0
+    assert outcome.front.whole["metrics"]["val_loss"] > 0
 
 
 @pytest.mark.slow

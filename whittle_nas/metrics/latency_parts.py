@@ -16,7 +16,9 @@ import torch
 from litgpt import GPT
 from torch import nn
 
+from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.metrics.measured import time_runs
+from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.assembly import assemble, built_in, make_block, repeated, without_parts
 from whittle_nas.weights.slicing import BlockPlan, SlicePlan
@@ -122,6 +124,30 @@ def time_whole(plan: SlicePlan, load: Load, phase: Phase, *, rounds: int = ROUND
     with built_in(load.dtype), load.device:
         model = assemble(plan)
     return time_forward(_ready(model, load), load, phase, rounds=rounds)
+
+
+def most_held(config: Any, load: Load) -> tuple[int, int]:
+    """Bytes of all that exists at a time while a network is timed.
+
+    Args:
+        config: litgpt config of the super-network.
+        load: what is timed.
+
+    Returns:
+        Of its parts, and of a whole network beside its weights.
+    """
+    costs, full = AnalyticCosts(config), SubNetwork.from_config(config)
+    size, table = load.dtype.itemsize, config.padded_vocab_size * config.n_embd
+    whole = costs.weight_bytes(full, load.dtype)
+    block = costs.num_params_non_embedding(full) * size // config.n_layer
+    stack = max(min(2, config.n_layer) * block, min(_STACK_BYTES, whole) + block)
+    heads = 1 - (-min(_STACK_BYTES, whole) // (table * size))  # the copies, and what is copied
+    rows = load.batch * load.tokens
+    states = rows * (2 * config.n_embd + 3 * config.intermediate_size) * size
+    logits = rows * config.padded_vocab_size * size
+    cache = costs.kv_cache_bytes(full, batch=load.batch, length=load.tokens + 1, dtype=load.dtype)
+    ends = (1 + heads) * table * size + logits
+    return max(stack + states + cache // config.n_layer, ends), states + logits + cache
 
 
 @torch.inference_mode()

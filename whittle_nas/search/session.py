@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import calibration_networks
 from whittle_nas.repair.engine import repair
@@ -113,34 +115,43 @@ class Session:
         """
         resume = resume and self._can_resume()
         ahead, ended = self._open() if resume else (self._ahead(), [])
-        recorded = {trial.number: trial for trial in ended}
+        # Whole networks are timed before the super-network is loaded and after it is gone: a GPU
+        # that the one fills has no room for the other.
+        self._calibrate()
+        _give_back_cache()
         pool = self._pool()
-        log: TrialLog | None = None
-
-        def record(trial: Trial) -> None:
-            assert log is not None
-            log.append(trial)
-            ended.append(trial)
-            self._listener.on_trial(ended)
-
         try:
-            self._calibrate()
             if not resume:
                 self._begin(ahead)
-            log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics, self.request.space)
-            search = self._search(pool, ahead, record)
-            search.recorded = recorded
-            trials = search.run()
-            front = self._front(pool, trials)
+            trials = self._all_trials(pool, ahead, ended)
+            measured, quality = self._evaluated(pool, trials)
         finally:
-            if log is not None:
-                log.close()
             pool.close()
+            del pool
+        _give_back_cache()
+        front = self._front(len(trials), measured, quality)
         atomic_write_text(self.request.out_dir / "front.json", front.dump())
         recovered = self._recover(trials)
         if recovered is not None:
             atomic_write_text(self.request.out_dir / "recovery.json", recovered.dump())
         return Outcome(trials, front, recovered)
+
+    def _all_trials(self, pool: Pool, ahead: int, ended: list[Trial]) -> list[Trial]:
+        """The trials that are recorded, and those that are still to be run."""
+        recorded = {trial.number: trial for trial in ended}
+
+        def record(trial: Trial) -> None:
+            log.append(trial)
+            ended.append(trial)
+            self._listener.on_trial(ended)
+
+        log = TrialLog(self.request.out_dir / FILE_NAME, self.metrics, self.request.space)
+        try:
+            search = self._search(pool, ahead, record)
+            search.recorded = recorded
+            return search.run()
+        finally:
+            log.close()
 
     def _ahead(self) -> int:
         """How far proposals run ahead of results."""
@@ -244,11 +255,12 @@ class Session:
     def _pool(self) -> Pool:
         return make_pool(self.request, self._listener.warn)
 
-    def _front(self, pool: Pool, trials: Sequence[Trial]) -> Front:
-        """The front of the trials, evaluated again on all blocks and timed whole."""
+    def _evaluated(
+        self, pool: Pool, trials: Sequence[Trial]
+    ) -> tuple[list[Trial], dict[str, float]]:
+        """The trials of the front and the quality of the whole model, both on all data."""
         request = self.request
-        compared = self._compared()
-        members = front_of(trials, compared, request.constraints)
+        members = front_of(trials, self._compared(), request.constraints)
         if not members:
             limits = ", ".join(map(str, request.constraints))
             raise ConfigError(
@@ -256,7 +268,26 @@ class Session:
                 f"evaluated{f' within --constraints {limits}' if limits else ''}; raise "
                 "--num_trials and --resume, or relax the constraints"
             )
-        measured, whole = self._timed(self._on_all_data(pool, members))
+        measured = self._on_all_data(pool, members)
+        full = SubNetwork.from_config(request.checkpoint.config)
+        if any(trial.sub == full for trial in measured):
+            return measured, {}
+        pool.submit(Job(0, full, whole=True))
+        self._listener.on_step("the whole model", 0)
+        return measured, pool.next()[1].metrics
+
+    def _front(
+        self, num_trials: int, measured: Sequence[Trial], quality: Mapping[str, float]
+    ) -> Front:
+        """The front of what was evaluated on all data, timed whole.
+
+        Args:
+            num_trials: how many were tried.
+            measured: see `_evaluated`.
+            quality: of the whole model, where it is not among them.
+        """
+        request, compared = self.request, self._compared()
+        measured, times = self._timed(measured)
         kept = front_of(measured, compared, request.constraints)
         if not kept:
             self._listener.warn(
@@ -264,9 +295,9 @@ class Session:
                 "search"
             )
             kept = front_of(measured, compared, ())
-        how = request.how_measured(len(trials), self.costs.accuracies())
+        how = request.how_measured(num_trials, self.costs.accuracies())
         front = self._as_front(request.objectives, kept, how)
-        return replace(front, whole={"metrics": self._whole(pool, measured, whole)})
+        return replace(front, whole={"metrics": self._whole(measured, quality, times)})
 
     def _compared(self) -> tuple[str, ...]:
         """The objectives, and the costs that the budgets of programs name.
@@ -281,15 +312,16 @@ class Session:
         return (first, *more, *others)
 
     def _whole(
-        self, pool: Pool, measured: Sequence[Trial], times: Mapping[str, float]
+        self,
+        measured: Sequence[Trial],
+        quality: Mapping[str, float],
+        times: Mapping[str, float],
     ) -> dict[str, float]:
         """Metrics of the whole model, like those of the front; without quality if it fails."""
         full = SubNetwork.from_config(self.request.checkpoint.config)
         if (found := next((t for t in measured if t.sub == full), None)) is not None:
             return dict(found.metrics)
-        pool.submit(Job(0, full, whole=True))
-        self._listener.on_step("the whole model", 0)
-        return {**pool.next()[1].metrics, **self.costs.of(full), **times}
+        return {**quality, **self.costs.of(full), **times}
 
     def _as_front(
         self, objectives: tuple[str, ...], trials: Sequence[Trial], how: dict[str, Any]
@@ -372,3 +404,9 @@ class Session:
         found = dict(zip(subs, times, strict=True))
         timed = [replace(t, metrics={**t.metrics, **found[t.sub]}) for t in members]
         return timed, found[full]
+
+
+def _give_back_cache() -> None:
+    """Let other processes, such as workers, have the GPU memory of models that are gone."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

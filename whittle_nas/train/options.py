@@ -303,6 +303,10 @@ class TrainerOptions:
                 f"trainer.strategy={self.strategy!r} must be auto, ddp (every process holds the "
                 "whole model) or fsdp (each holds its share)"
             )
+        if self.is_sharded:
+            from whittle_nas.weights.sharding import check_available  # imports torch
+
+            check_available()
 
     @property
     def is_sharded(self) -> bool:

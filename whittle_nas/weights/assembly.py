@@ -102,6 +102,7 @@ def build(config: Any, make: Callable[[Any], Any] = GPT) -> Any:
 def assemble(plan: SlicePlan, build: Callable[[Any], Any] = GPT) -> Any:
     """The whole model of a sub-network with weights of its own, on the default device."""
     model = make_shell(plan, build)
+    model.transformer.h.to("meta")  # only its class is needed, not one more block's weights
     blocks = [make_block(block, model) for block in plan.blocks]
     for module, block in zip(blocks, plan.blocks, strict=True):
         if needs_tables(block, plan):

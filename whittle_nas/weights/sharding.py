@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from whittle_nas.errors import ConfigError
 from whittle_nas.weights.axes import split_layer
 
 Prepare = Callable[[nn.Module, str], None]
@@ -83,6 +84,30 @@ class Sharding:
         for unit in {self.root, self._whole or self.root}:
             unit.reshard()
         self._whole = None
+
+
+# What `Sharding` asks of FSDP; the last of them came with the version below.
+_NEEDED = (
+    "set_gradient_divide_factor",
+    "set_force_sum_reduction_for_comms",
+    "set_reduce_scatter_unused_params",
+)
+_SINCE = "2.13"
+
+
+def check_available() -> None:
+    """Refuse a PyTorch whose `fully_shard` can't do what is needed here.
+
+    Raises:
+        ConfigError: naming the version that can.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if missing := [name for name in _NEEDED if not hasattr(FSDPModule, name)]:
+        raise ConfigError(
+            f"trainer.strategy=fsdp needs torch {_SINCE} or newer (torch {torch.__version__} has no "
+            f"FSDPModule.{missing[0]}): install that, or take trainer.strategy=ddp"
+        )
 
 
 def _shard(unit: _Unit, mesh: Any, **options: Any) -> Any:

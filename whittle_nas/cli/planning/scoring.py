@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.cli.common import resolve_dtype
 from whittle_nas.cli.planning.source import BYTES_PER_TOKEN, Source, blocks_of
 from whittle_nas.cli.selection import space_of
 from whittle_nas.data.options import TextData
+from whittle_nas.metrics.latency_parts import Load, most_held
 from whittle_nas.metrics.plan import Plan, forward_flops, forward_memory
+from whittle_nas.search.objectives import MEASURED, task_of
 from whittle_nas.search.options import Method, ProgramOptions
 
 _BATCH = 8  # blocks per forward pass where the command chooses
@@ -44,16 +48,22 @@ def search(source: Source, options: Any) -> Plan:
         work["recovery"] = 4 * forward_flops(config, trained, length)
     if options.repair:
         notes.append("the repair of every trial is not counted")
-    words = str(options.objectives) + str(options.constraints)
-    if "latency" in words or "decode" in words:
+    memory = forward_memory(config, dtype=dtype, batch=batch, tokens=length)
+    metrics = search_metrics(options)
+    if set(metrics) & set(MEASURED):
         notes.append("the latency table is measured on the device, which takes minutes more")
-    if "1 - " in words:
+        load = Load(
+            options.costs.batch, options.costs.check(config.block_size), torch.device("meta"), dtype
+        )
+        # Parts are timed beside the super-network, whole networks without it.
+        memory["what is timed"] = max(most_held(config, load))
+    if any(map(task_of, metrics)):
         notes.append("requests of lm-eval tasks are not counted")
     return Plan(
         config,
         {"checkpoint": source.weight_bytes(), "text": blocks * length * BYTES_PER_TOKEN},
         {"trials and front": 2000 * trials},
-        forward_memory(config, dtype=dtype, batch=batch, tokens=length),
+        memory,
         work,
         devices=options.devices,
         dtype=dtype,
