@@ -109,8 +109,11 @@ def test_integer_programs_measure_around_their_best():
 
 def test_a_search_over_latency_holds_one_model_and_what_is_timed():
     words = ("--checkpoint_dir", "x/Qwen3-32B", "--out_dir", "y", *TEXT, "--objectives")
-    one, timed = (plan("search", *words, f"val_loss,{cost}") for cost in ("flops", "latency_ms"))
+    one = plan("search", *words, "val_loss,flops", "--time_front", "false")
+    front, timed = (plan("search", *words, f"val_loss,{cost}") for cost in ("flops", "latency_ms"))
     more = timed.memory.pop("what is timed")
+    assert front.memory.pop("what is timed") < more  # no parts, but whole networks at the end
+    assert front.memory == one.memory
     assert timed.memory == one.memory
     assert 3 * 2 * 151_936 * 5120 < more < one.memory["weights"] / 10  # table, head, its copy
     limit = ("--constraints", "decode_ms_per_token <= 40")

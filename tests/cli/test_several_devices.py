@@ -55,6 +55,7 @@ def test_a_search_finds_the_same_front(checkpoint_dir, text, tmp_path, capsys):
     for name, where in (("one", []), ("two", TWO)):
         source = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / name, *text]
         words = [*source, "--objectives", "val_loss,num_params", "--num_trials", 6]
+        words += ["--time_front", "false"]
         said(capsys, "search", *words, *where)
         fronts.append(json.loads((tmp_path / name / "front.json").read_text()))
     assert fronts[1]["how_measured"].pop("device") == "cpu,cpu"

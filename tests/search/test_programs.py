@@ -148,7 +148,8 @@ def test_a_front_has_what_is_best_in_the_cost_that_a_budget_names(request_):
         )
         for number, (solution, loss, size, flops) in enumerate(rows)
     ]
-    front = Session(request)._front(Losses(), trials)
+    session = Session(request)
+    front = session._front(len(trials), *session._evaluated(Losses(), trials))
     assert front.objectives == ("val_loss", "num_params")
     found = [(entry.metrics["num_params"], entry.metrics["flops"]) for entry in front.entries]
     assert found == [(80, 90), (85, 50), (100, 100)]

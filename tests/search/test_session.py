@@ -95,11 +95,17 @@ def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
     assert {entry.subnetwork for entry in front.entries} <= best
     text = {"block_bos": False, "blocks": 6, "block_size": 32, "blocks_in_search": 2}
     assert front.how_measured["text"] == text
+    times = [metrics["latency_ms"] for metrics in (front.whole["metrics"], *(
+        entry.metrics for entry in front.entries
+    ))]  # fmt: skip
+    assert min(times) > 0
+    assert len({*times}) > 1
 
 
 @pytest.mark.parametrize("method", first_of(SEARCHERS))
 def test_interrupted_and_resumed_is_uninterrupted(request_, tmp_path, method):
-    request = replace(request_, method=method)
+    # times are never the same twice
+    request = replace(request_, method=method, time_front=False)
     Session(request).run(resume=False)
     broken = replace(request, out_dir=tmp_path / "broken")
     broken.out_dir.mkdir()
@@ -352,9 +358,10 @@ def test_whole_networks_are_timed_while_no_other_model_is_in_memory(request_, mo
     before, after = when.index("loaded"), when[::-1].index("loaded")
     assert when.count("loaded") == 1
     assert 2 <= before <= 4
-    assert after == TURNS * len(
-        {*(e.subnetwork for e in outcome.front.entries), request.space.largest}
-    )
+    timed, left = divmod(after, TURNS)
+    assert left == 0
+    # some may leave the front when they are timed
+    assert timed >= len({*(e.subnetwork for e in outcome.front.entries), request.space.largest})
     assert outcome.front.whole["metrics"]["latency_ms"] > 0
     assert outcome.front.whole["metrics"]["val_loss"] > 0
 

@@ -45,6 +45,7 @@ def search(
     batch_size: int | None = None,
     start_from_grid: bool = True,
     costs: CostOptions = CostOptions(),
+    time_front: bool = True,
     halving: HalvingOptions = HalvingOptions(),
     tasks: TaskOptions = TaskOptions(),
     recovery: RecoveryOptions = RecoveryOptions(),
@@ -101,6 +102,9 @@ def search(
         batch_size: Blocks per forward pass; by default chosen for the device.
         start_from_grid: Try the grid on which the super-network was trained first.
         costs: The load for which costs are computed and measured.
+        time_front: Time the networks of the front as whole models at the end, also where no time is
+            searched: `latency_ms` stands beside the other metrics. Not where several devices hold
+            the model.
         halving: Stop bad trials early.
         tasks: How lm-eval tasks among the objectives are asked.
         recovery: Rank the best of a budget again after a short training.
@@ -171,6 +175,7 @@ def search(
         batch_size=batch_size,
         start_from_grid=start_from_grid,
         costs=costs,
+        time_front=time_front,
         halving=halving,
         tasks=tasks,
         recovery=recovery,

@@ -13,6 +13,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.export.checkpoint import plan_export
 from whittle_nas.plots import plot_front, plot_shapes
 from whittle_nas.search import budgets, html, rounds
+from whittle_nas.search.costs import PHASES
 from whittle_nas.search.objectives import REPAIR
 from whittle_nas.search.options import Method
 from whittle_nas.search.request import Request
@@ -148,16 +149,18 @@ def draw_shapes(request: Request, subs: Mapping[str, SubNetwork]) -> None:
 def _print_front(request: Request, outcome: Outcome) -> None:
     entries = outcome.front.entries
     names = list(request.space.largest.summary())
+    times = [n for n in PHASES if n in entries[0].metrics and n not in request.objectives]
+    metrics = [*request.objectives, *times]
     varied = [n for n in names if len({entry.subnetwork.summary()[n] for entry in entries}) > 1]
     rows = [
         [entry.index]
-        + [entry.metrics[name] for name in request.objectives]
+        + [entry.metrics[name] for name in metrics]
         + [entry.subnetwork.summary()[name] for name in varied]
         for entry in entries
     ]
     title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
     path = request.out_dir / "front.html"
-    print_table(["index", *request.objectives, *varied], rows, title, all_in=path)
+    print_table(["index", *metrics, *varied], rows, title, all_in=path)
 
 
 def _print_programs(request: Request) -> None:

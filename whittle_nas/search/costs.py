@@ -9,15 +9,17 @@ from typing import Any
 
 from whittle_nas.metrics.analytic import AnalyticCosts
 from whittle_nas.metrics.latency_correction import Accuracy
-from whittle_nas.metrics.latency_parts import Load, Phase
+from whittle_nas.metrics.latency_parts import Load, Phase, time_whole
 from whittle_nas.metrics.latency_table import LatencyTable
 from whittle_nas.metrics.measured import in_turn
 from whittle_nas.search.objectives import ANALYTIC
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.info import SupernetInfo
+from whittle_nas.weights.slicing import plan_slices
 
 Cost = Callable[[SubNetwork], float]
-PHASES = {"latency_ms": Phase.prefill, "decode_ms_per_token": Phase.decode}
+LATENCY = "latency_ms"
+PHASES = {LATENCY: Phase.prefill, "decode_ms_per_token": Phase.decode}
 
 
 class Costs:
@@ -31,6 +33,7 @@ class Costs:
         *,
         measured: Sequence[str] = (),
         table: Path = Path("latency_table.json"),
+        time_front: bool = False,
     ) -> None:
         """Prepare the functions.
 
@@ -40,6 +43,7 @@ class Costs:
             load: what costs are for.
             measured: which times are wanted, names of `PHASES`.
             table: file of the latency table; not touched without `measured`.
+            time_front: `whole` measures the latency even if no time is wanted.
 
         Raises:
             ConfigError: if the table was measured for something else.
@@ -49,6 +53,8 @@ class Costs:
         }
         for name in measured[1:]:  # one file, one table
             self._tables[name] = self._tables[measured[0]][0], PHASES[name]
+        self._config, self._info, self._load = config, info, load
+        self._times_whole = time_front or bool(measured)
         costs, dtype = AnalyticCosts(config), load.dtype
         cache = partial(costs.kv_cache_bytes, batch=load.batch, length=load.tokens, dtype=dtype)
         functions: dict[str, Cost] = {
@@ -99,15 +105,20 @@ class Costs:
     ) -> list[dict[str, float]]:
         """The wanted times of each, measured in turn on the sub-networks as models.
 
+        That is the latency where none is wanted and fronts are timed.
+
         Args:
             subs: sub-networks.
             on_progress: is told how many timings are left.
         """
-        if not self._tables:
+        if not self._times_whole:
             return [{} for _ in subs]
         return in_turn([partial(self._once, sub) for sub in subs], on_progress=on_progress)
 
     def _once(self, sub: SubNetwork) -> dict[str, float]:
+        if not self._tables:
+            plan = plan_slices(sub, self._config, head_channels=self._info.head_channels)
+            return {LATENCY: time_whole(plan, self._load, PHASES[LATENCY], rounds=1)}
         tables = self._tables.items()
         return {name: table.whole(sub, phase, rounds=1) for name, (table, phase) in tables}
 

@@ -82,6 +82,7 @@ class Request:
         batch_size: blocks per forward pass; None: chosen for the device.
         start_from_grid: propose the grid of the super-network's training first.
         costs: the load that costs are for.
+        time_front: time the front whole also where no metric is a time.
         halving: whether bad trials are stopped early.
         tasks: how lm-eval tasks are asked.
         recovery: whether the best are trained and ranked again.
@@ -110,6 +111,7 @@ class Request:
     batch_size: int | None = None
     start_from_grid: bool = True
     costs: CostOptions = field(default_factory=CostOptions)
+    time_front: bool = True
     halving: HalvingOptions = field(default_factory=HalvingOptions)
     tasks: TaskOptions = field(default_factory=TaskOptions)
     recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
@@ -207,7 +209,8 @@ class Request:
         """Costs of every sub-network."""
         measured = [name for name in self.wanted if name in MEASURED]
         config, info = self.checkpoint.config, self.checkpoint.info
-        return Costs(config, info, self.load, measured=measured, table=self.table)
+        timed = self.time_front and len(self.placed_on) == 1
+        return Costs(config, info, self.load, measured=measured, table=self.table, time_front=timed)
 
     def first(self) -> list[SubNetwork]:
         """What is tried first: the ends of the space, fewer layers, and the grid that was trained.

@@ -50,13 +50,18 @@ def search(source: Source, options: Any) -> Plan:
         notes.append("the repair of every trial is not counted")
     memory = forward_memory(config, dtype=dtype, batch=batch, tokens=length)
     metrics = search_metrics(options)
-    if set(metrics) & set(MEASURED):
+    searched = bool(set(metrics) & set(MEASURED))
+    if searched:
         notes.append("the latency table is measured on the device, which takes minutes more")
+    elif options.time_front:
+        notes.append("at the end the networks of the front are timed, which is not counted")
+    if searched or options.time_front:
         load = Load(
             options.costs.batch, options.costs.check(config.block_size), torch.device("meta"), dtype
         )
         # Parts are timed beside the super-network, whole networks without it.
-        memory["what is timed"] = max(most_held(config, load))
+        held = most_held(config, load)
+        memory["what is timed"] = max(held) if searched else held[1]
     if any(map(task_of, metrics)):
         notes.append("requests of lm-eval tasks are not counted")
     return Plan(
