@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole line on a small real model, on a CPU: sort, train all sub-networks, search, evaluate,
-# export, generate. The first run installs into .venv; a rerun skips finished stages and goes on
-# with the one that was interrupted.
+# The whole line on a small real model, on a CPU: sort, search, repair and train the chosen network,
+# evaluate, export, generate. The first run installs into .venv; a rerun skips finished stages and
+# goes on with the one that was interrupted.
 #
 #   scripts/quickstart.sh [out_dir]        default: quickstart/
 #

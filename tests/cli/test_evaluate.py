@@ -323,3 +323,13 @@ def test_config_of_the_bundled_checkpoint_runs(tmp_path, monkeypatch):
     options = ["--config", config, "--out_dir", tmp_path / "out", "--limit", 2]
     assert nas("evaluate", *options, "--data.num_blocks", 2) == 0
     assert {row["task"] for row in rows(tmp_path / "out")} == {"text", "pydoc"}
+
+
+def test_the_task_that_ships_is_asked_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["--checkpoint_dir", "pydoc-1m", "--out_dir", "out"]
+    tasks = ["--tasks", "pydoc", "--include_path", "pydoc-1m/tasks", "--limit", 2]
+    assert nas("evaluate", *common, *tasks) == 0
+    (row,) = rows(tmp_path / "out")[-1:]
+    assert row["task"] == "pydoc"
+    assert float(row["value"]) > 0

@@ -53,7 +53,7 @@ def init(
         overwrite: Replace the file.
     """
     from whittle_nas.cli.defaults import fitted, model_config, stage_defaults
-    from whittle_nas.search.objectives import QUALITY, check_metric, is_cost
+    from whittle_nas.search.objectives import check_metric, is_cost
     from whittle_nas.space.front import parse_constraints
     from whittle_nas.weights.files import atomic_write_text
 
@@ -70,9 +70,9 @@ def init(
     named = dict.fromkeys(check_metric(limit.metric, "--budget") for limit in limits)
     config = model_config(checkpoint_dir)
     options = stage_defaults(config)
-    if {*named} - {*QUALITY, "num_params"}:  # only what a search has measured can be a budget
-        cost = () if any(map(is_cost, named)) else ("num_params",)
-        options["search"]["objectives"] = ",".join(dict.fromkeys(("val_loss", *named, *cost)))
+    cost = () if any(map(is_cost, named)) else ("num_params",)
+    searched = dict.fromkeys(("val_loss", "latency_ms", *named, *cost))
+    options["search"]["objectives"] = ",".join(searched)
     memory = _memory(device, memory_gib)
     apart = route is Route.chosen  # what is trained is not the whole model, which teaches it
     options["finetune"], needed = fitted(config, options["finetune"], memory, apart=apart)
@@ -209,6 +209,7 @@ _NOTES = {
     "data.block_size": "tokens per row",
     "data.num_blocks": "rows of text",
     "num_trials": "sub-networks to try",
+    "objectives": "all made small; fewer layers pay in latency",
 }
 
 
