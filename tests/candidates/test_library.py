@@ -448,10 +448,17 @@ def test_square_head_is_its_formula():
 
 
 @pytest.mark.parametrize(
-    ("loss", "rank"), [(PartLoss.square_head, 4), (PartLoss.l1, 4), (PartLoss.l2, None)]
+    ("loss", "rank", "own"),
+    [
+        (PartLoss.square_head, 4, 2),
+        (PartLoss.square_head, 4, None),
+        (PartLoss.l1, 4, 2),
+        (PartLoss.l2, None, 2),
+        (PartLoss.l2, None, None),
+    ],
 )
-def test_trained_parts_are_nearer_than_fitted_ones(loss, rank, made):
-    training = PartTraining(steps=30, loss=loss, lr=1e-2, rank=2)
+def test_trained_parts_are_nearer_than_fitted_ones(loss, rank, own, made):
+    training = PartTraining(steps=30, loss=loss, lr=1e-2 if own else 1e-3, rank=own)
     fitted, trained = (
         made("SmolLM2-135M", replace(OPTIONS, rank=rank, train=t), n_layer=1)[1].candidates
         for t in (PartTraining(), training)

@@ -1,4 +1,4 @@
-"""What candidates cost: parameters, FLOPs, memory, and times from a latency table."""
+"""What candidates change of a cost: parameters, FLOPs, memory, or any that is given."""
 
 from __future__ import annotations
 

@@ -20,10 +20,11 @@ class PartTraining:
         steps: Steps of each, a batch of calibration text long; 0: none.
         loss: Against what the whole part gives: mean absolute or squared error, or SquareHead.
         lr: Highest learning rate of Adam; it falls to 0 as a cosine.
-        rank: Of the adapters on each matrix.
+        rank: Of the adapters on each matrix; `null` trains whole matrices (UNAST's way), and the
+            library has several times the size of the checkpoint.
     """
 
     steps: int = 0
     loss: PartLoss = PartLoss.square_head
     lr: float = 1e-3
-    rank: int = 16
+    rank: int | None = 16

@@ -1,4 +1,4 @@
-"""Layer-wise training of one smaller part: adapters of low rank on all its matrices.
+"""Layer-wise training of one smaller part: adapters of low rank on all its matrices, or these.
 
 The part sees what the whole part saw and learns what it gave. B sequences, T tokens, D channels,
 r rank of the adapters.
@@ -61,7 +61,7 @@ def train_part(
     part = next(part for part in step.parts if part.name == kind)
     names = (*part.readers, part.writer)
     generator = torch.Generator().manual_seed(seed)
-    adapters = {name: _Adapter(step.get(name), options.rank, generator) for name in names}
+    adapters = {name: _change_of(step.get(name), options.rank, generator) for name in names}
     device = step.get(part.writer).weight.device
     for name, adapter in adapters.items():
         parametrize.register_parametrization(step.get(name), "weight", adapter, unsafe=True)
@@ -91,8 +91,31 @@ def train_part(
             error += float(weighted.double().square().sum()) / goal.power
     if not error < fitted.error:
         return fitted
-    found = {f"{name}.weight": adapter.change() for name, adapter in adapters.items()}
+    for name in names:  # with what was trained no longer in it
+        parametrize.remove_parametrizations(step.get(name), "weight", leave_parametrized=False)
+    found = {
+        f"{name}.weight": adapter.found(step.get(name).weight.detach())
+        for name, adapter in adapters.items()
+    }
     return Fitted(_joined(fitted.patch, found), error, fitted.ridge)
+
+
+def _change_of(linear: Any, rank: int | None, generator: torch.Generator) -> _Whole | _Adapter:
+    return _Whole(linear) if rank is None else _Adapter(linear, rank, generator)
+
+
+class _Whole(nn.Module):
+    """A weight plus a matrix of its shape, which begins at 0."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.change = nn.Parameter(torch.zeros_like(linear.weight, dtype=torch.float32))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.change.to(weight.dtype)
+
+    def found(self, weight: Tensor) -> Tensor:
+        return self(weight).detach()
 
 
 class _Adapter(nn.Module):
@@ -109,15 +132,18 @@ class _Adapter(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight + (self.up @ self.down).to(weight.dtype)
 
-    def change(self) -> LowRank:
+    def found(self, _weight: Tensor) -> LowRank:
         return LowRank(self.up.detach(), self.down.detach())
 
 
-def _joined(patch: Patch, changes: dict[str, LowRank]) -> Patch:
-    """A patch with more to add: the sum of two changes of low rank stands side by side."""
+def _joined(patch: Patch, changes: dict[str, LowRank | Tensor]) -> Patch:
+    """A patch with more to add, of low rank side by side, or with whole weights."""
     replaced, added = dict(patch.replaced), dict(patch.added)
     for name, change in changes.items():
-        if name in replaced:
+        if isinstance(change, Tensor):
+            replaced[name] = change.cpu()
+            added.pop(name, None)
+        elif name in replaced:
             dense = replaced[name].cpu().float() + change.up.cpu() @ change.down.cpu()
             replaced[name] = dense.to(replaced[name].dtype)
         elif name in added:

@@ -49,8 +49,8 @@ def candidates(
         rank: Rank of what is added to output projections, which makes the library small; `null`
             keeps whole projections.
         train: Training of every smaller part after its fit, none by default: adapters on all its
-            matrices learn what the whole part gives for the same inputs. They make the library
-            larger by their rank.
+            matrices, or the matrices, learn what the whole part gives for the same inputs. Adapters
+            make the library larger by their rank.
         score_blocks: Blocks of held-back text on which the loss is measured with one part replaced.
         costs: The load for which memory and FLOPs are written down.
         batch_size: Sequences per forward pass.
