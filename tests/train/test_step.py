@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from tests.conftest import first_of, uniform
-from tests.train.conftest import CONFIG, MIDDLE, SMALL
+from tests.train.conftest import CONFIG, MIDDLE, SMALL, Waits
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import losses
-from whittle_nas.train.batches import IGNORE, Sample, collate, pack
+from whittle_nas.train.batches import IGNORE, Sample, collate, from_blocks, pack
 from whittle_nas.train.choices import SandwichOptions, Strategy
 from whittle_nas.train.forward import labels_of
 from whittle_nas.train.options import Distillation, HiddenLoss, LossOptions, Weighting
@@ -323,19 +323,40 @@ def test_a_long_random_training_does_not_keep_every_shape(supernet, monkeypatch)
         assert len(supernet._skeletons) == min(2 * width, 5)  # with and without a head
 
 
+def seen_step(options, device, *, packed=False):
+    """A step of networks that ran before, as a function to call, on batches as training has them.
+
+    The step before it was of another batch, since what a batch needs must not be remembered.
+    """
+    torch.manual_seed(6)
+    supernet = SuperNetwork(litgpt.GPT(litgpt.Config(**CONFIG)).to(device))
+    tokens = torch.randint(31, (2, 3, 9))
+    batches = [from_blocks(each) for each in tokens]
+    batches = [collate(pack(rows, 16) if packed else rows).to(device) for rows in batches]
+    roles = {supernet.full: Role.full, MIDDLE: Role.sampled, SMALL: Role.smallest}
+    networks = [Network(sub, role) for sub, role in roles.items()]
+    accumulate(supernet, batches[0], networks, options)
+    return lambda: accumulate(supernet, batches[1], networks, options)
+
+
+@pytest.mark.parametrize("kind", Distillation)
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_networks_that_were_seen_ask_for_no_value(kind, packed):
+    step = seen_step(LossOptions(kind), torch.device("cpu"), packed=packed)
+    with Waits() as waits:
+        step()
+    assert waits.found == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", Distillation)
-def test_networks_that_were_seen_make_no_gpu_wait(kind):
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_networks_that_were_seen_make_no_gpu_wait(kind, packed):
     """A step only queues its work: CUDA refuses whatever would wait for a result."""
-    supernet = SuperNetwork(litgpt.GPT(litgpt.Config(**CONFIG)).cuda())
-    ids = torch.randint(0, 32, (2, 9), device="cuda")
-    batch, loss = Sample(ids[:, :-1], ids[:, 1:]), LossOptions(kind)
-    roles = {supernet.full: Role.full, MIDDLE: Role.sampled, SMALL: Role.smallest}
-    networks = [Network(sub, role) for sub, role in roles.items()]
-    accumulate(supernet, batch, networks, loss)
+    step = seen_step(LossOptions(kind), torch.device("cuda"), packed=packed)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        accumulate(supernet, batch, networks, loss)
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

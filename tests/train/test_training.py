@@ -5,10 +5,10 @@ import litgpt
 import matplotlib.image
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.conftest import first_of
-from tests.train.conftest import CONFIG, MIDDLE, SMALL
+from tests.train.conftest import CONFIG, MIDDLE, SMALL, Waits
 from whittle_nas.errors import ConfigError
 from whittle_nas.plots import plot_training
 from whittle_nas.space import SubNetwork, load_space
@@ -358,23 +358,6 @@ def test_unknown_logger_and_device(tmp_path):
 def test_trainer_options_out_of_range(wrong):
     with pytest.raises(ConfigError, match=f"trainer.{next(iter(wrong))}"):
         TrainerOptions(**wrong)
-
-
-class Waits(TorchDispatchMode):
-    """Counts what makes a program wait for its GPU: values and sizes that the host asks for."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket._qualified_op_name
-        masks = name == "aten::index" and any(
-            index is not None and index.dtype is torch.bool for index in args[1]
-        )
-        if masks or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::unique"):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("frozen", [True, False])
