@@ -15,7 +15,7 @@ from whittle_nas.space import SubNetwork, load_space
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import lora
-from whittle_nas.train.batches import IGNORE, from_blocks
+from whittle_nas.train.batches import IGNORE, from_blocks, pack
 from whittle_nas.train.choices import SamplerKind, SamplerOptions, SandwichOptions, Strategy
 from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint
 from whittle_nas.train.module import SupernetTraining
@@ -25,6 +25,7 @@ from whittle_nas.train.options import (
     LossOptions,
     OptimizerOptions,
     TrainerOptions,
+    Weighting,
 )
 from whittle_nas.train.output import read_curves, write_losses
 from whittle_nas.train.recipe import Recipe, learning_rate, validation_interval
@@ -360,11 +361,21 @@ def test_trainer_options_out_of_range(wrong):
         TrainerOptions(**wrong)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_step_waits_for_its_device_once(tmp_path, monkeypatch, frozen):
+@pytest.mark.parametrize(
+    ("loss", "packing"),
+    [
+        (LossOptions(), False),
+        (LossOptions(Distillation.none), True),
+        (LossOptions(weighting=Weighting.balanced), True),
+        (LossOptions(Distillation.cosine, Weighting.balanced, teacher="in_place"), False),
+    ],
+    ids=["frozen", "labels", "balanced", "in_place_balanced"],
+)
+def test_a_step_waits_for_its_device_once(tmp_path, monkeypatch, loss, packing):
     """And then for the losses and the norm together, where shapes were seen before."""
-    loss = LossOptions() if frozen else LossOptions(Distillation.none)
-    module = make_module(total_steps=4, frozen=frozen, loss=loss)
+    module = make_module(total_steps=4, frozen=loss.has_frozen_teacher, loss=loss)
+    if packing:
+        module.train_samples = pack(module.train_samples, 32)  # two samples a row
     step, update, tolist = module.training_step, torch.optim.AdamW.step, torch.Tensor.tolist
     counts, lists = [], []
 
