@@ -232,6 +232,38 @@ def test_one_network_is_no_super_network(tmp_path, checkpoint_dir, text, capsys)
     assert "Before the cut its weights were fine-tuned." in card
 
 
+@pytest.mark.slow
+def test_a_whole_model_alone_says_that_the_labels_taught_it(tmp_path, checkpoint_dir, text, capsys):
+    """By the default losses, whose teacher it is itself; another checkpoint does teach it."""
+    other = shutil.copytree(checkpoint_dir, tmp_path / "teacher")
+    tensors = {n: t + 0.1 for n, t in torch.load(other / "lit_model.pth").items()}
+    torch.save(tensors, other / "lit_model.pth")
+    common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
+    common += ["--sandwich.strategy", "standard"]
+    runs = {"default": TAUGHT, "labels": [], "other": [*TAUGHT, "--loss.teacher", other]}
+    shown = {}
+    for name, options in runs.items():
+        assert nas(*common, "--out_dir", tmp_path / name, *options) == 0
+        shown[name] = capsys.readouterr().out
+    recorded = {
+        name: yaml.safe_load((tmp_path / name / "supernet.yaml").read_text())["training"]
+        for name in runs
+    }
+    for name in ("default", "labels"):
+        assert recorded[name]["teacher"] is None
+        assert recorded[name]["distillation"] == "none"
+    assert (recorded["other"]["teacher"], recorded["other"]["distillation"]) == (
+        str(other),
+        "forward_kl",
+    )
+    told = {name for name, text in shown.items() if "the labels alone teach" in text}
+    assert told == {"default"}
+    weights = {name: torch.load(tmp_path / name / "lit_model.pth") for name in runs}
+    for name, tensor in weights["labels"].items():
+        assert torch.equal(weights["default"][name], tensor)
+    assert not torch.equal(weights["other"]["lm_head.weight"], weights["labels"]["lm_head.weight"])
+
+
 def test_fixed_members_are_what_is_validated(tmp_path, checkpoint_dir, text):
     sizes = tmp_path / "sizes.yaml"
     full = SubNetwork.from_config(litgpt.Config.from_file(checkpoint_dir / "model_config.yaml"))
@@ -379,6 +411,9 @@ def test_dry_run_without_weights(tmp_path, capsys):
     assert "lower batch_size" in shown.err
 
 
+TAUGHT = ["--loss.distillation", "forward_kl"]
+
+
 def edit(path: Path, **changes) -> None:
     spec = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**spec, **changes}))
@@ -403,6 +438,18 @@ def edit(path: Path, **changes) -> None:
                 ["nobody", "directory"],
             ),
             (["--loss.teacher", "in_place", "--loss.hidden", "cosine"], ["frozen teacher"]),
+            (
+                ["--sandwich.strategy", "standard", *TAUGHT, "--loss.hidden", "square_head"],
+                ["loss.hidden=square_head", "--sandwich.strategy standard", "loss.teacher"],
+            ),
+            (
+                ["--sandwich.strategy", "standard", "--loss.distillation", "l2"],
+                ["loss.distillation=l2", "no effect"],
+            ),
+            (
+                ["--sandwich.strategy", "standard", *TAUGHT, "--loss.teacher", "in_place"],
+                ["loss.teacher=in_place", "no effect"],
+            ),
             (["--share", "all"], ["--subnetworks"]),
             (["--lora.ranks", "[2,8]"], ["lora.ranks: 8", "at most r=4"]),
             (["--repair", "true"], ["--repair", "--subnetworks"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from whittle_nas.train import adapters
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.choices import SamplerKind, SamplerOptions, SandwichOptions, Share, Strategy
 from whittle_nas.train.fit import fitting_device
+from whittle_nas.train.options import Distillation, LossOptions
 from whittle_nas.train.output import write_outputs
 from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss
@@ -131,6 +132,36 @@ def named(
     forms = [form for sub in chosen.values() for form in sub.forms]
     check_trainable(forms, f"--subnetworks {subnetworks}")
     return chosen
+
+
+def by_labels_alone(options: TrainingOptions, *, apart: bool = False) -> TrainingOptions:
+    """The options of what is trained where nobody is left to teach, else the same.
+
+    The whole model trained alone is what its teacher, the checkpoint as it came in, is; and in
+    place it would teach nobody.
+
+    Args:
+        options: of the command.
+        apart: whether sub-networks are trained alone, which the whole model teaches.
+
+    Raises:
+        ConfigError: if something was asked of that teacher.
+    """
+    loss, nothing = options.loss, LossOptions(Distillation.none)
+    whole = options.sandwich.strategy is Strategy.standard and not apart
+    if not whole or loss.distillation is Distillation.none or loss.names_a_directory:
+        return options
+    usual = LossOptions(chunk_elements=loss.chunk_elements)
+    given = [f.name for f in fields(loss) if getattr(loss, f.name) != getattr(usual, f.name)]
+    if given:
+        value = getattr(loss, given[0])
+        raise ConfigError(
+            f"loss.{given[0]}={getattr(value, 'value', value)} has no effect with "
+            "--sandwich.strategy standard, which trains the whole model: it has no teacher in "
+            "itself; give loss.teacher the directory of another checkpoint, or set "
+            "loss.distillation none to learn from the labels alone"
+        )
+    return replace(options, loss=replace(nothing, chunk_elements=loss.chunk_elements))
 
 
 def check_members(checkpoint: Checkpoint, sampler: SamplerOptions) -> None:
@@ -264,10 +295,12 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
     if task.is_dry:
         return
     kind = SamplerKind.fixed if chosen else options.sampler.kind
+    loss = options.loss
     summary: dict[str, Any] = {
         "strategy": strategy.value,
-        "teacher": options.loss.teacher,
-        "distillation": options.loss.distillation.value,
+        "teacher": None if loss.distillation is Distillation.none else loss.teacher,
+        "distillation": loss.distillation.value,
+        "hidden": loss.hidden.value,
         "sampler": kind.value,
         "steps": trained.module.global_step,
         "head_untied": task.untied,
