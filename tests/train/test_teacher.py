@@ -141,6 +141,67 @@ def test_another_checkpoint_teaches(checkpoint, tmp_path):
         open_teacher(LossOptions(teacher=str(wide.path), hidden=HiddenLoss.cosine), checkpoint)
 
 
+def altered(path, start, change):
+    """The checkpoint with other weights."""
+    path.mkdir()
+    tensors = {name: change(name, tensor) for name, tensor in start.state_dict().items()}
+    write_checkpoint(path, tensors, config=start.config, source=start.path)
+    return open_checkpoint(path)
+
+
+def along_the_stream(change):
+    """Changes the residual stream of CONFIG's models by what is done to its channels, exactly."""
+    reads = ("attn.qkv.weight", "fc_1.weight", "fc_2.weight", "wte.weight", "lm_head.weight")
+    writes = ("attn.proj.weight", "mlp.proj.weight")
+
+    def changed(name, tensor):
+        if name.endswith(writes):
+            return change(tensor.T).T.contiguous()
+        return change(tensor).contiguous() if name.endswith(reads) else tensor
+
+    return changed
+
+
+def test_hidden_states_are_compared_in_one_basis(checkpoint, tmp_path):
+    """Outputs that are the same say nothing about what single channels hold."""
+    order, rotation = torch.randperm(24), torch.linalg.qr(torch.randn(24, 24)).Q
+    full = SubNetwork.from_config(checkpoint.config)
+    part = slice_of(checkpoint, resized(full, intermediate_size=20))
+    folder = tmp_path / "part"
+    folder.mkdir()
+    write_checkpoint(folder, part.tensors, config=part.config, source=checkpoint.path)
+    tokens = torch.randint(31, (2, 9))
+    expected = load_supernet(checkpoint.path).standalone(full)(tokens)
+    changes = {
+        "sorted": along_the_stream(lambda tensor: tensor[:, order]),
+        "rotated": along_the_stream(lambda tensor: tensor @ rotation),
+    }
+    others = {name: altered(tmp_path / name, checkpoint, f) for name, f in changes.items()}
+    for other in others.values():
+        logits = load_supernet(other.path).standalone(full)(tokens)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    others["unrelated"] = altered(
+        tmp_path / "unrelated", checkpoint, lambda _, tensor: torch.randn_like(tensor)
+    )
+    trained = altered(
+        tmp_path / "trained",
+        checkpoint,
+        lambda _, tensor: tensor + 0.1 * tensor.std(correction=0) * torch.randn_like(tensor),
+    )
+
+    def teacher_of(student, teacher, hidden=HiddenLoss.square_head):
+        return open_teacher(LossOptions(teacher=str(teacher.path), hidden=hidden), student)
+
+    for other in others.values():
+        with pytest.raises(ConfigError, match=f"channels of {other.path} are not in the order"):
+            teacher_of(checkpoint, other)
+        with pytest.raises(ConfigError, match=f"channels of {checkpoint.path} are not in the"):
+            teacher_of(other, checkpoint)
+        assert teacher_of(checkpoint, other, HiddenLoss.none).path == other.path
+    for student in (checkpoint, trained, open_checkpoint(folder)):  # cut from it, or trained on
+        assert teacher_of(student, checkpoint).path == checkpoint.path
+
+
 def test_a_teacher_has_the_same_tokens(checkpoint, tmp_path):
     """A chat model has more of them than its base; another family numbers them in another way."""
     teacher = saved(tmp_path / "teacher", CONFIG)

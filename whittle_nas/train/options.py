@@ -62,7 +62,7 @@ class LossOptions:
         teacher_top_k: Compare the teacher's k most likely tokens and all others together, which is
             a KL of its own and needs k / vocabulary of the memory; null compares all tokens.
         hidden: What is learnt from the outputs of the blocks of a frozen teacher, each compared
-            with the block it was cut from.
+            with the block it was cut from; another checkpoint has to be in the same basis.
         hidden_weight: Weight of that loss.
         weighting: `balanced` first scales KD to the size of CE.
         ce_weight: Weight of the cross entropy (alpha); by default 0.3 with a frozen teacher, and 1
