@@ -171,6 +171,39 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
 
 
 @pytest.mark.slow
+def test_an_earlier_run_stays_until_the_next_one_is_sure_to_start(
+    tmp_path, checkpoint_dir, text, instructions, picks, capsys
+):
+    out_dir = tmp_path / "out"
+    picks.write_text(yaml.safe_dump(PICKS[:1]))
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *SMALL]
+    common += ["--subnetworks", picks]
+    assert nas(*common, *text_options(text)) == 0
+
+    def files() -> dict[Path, float]:
+        return {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()}
+
+    before = files()
+    assert out_dir / "shallow" / "lit_model.pth" in before
+    capsys.readouterr()
+    again = [*common, "--overwrite", "true"]
+    for options, word in (
+        (
+            [*instruction_options(instructions), "--repair", "true"],
+            "training data are instructions",
+        ),
+        ([*text_options(text), "--lora.r", 0], "lora.r=0"),
+        ([*text_options(text), "--trainer.accelerator", "abacus"], "abacus"),
+    ):
+        assert nas(*again, *options) == 2
+        assert word in capsys.readouterr().err
+        assert files() == before, word
+    assert nas(*again, *text_options(text)) == 0
+    assert out_dir / "shallow" / "lit_model.pth" in files()
+    assert not set(files().items()) & set(before.items())  # all of it was written anew
+
+
+@pytest.mark.slow
 def test_a_cascade_goes_on_from_what_the_larger_network_has_learnt(
     tmp_path, checkpoint_dir, text, picks, capsys
 ):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
             "it and train the export with --sandwich.strategy standard"
         )
     teacher = whole_teacher(task.options, task.checkpoint)
-    task.prepare(chosen)
+    begin = partial(task.prepare, chosen)
     count = parameter_counter(task.checkpoint.config)
     rows: list[Row] = []
     done: list[Slice] = []
@@ -228,7 +229,9 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
         else:
             # Other text than that from which the larger one has learnt.
             seed = task.options.seed + (number if larger else 0)
-            rows += _train_one(task, target, start, replace(task.options, seed=seed), teacher)
+            options = replace(task.options, seed=seed)
+            rows += _train_one(task, target, start, options, teacher, begin)
+            begin = _nothing
         if not task.is_dry:
             done.append(start.trained(target))
     if not rows:
@@ -240,10 +243,22 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
     print_next(task.out_dir, Strategy.standard, chosen)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _train_one(
-    task: Task, target: Path, start: Slice, options: TrainingOptions, teacher: SuperNetwork | None
+    task: Task,
+    target: Path,
+    start: Slice,
+    options: TrainingOptions,
+    teacher: SuperNetwork | None,
+    begin: Callable[[], object],
 ) -> list[Row]:
-    """Train one sub-network; a row of losses in the process that prints."""
+    """Train one sub-network; a row of losses in the process that prints.
+
+    What `begin` removes goes when everything was found valid, and the training is about to start.
+    """
     seed_everything(options.seed)  # so that no adapters depend on those before them
     trained = specialise(
         options,
@@ -253,6 +268,7 @@ def _train_one(
         teacher=teacher,
         out_dir=None if task.is_dry else target,
         resume=task.resume,
+        prepare=begin,
         describe=describe,
     )
     trained.trainer.strategy.barrier()  # the others read what the first process has written
