@@ -1,5 +1,8 @@
 """Whole trainings of a tiny super-network on a real Trainer."""
 
+import re
+from dataclasses import replace
+
 import lightning as L
 import litgpt
 import matplotlib.image
@@ -335,6 +338,52 @@ def test_resuming_from_another_training_is_refused(tmp_path):
     other.network.lm_head.lora_A = torch.nn.Parameter(torch.zeros(5, 24))
     with pytest.raises(ConfigError, match="not a checkpoint of this training"):
         train(other, tmp_path, resume=True)
+
+
+def test_a_resumed_front_has_the_bins_that_its_members_were_counted_in(tmp_path):
+    def module(**sampler):
+        options = SamplerOptions(kind=SamplerKind.pareto, **sampler)
+        return make_module(total_steps=2, score_every=1, pareto=True, sampler=options)
+
+    train(module(num_bins=4), tmp_path, every=1)
+    for changed, words in (
+        ({"num_bins": 5}, "sampler.num_bins was 4 and is 5"),
+        (
+            {"num_bins": 4, "num_params": "..0.9x"},
+            'sampler.num_params was not given and is "..0.9x"',
+        ),
+        ({"num_bins": 4, "calibration_samples": 3}, "sampler.calibration_samples was 16 and is 3"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(words)) as raised:
+            train(module(**changed), tmp_path, resume=True, every=1)
+        assert ";" not in str(raised.value)  # nothing else is said to differ
+    other = module(num_bins=4)
+    other.sampler = replace(
+        other.sampler,
+        space=load_space({"n_embd": {"min": "half", "max": "full"}}, litgpt.Config(**CONFIG)),
+    )
+    with pytest.raises(ConfigError, match="search space was"):
+        train(other, tmp_path, resume=True, every=1)
+    # How often it scores, and what other kinds read, say nothing about the bins.
+    train(module(num_bins=4, every_n_steps=7, trials_per_bin=3), tmp_path, resume=True, every=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "told"),
+    [
+        ("random", {"num_bins": 3}, False),
+        ("random", {"num_params": "..0.9x"}, True),
+        ("grid_params", {"num_bins": 3}, True),
+        ("grid_params", {"candidates_per_bin": 3}, False),
+        ("calibrate_mag", {"candidates_per_bin": 3}, True),
+        ("calibrate_mag", {"calibration_samples": 3}, False),
+        ("calibrate_ppl", {"calibration_samples": 3}, True),
+        ("pareto", {"every_n_steps": 3}, False),
+    ],
+)
+def test_what_a_sampler_does_not_read_may_change(kind, changed, told):
+    one = SamplerOptions(kind=SamplerKind(kind))
+    assert (one.settings() != replace(one, **changed).settings()) == told
 
 
 def test_unknown_logger_and_device(tmp_path):
