@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -605,6 +606,24 @@ def started(*given, **more) -> subprocess.Popen:
     return subprocess.Popen(line, env={**os.environ, **threads}, **more)
 
 
+def launched(count, *runs) -> None:
+    """The command several times, in processes that were started together as torchrun does it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = "import json, sys; from whittle_nas.__main__ import main; "
+    code += "sys.exit(max(main(['finetune', *run]) for run in json.loads(sys.argv[1])))"
+    line = [sys.executable, "-c", code, json.dumps([[*map(str, run)] for run in runs])]
+    env = {
+        **os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT),
+        "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
+    }  # fmt: skip
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    processes = [subprocess.Popen(line, env={**env, **rank}) for rank in ranks]
+    assert [process.wait() for process in processes] == [0] * count
+
+
 @pytest.mark.slow
 def test_a_run_killed_twice_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text):
     length = [
@@ -689,6 +708,43 @@ def test_two_processes_train_the_chosen_networks_as_one_does(
         assert_same_training(*(torch.load(run / name / "lit_model.pth") for run in (two, one)))
 
 
+def distance(one, two) -> float:
+    """Between two sets of weights."""
+    return float(torch.cat([(one[n] - two[n]).double().flatten() for n in one]).norm())
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_in_bfloat16(tmp_path, checkpoint_dir, text):
+    """As far from it as roundings, a small part of the way that the training goes.
+
+    Other networks or rows in a step would be much further off: half of the rows are.
+    """
+    kinds = {
+        "adapters": ["--trainer.precision", "bf16-mixed"],
+        "all": ["--trainer.precision", "bf16-mixed", "--weights", "all"],
+        "true": ["--trainer.precision", "bf16-true"],
+    }
+
+    def run(name, kind, *options):
+        common = ["--trainer.max_steps", 4, "--lora.dropout", 0, "--trainer.logger", "[]"]
+        return words(checkpoint_dir, tmp_path / name, text, *common, *kinds[kind], *options)
+
+    strategies = {s: ["--trainer.devices", 2, "--trainer.strategy", s] for s in ("ddp", "fsdp")}
+    launched(2, *(run(kind + s, kind, *more) for kind in kinds for s, more in strategies.items()))
+    start = torch.load(checkpoint_dir / "lit_model.pth")
+    for kind in kinds:
+        assert nas(*run(kind, kind, "--batch_size", 4)) == 0
+        assert nas(*run(kind + "half", kind, "--batch_size", 2)) == 0
+        names = (kind, kind + "half", *(kind + s for s in strategies))
+        one, half, two, shared = (torch.load(tmp_path / n / "lit_model.pth") for n in names)
+        moved = distance(one, start)
+        assert distance(half, one) > 0.3 * moved
+        for found in (two, shared):
+            assert distance(found, one) < 0.1 * moved  # bf16-mixed .01, bf16-true .03
+        if kind != "true":  # sums of gradients are in float32, and of the same two parts
+            assert distance(two, shared) < 1e-5 * moved
+
+
 @pytest.mark.slow
 def test_two_processes_find_the_same_front_while_they_train(tmp_path, checkpoint_dir, text):
     """Each scores the members itself; a front of its own would train networks of its own."""
@@ -707,24 +763,31 @@ def test_two_processes_find_the_same_front_while_they_train(tmp_path, checkpoint
 @pytest.mark.slow
 def test_a_shared_out_run_goes_on_with_another_number_of_processes(tmp_path, checkpoint_dir, text):
     """Two processes up to step 3, one from there on; the same as one that was never interrupted."""
-    common = [
-        "--trainer.max_steps", 5, "--lora", "null", "--trainer.checkpoint_every_n_steps", 3,
-    ]  # fmt: skip
-    shared = ["--trainer.strategy", "fsdp", "--trainer.devices"]
-    one, parts = tmp_path / "one", tmp_path / "parts"
-    assert nas(*words(checkpoint_dir, one, text, *common, "--batch_size", 4)) == 0
-    assert started(*words(checkpoint_dir, parts, text, *common, *shared, 2)).wait() == 0
-    (parts / "lit_model.pth").unlink()
-    alone = [*shared, 1, "--batch_size", 4, "--resume", "true"]
-    assert started(*words(checkpoint_dir, parts, text, *common, *alone)).wait() == 0
-    one, parts = (torch.load(path / "lit_model.pth") for path in (one, parts))
+    kinds = {"all": ["--lora", "null"], "adapters": ["--lora.dropout", 0]}
     start = torch.load(checkpoint_dir / "lit_model.pth")
-    assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
-    assert_same_training(parts, one)
-    (left,) = (tmp_path / "parts" / "checkpoints").iterdir()
-    assert sorted(path.name for path in left.iterdir()) == [
-        "rest.pt",
-        *(f"share-0000{rank}-of-00002.pt" for rank in range(2)),
-    ]
-    with pytest.raises(ConfigError, match="not a checkpoint of trainer.strategy=fsdp"):
-        read_shares(next((tmp_path / "one" / "checkpoints").iterdir()))
+
+    def run(kind, name, *options):
+        common = ["--trainer.max_steps", 5, "--trainer.checkpoint_every_n_steps", 3]
+        return words(checkpoint_dir, tmp_path / kind / name, text, *common, *kinds[kind], *options)
+
+    shared = ["--trainer.strategy", "fsdp", "--trainer.devices"]
+    launched(2, *(run(kind, "parts", *shared, 2) for kind in kinds))
+    for kind in kinds:
+        (tmp_path / kind / "parts" / "lit_model.pth").unlink()
+    alone = [*shared, 1, "--batch_size", 4, "--resume", "true"]
+    launched(1, *(run(kind, "parts", *alone) for kind in kinds))
+    for kind in kinds:
+        assert nas(*run(kind, "one", "--batch_size", 4)) == 0
+        folders = tmp_path / kind / "one", tmp_path / kind / "parts"
+        one, parts = (torch.load(folder / "lit_model.pth") for folder in folders)
+        assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
+        assert_same_training(parts, one)
+        (left,) = (folders[1] / "checkpoints").iterdir()
+        assert left.name == "step=00000003.ckpt"  # of the two processes: it was gone on from
+        assert sorted(path.name for path in left.iterdir()) == [
+            "rest.pt",
+            *(f"share-0000{rank}-of-00002.pt" for rank in range(2)),
+        ]
+        assert (folders[1] / "lit_model.pth.lora").exists() == (kind == "adapters")
+        with pytest.raises(ConfigError, match="not a checkpoint of trainer.strategy=fsdp"):
+            read_shares(next((folders[0] / "checkpoints").iterdir()))
