@@ -39,12 +39,14 @@ from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.supernet import SuperNetwork
 
 
-def make_module(*, adapters=True, seed=1, frozen=False, pareto=False, **recipe) -> SupernetTraining:
+def make_module(
+    *, adapters=True, seed=1, frozen=False, pareto=False, dropout=0.2, **recipe
+) -> SupernetTraining:
     torch.manual_seed(seed)
     config = litgpt.Config(**CONFIG)
     model = litgpt.GPT(config)
     if adapters:
-        model = lora.GPT(lora.lora_config(config, LoraOptions(r=4, dropout=0.2)))
+        model = lora.GPT(lora.lora_config(config, LoraOptions(r=4, dropout=dropout)))
         lora.freeze_base(model)
     supernet = SuperNetwork(model.train(), SupernetInfo(layer_order=(1, 2, 0)))
     tokens = torch.randint(31, (40, 13))
