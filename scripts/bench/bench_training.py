@@ -72,9 +72,13 @@ class Sandwich:
 def original(supernet: SuperNetwork) -> SuperNetwork:
     """The model before its training: adapters off, or a frozen copy."""
     if has_adapters(supernet.model):
-        plain = {field.name: getattr(CONFIG, field.name) for field in fields(Config)}
-        return without_adapters(supernet, Config(**plain))
+        return without_adapters(supernet, without_lora(CONFIG))
     return SuperNetwork(copy.deepcopy(supernet.model).requires_grad_(False).eval())
+
+
+def without_lora(config: lora.Config) -> Config:
+    """The plain config: by the other one litgpt's own GPT, too, gets MLPs with adapters."""
+    return Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
 
 
 class Alone:
@@ -99,7 +103,7 @@ class Alone:
 def make_supernet(config: lora.Config, *, full: bool) -> SuperNetwork:
     """Random weights, all trained or their adapters."""
     torch.manual_seed(0)
-    model = GPT(config) if full else lora.GPT(config)
+    model = GPT(without_lora(config)) if full else lora.GPT(config)
     if not full:
         lora.mark_only_lora_as_trainable(model)
     return SuperNetwork(model)

@@ -22,6 +22,7 @@ bench slicing scripts/bench/bench_slicing.py
 bench importance scripts/bench/bench_importance.py
 bench training scripts/bench/bench_training.py
 bench training_distilled scripts/bench/bench_training.py --distillation forward_kl
+bench training_distilled_all scripts/bench/bench_training.py --distillation forward_kl --full
 bench training_unseen scripts/bench/bench_training.py --unseen 32
 bench search scripts/bench/bench_search.py
 bench ilp scripts/bench/bench_ilp.py

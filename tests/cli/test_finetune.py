@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -171,6 +172,39 @@ def test_chosen_sub_networks_become_ordinary_checkpoints(
 
 
 @pytest.mark.slow
+def test_an_earlier_run_stays_until_the_next_one_is_sure_to_start(
+    tmp_path, checkpoint_dir, text, instructions, picks, capsys
+):
+    out_dir = tmp_path / "out"
+    picks.write_text(yaml.safe_dump(PICKS[:1]))
+    common = ["--checkpoint_dir", checkpoint_dir, "--out_dir", out_dir, *SMALL]
+    common += ["--subnetworks", picks]
+    assert nas(*common, *text_options(text)) == 0
+
+    def files() -> dict[Path, float]:
+        return {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()}
+
+    before = files()
+    assert out_dir / "shallow" / "lit_model.pth" in before
+    capsys.readouterr()
+    again = [*common, "--overwrite", "true"]
+    for options, word in (
+        (
+            [*instruction_options(instructions), "--repair", "true"],
+            "training data are instructions",
+        ),
+        ([*text_options(text), "--lora.r", 0], "lora.r=0"),
+        ([*text_options(text), "--trainer.accelerator", "abacus"], "abacus"),
+    ):
+        assert nas(*again, *options) == 2
+        assert word in capsys.readouterr().err
+        assert files() == before, word
+    assert nas(*again, *text_options(text)) == 0
+    assert out_dir / "shallow" / "lit_model.pth" in files()
+    assert not set(files().items()) & set(before.items())  # all of it was written anew
+
+
+@pytest.mark.slow
 def test_a_cascade_goes_on_from_what_the_larger_network_has_learnt(
     tmp_path, checkpoint_dir, text, picks, capsys
 ):
@@ -230,6 +264,38 @@ def test_one_network_is_no_super_network(tmp_path, checkpoint_dir, text, capsys)
     assert main(["export", *map(str, exported), "--subnetwork.n_layer", "2"]) == 0
     card = (tmp_path / "small" / "README.md").read_text()
     assert "Before the cut its weights were fine-tuned." in card
+
+
+@pytest.mark.slow
+def test_a_whole_model_alone_says_that_the_labels_taught_it(tmp_path, checkpoint_dir, text, capsys):
+    """By the default losses, whose teacher it is itself; another checkpoint does teach it."""
+    other = shutil.copytree(checkpoint_dir, tmp_path / "teacher")
+    tensors = {n: t + 0.1 for n, t in torch.load(other / "lit_model.pth").items()}
+    torch.save(tensors, other / "lit_model.pth")
+    common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
+    common += ["--sandwich.strategy", "standard"]
+    runs = {"default": TAUGHT, "labels": [], "other": [*TAUGHT, "--loss.teacher", other]}
+    shown = {}
+    for name, options in runs.items():
+        assert nas(*common, "--out_dir", tmp_path / name, *options) == 0
+        shown[name] = capsys.readouterr().out
+    recorded = {
+        name: yaml.safe_load((tmp_path / name / "supernet.yaml").read_text())["training"]
+        for name in runs
+    }
+    for name in ("default", "labels"):
+        assert recorded[name]["teacher"] is None
+        assert recorded[name]["distillation"] == "none"
+    assert (recorded["other"]["teacher"], recorded["other"]["distillation"]) == (
+        str(other),
+        "forward_kl",
+    )
+    told = {name for name, text in shown.items() if "the labels alone teach" in text}
+    assert told == {"default"}
+    weights = {name: torch.load(tmp_path / name / "lit_model.pth") for name in runs}
+    for name, tensor in weights["labels"].items():
+        assert torch.equal(weights["default"][name], tensor)
+    assert not torch.equal(weights["other"]["lm_head.weight"], weights["labels"]["lm_head.weight"])
 
 
 def test_fixed_members_are_what_is_validated(tmp_path, checkpoint_dir, text):
@@ -379,6 +445,9 @@ def test_dry_run_without_weights(tmp_path, capsys):
     assert "lower batch_size" in shown.err
 
 
+TAUGHT = ["--loss.distillation", "forward_kl"]
+
+
 def edit(path: Path, **changes) -> None:
     spec = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**spec, **changes}))
@@ -403,6 +472,18 @@ def edit(path: Path, **changes) -> None:
                 ["nobody", "directory"],
             ),
             (["--loss.teacher", "in_place", "--loss.hidden", "cosine"], ["frozen teacher"]),
+            (
+                ["--sandwich.strategy", "standard", *TAUGHT, "--loss.hidden", "square_head"],
+                ["loss.hidden=square_head", "--sandwich.strategy standard", "loss.teacher"],
+            ),
+            (
+                ["--sandwich.strategy", "standard", "--loss.distillation", "l2"],
+                ["loss.distillation=l2", "no effect"],
+            ),
+            (
+                ["--sandwich.strategy", "standard", *TAUGHT, "--loss.teacher", "in_place"],
+                ["loss.teacher=in_place", "no effect"],
+            ),
             (["--share", "all"], ["--subnetworks"]),
             (["--lora.ranks", "[2,8]"], ["lora.ranks: 8", "at most r=4"]),
             (["--repair", "true"], ["--repair", "--subnetworks"]),
@@ -539,6 +620,24 @@ def started(*given, **more) -> subprocess.Popen:
     return subprocess.Popen(line, env={**os.environ, **threads}, **more)
 
 
+def launched(count, *runs) -> None:
+    """The command several times, in processes that were started together as torchrun does it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = "import json, sys; from whittle_nas.__main__ import main; "
+    code += "sys.exit(max(main(['finetune', *run]) for run in json.loads(sys.argv[1])))"
+    line = [sys.executable, "-c", code, json.dumps([[*map(str, run)] for run in runs])]
+    env = {
+        **os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT),
+        "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
+    }  # fmt: skip
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    processes = [subprocess.Popen(line, env={**env, **rank}) for rank in ranks]
+    assert [process.wait() for process in processes] == [0] * count
+
+
 @pytest.mark.slow
 def test_a_run_killed_twice_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint_dir, text):
     length = [
@@ -623,6 +722,44 @@ def test_two_processes_train_the_chosen_networks_as_one_does(
         assert_same_training(*(torch.load(run / name / "lit_model.pth") for run in (two, one)))
 
 
+def distance(one, two) -> float:
+    """Between two sets of weights."""
+    return float(torch.cat([(one[n] - two[n]).double().flatten() for n in one]).norm())
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_in_bfloat16(tmp_path, checkpoint_dir, text):
+    """As far from it as roundings, a small part of the way that the training goes.
+
+    Other networks or rows in a step would be much further off: half of the rows are.
+    """
+    kinds = {
+        "adapters": ["--trainer.precision", "bf16-mixed"],
+        "all": ["--trainer.precision", "bf16-mixed", "--weights", "all"],
+        "true": ["--trainer.precision", "bf16-true"],
+    }
+
+    def run(name, kind, *options):
+        common = ["--trainer.max_steps", 4, "--lora.dropout", 0, "--trainer.logger", "[]"]
+        return words(checkpoint_dir, tmp_path / name, text, *common, *kinds[kind], *options)
+
+    strategies = {s: ["--trainer.devices", 2, "--trainer.strategy", s] for s in ("ddp", "fsdp")}
+    pairs = [(kind, s) for kind in kinds for s in strategies if (kind, s) != ("true", "ddp")]
+    launched(2, *(run(kind + s, kind, *strategies[s]) for kind, s in pairs))
+    start = torch.load(checkpoint_dir / "lit_model.pth")
+    for kind in kinds:
+        assert nas(*run(kind, kind, "--batch_size", 4)) == 0
+        assert nas(*run(kind + "half", kind, "--batch_size", 2)) == 0
+        names = (kind, kind + "half", *(kind + s for found, s in pairs if found == kind))
+        one, half, *two = (torch.load(tmp_path / n / "lit_model.pth") for n in names)
+        moved = distance(one, start)
+        assert distance(half, one) > 0.3 * moved
+        for found in two:
+            assert distance(found, one) < 0.1 * moved  # bf16-mixed .01, bf16-true .03
+        if kind != "true":  # sums of gradients are in float32, and of the same two parts
+            assert distance(*two) < 1e-5 * moved
+
+
 @pytest.mark.slow
 def test_two_processes_find_the_same_front_while_they_train(tmp_path, checkpoint_dir, text):
     """Each scores the members itself; a front of its own would train networks of its own."""
@@ -641,24 +778,31 @@ def test_two_processes_find_the_same_front_while_they_train(tmp_path, checkpoint
 @pytest.mark.slow
 def test_a_shared_out_run_goes_on_with_another_number_of_processes(tmp_path, checkpoint_dir, text):
     """Two processes up to step 3, one from there on; the same as one that was never interrupted."""
-    common = [
-        "--trainer.max_steps", 5, "--lora", "null", "--trainer.checkpoint_every_n_steps", 3,
-    ]  # fmt: skip
-    shared = ["--trainer.strategy", "fsdp", "--trainer.devices"]
-    one, parts = tmp_path / "one", tmp_path / "parts"
-    assert nas(*words(checkpoint_dir, one, text, *common, "--batch_size", 4)) == 0
-    assert started(*words(checkpoint_dir, parts, text, *common, *shared, 2)).wait() == 0
-    (parts / "lit_model.pth").unlink()
-    alone = [*shared, 1, "--batch_size", 4, "--resume", "true"]
-    assert started(*words(checkpoint_dir, parts, text, *common, *alone)).wait() == 0
-    one, parts = (torch.load(path / "lit_model.pth") for path in (one, parts))
+    kinds = {"all": ["--lora", "null"], "adapters": ["--lora.dropout", 0]}
     start = torch.load(checkpoint_dir / "lit_model.pth")
-    assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
-    assert_same_training(parts, one)
-    (left,) = (tmp_path / "parts" / "checkpoints").iterdir()
-    assert sorted(path.name for path in left.iterdir()) == [
-        "rest.pt",
-        *(f"share-0000{rank}-of-00002.pt" for rank in range(2)),
-    ]
-    with pytest.raises(ConfigError, match="not a checkpoint of trainer.strategy=fsdp"):
-        read_shares(next((tmp_path / "one" / "checkpoints").iterdir()))
+
+    def run(kind, name, *options):
+        common = ["--trainer.max_steps", 5, "--trainer.checkpoint_every_n_steps", 3]
+        return words(checkpoint_dir, tmp_path / kind / name, text, *common, *kinds[kind], *options)
+
+    shared = ["--trainer.strategy", "fsdp", "--trainer.devices"]
+    launched(2, *(run(kind, "parts", *shared, 2) for kind in kinds))
+    for kind in kinds:
+        (tmp_path / kind / "parts" / "lit_model.pth").unlink()
+    alone = [*shared, 1, "--batch_size", 4, "--resume", "true"]
+    launched(1, *(run(kind, "parts", *alone) for kind in kinds))
+    for kind in kinds:
+        assert nas(*run(kind, "one", "--batch_size", 4)) == 0
+        folders = tmp_path / kind / "one", tmp_path / kind / "parts"
+        one, parts = (torch.load(folder / "lit_model.pth") for folder in folders)
+        assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
+        assert_same_training(parts, one)
+        (left,) = (folders[1] / "checkpoints").iterdir()
+        assert left.name == "step=00000003.ckpt"  # of the two processes: it was gone on from
+        assert sorted(path.name for path in left.iterdir()) == [
+            "rest.pt",
+            *(f"share-0000{rank}-of-00002.pt" for rank in range(2)),
+        ]
+        assert (folders[1] / "lit_model.pth.lora").exists() == (kind == "adapters")
+        with pytest.raises(ConfigError, match="not a checkpoint of trainer.strategy=fsdp"):
+            read_shares(next((folders[0] / "checkpoints").iterdir()))

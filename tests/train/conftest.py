@@ -3,6 +3,7 @@
 import litgpt
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import uniform
 from whittle_nas.train import lora
@@ -19,6 +20,23 @@ CONFIG = {
 }  # fmt: skip
 SMALL = uniform(12, 2, 2, 4, 17, 1, order=(1, 2, 0))
 MIDDLE = uniform(20, 4, 2, 8, 33, 2, order=(1, 2, 0))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait for its GPU: values and sizes that the host asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket._qualified_op_name
+        masks = name == "aten::index" and any(
+            index is not None and index.dtype is torch.bool for index in args[1]
+        )
+        if masks or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::unique"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(params=["lora", "full"])

@@ -1,18 +1,25 @@
 """FSDP, DDP and one process are the same training: two gloo processes on the CPU."""
 
+import os
 import socket
 
+import lightning as L
 import litgpt
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.train.conftest import CONFIG, MIDDLE, SMALL
+from tests.train.test_training import make_module
+from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import lora
 from whittle_nas.train.batches import IGNORE, Sample
-from whittle_nas.train.options import Distillation, LoraOptions, LossOptions
+from whittle_nas.train.choices import SandwichOptions, Strategy
+from whittle_nas.train.fit import fit, make_trainer
+from whittle_nas.train.options import Distillation, LoraOptions, LossOptions, TrainerOptions
 from whittle_nas.train.prepare import TrainedTensors, adapters, follow
 from whittle_nas.train.step import Network, Role, accumulate, clip, finish_gradients, loss_sums
 from whittle_nas.train.teacher import Teacher, shard_teacher, without_adapters
@@ -123,6 +130,80 @@ def test_fsdp_ddp_and_one_process_have_the_same_gradients_and_weights(tmp_path):
         merged = TrainedTensors(supernet, written)
         for name, tensor in merged.items():
             torch.testing.assert_close(written[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+class Gradients(L.Callback):
+    """Those of every step, summed over processes, and what Lightning runs a step through."""
+
+    def __init__(self):
+        self.found, self.through = [], None
+
+    def on_before_optimizer_step(self, trainer, pl_module, _optimizer):
+        named = pl_module.network.named_parameters()
+        self.found.append({name: p.grad.clone() for name, p in named if p.requires_grad})
+        self.through = trainer.strategy.model
+
+
+NETWORKS = {"skipped": Strategy.random, "sandwich": Strategy.sandwich}
+
+
+def one_step(adapted, networks, **trainer):
+    """A training of one step, of rows with different numbers of labels."""
+    module = make_module(
+        adapters=adapted, dropout=0.0, total_steps=1, batch_size=4 // trainer.get("devices", 1),
+        sandwich=SandwichOptions(strategy=NETWORKS[networks]),
+    )  # fmt: skip
+    module.sampler = GridSampler((SMALL,))  # without layers 0 and 2
+    for parameter in module.trained:  # adapters begin with a B of zeros, and A has no gradient then
+        torch.nn.init.normal_(parameter.data, std=0.2)
+    for number, sample in enumerate(module.train_samples):
+        labels = sample.labels.clone()
+        labels[: number % 9] = IGNORE
+        module.train_samples[number] = sample._replace(labels=labels)
+    watch = Gradients()
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "gradient_clip_val": None}
+    runner = make_trainer(TrainerOptions(**options, **trainer), None)
+    runner.callbacks.append(watch)
+    fit(runner, module, None, checkpoint_every=1)
+    return watch
+
+
+def work_wrapped(rank, port, folder):
+    """As torchrun starts processes: Lightning's own launcher would start this file again."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE="2",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="localhost", MASTER_PORT=str(port),
+    )  # fmt: skip
+    for adapted, networks in WRAPPED:
+        watch = one_step(adapted, networks, devices=2, strategy="ddp")
+        assert isinstance(watch.through, DistributedDataParallel)
+        assert watch.through.reducer is not None
+        torch.save(watch.found, folder / f"{adapted}-{networks}-{rank}.pt")
+
+
+WRAPPED = [(adapted, networks) for adapted in (True, False) for networks in NETWORKS]
+
+
+@pytest.mark.slow
+def test_gradients_through_torchs_ddp_are_those_of_one_process(tmp_path):
+    """As Lightning wraps the training, where whole layers have no gradient, or several passes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work_wrapped, (port, tmp_path), nprocs=2)
+    for adapted, networks in WRAPPED:
+        (expected,) = one_step(adapted, networks).found
+        unused = {name for name, gradient in expected.items() if not gradient.any()}
+        layers = {name.split(".")[2] for name in expected if ".h." in name}
+        assert layers == {"0", "1", "2"}
+        assert all(name in unused for name in expected if ".h.0." in name) == (
+            networks == "skipped"
+        )
+        for rank in range(2):
+            (found,) = torch.load(tmp_path / f"{adapted}-{networks}-{rank}.pt")
+            assert found.keys() == expected.keys()
+            for name, gradient in expected.items():
+                torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_of_a_process_are_those_of_torch_chunk():

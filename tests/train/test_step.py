@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from tests.conftest import first_of, uniform
-from tests.train.conftest import CONFIG, MIDDLE, SMALL
+from tests.train.conftest import CONFIG, MIDDLE, SMALL, Waits
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import losses
-from whittle_nas.train.batches import IGNORE, Sample, collate, pack
+from whittle_nas.train.batches import IGNORE, Sample, collate, from_blocks, pack
 from whittle_nas.train.choices import SandwichOptions, Strategy
 from whittle_nas.train.forward import labels_of
 from whittle_nas.train.options import Distillation, HiddenLoss, LossOptions, Weighting
@@ -323,19 +323,61 @@ def test_a_long_random_training_does_not_keep_every_shape(supernet, monkeypatch)
         assert len(supernet._skeletons) == min(2 * width, 5)  # with and without a head
 
 
+MIXES = {
+    **{kind.value: LossOptions(kind) for kind in Distillation},
+    **{
+        f"balanced_{kind.value}": LossOptions(kind, Weighting.balanced)
+        for kind in Distillation
+        if kind is not Distillation.none
+    },
+    "in_place": LossOptions(teacher="in_place"),
+    "in_place_balanced": LossOptions(weighting=Weighting.balanced, teacher="in_place"),
+    "warm": LossOptions(temperature=1.3),
+    "warm_balanced": LossOptions(weighting=Weighting.balanced, temperature=1.3),
+    "top_k": LossOptions(teacher_top_k=5),
+    "top_k_balanced": LossOptions(weighting=Weighting.balanced, teacher_top_k=5),
+    "square_head": LossOptions(hidden=HiddenLoss.square_head),
+    "hidden_cosine": LossOptions(hidden=HiddenLoss.cosine),
+}
+every_mix = pytest.mark.parametrize("options", MIXES.values(), ids=MIXES)
+
+
+def seen_step(options, device, *, packed=False):
+    """A step of networks that ran before, as a function to call, on batches as training has them.
+
+    The step before it was of another batch, since what a batch needs must not be remembered.
+    """
+    torch.manual_seed(6)
+    student, model = (SuperNetwork(litgpt.GPT(litgpt.Config(**CONFIG)).to(device)) for _ in "12")
+    frozen = Teacher(SuperNetwork(model.model.requires_grad_(False).eval()), layers=(0, 1, 2))
+    teacher = frozen if options.has_frozen_teacher else None
+    tokens = torch.randint(31, (2, 3, 9))
+    batches = [from_blocks(each) for each in tokens]
+    batches = [collate(pack(rows, 16) if packed else rows).to(device) for rows in batches]
+    roles = {student.full: Role.full, MIDDLE: Role.sampled, SMALL: Role.smallest}
+    networks = [Network(sub, role) for sub, role in roles.items()]
+    accumulate(student, batches[0], networks, options, teacher=teacher)
+    return lambda: accumulate(student, batches[1], networks, options, teacher=teacher)
+
+
+@every_mix
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_networks_that_were_seen_ask_for_no_value(options, packed):
+    step = seen_step(options, torch.device("cpu"), packed=packed)
+    with Waits() as waits:
+        step()
+    assert waits.found == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", Distillation)
-def test_networks_that_were_seen_make_no_gpu_wait(kind):
+@every_mix
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_networks_that_were_seen_make_no_gpu_wait(options, packed):
     """A step only queues its work: CUDA refuses whatever would wait for a result."""
-    supernet = SuperNetwork(litgpt.GPT(litgpt.Config(**CONFIG)).cuda())
-    ids = torch.randint(0, 32, (2, 9), device="cuda")
-    batch, loss = Sample(ids[:, :-1], ids[:, 1:]), LossOptions(kind)
-    roles = {supernet.full: Role.full, MIDDLE: Role.sampled, SMALL: Role.smallest}
-    networks = [Network(sub, role) for sub, role in roles.items()]
-    accumulate(supernet, batch, networks, loss)
+    step = seen_step(options, torch.device("cuda"), packed=packed)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        accumulate(supernet, batch, networks, loss)
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
+import lightning as L
 import litgpt
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.nn import functional as F
 
-from tests.conftest import resized
+from tests.conftest import resized, uniform
 from tests.train.conftest import CONFIG
 from whittle_nas.cli.training_report import Memory
 from whittle_nas.data import TextData
@@ -141,6 +144,67 @@ def test_another_checkpoint_teaches(checkpoint, tmp_path):
         open_teacher(LossOptions(teacher=str(wide.path), hidden=HiddenLoss.cosine), checkpoint)
 
 
+def altered(path, start, change):
+    """The checkpoint with other weights."""
+    path.mkdir()
+    tensors = {name: change(name, tensor) for name, tensor in start.state_dict().items()}
+    write_checkpoint(path, tensors, config=start.config, source=start.path)
+    return open_checkpoint(path)
+
+
+def along_the_stream(change):
+    """Changes the residual stream of CONFIG's models by what is done to its channels, exactly."""
+    reads = ("attn.qkv.weight", "fc_1.weight", "fc_2.weight", "wte.weight", "lm_head.weight")
+    writes = ("attn.proj.weight", "mlp.proj.weight")
+
+    def changed(name, tensor):
+        if name.endswith(writes):
+            return change(tensor.T).T.contiguous()
+        return change(tensor).contiguous() if name.endswith(reads) else tensor
+
+    return changed
+
+
+def test_hidden_states_are_compared_in_one_basis(checkpoint, tmp_path):
+    """Outputs that are the same say nothing about what single channels hold."""
+    order, rotation = torch.randperm(24), torch.linalg.qr(torch.randn(24, 24)).Q
+    full = SubNetwork.from_config(checkpoint.config)
+    part = slice_of(checkpoint, resized(full, intermediate_size=20))
+    folder = tmp_path / "part"
+    folder.mkdir()
+    write_checkpoint(folder, part.tensors, config=part.config, source=checkpoint.path)
+    tokens = torch.randint(31, (2, 9))
+    expected = load_supernet(checkpoint.path).standalone(full)(tokens)
+    changes = {
+        "sorted": along_the_stream(lambda tensor: tensor[:, order]),
+        "rotated": along_the_stream(lambda tensor: tensor @ rotation),
+    }
+    others = {name: altered(tmp_path / name, checkpoint, f) for name, f in changes.items()}
+    for other in others.values():
+        logits = load_supernet(other.path).standalone(full)(tokens)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    others["unrelated"] = altered(
+        tmp_path / "unrelated", checkpoint, lambda _, tensor: torch.randn_like(tensor)
+    )
+    trained = altered(
+        tmp_path / "trained",
+        checkpoint,
+        lambda _, tensor: tensor + 0.1 * tensor.std(correction=0) * torch.randn_like(tensor),
+    )
+
+    def teacher_of(student, teacher, hidden=HiddenLoss.square_head):
+        return open_teacher(LossOptions(teacher=str(teacher.path), hidden=hidden), student)
+
+    for other in others.values():
+        with pytest.raises(ConfigError, match=f"channels of {other.path} are not in the order"):
+            teacher_of(checkpoint, other)
+        with pytest.raises(ConfigError, match=f"channels of {checkpoint.path} are not in the"):
+            teacher_of(other, checkpoint)
+        assert teacher_of(checkpoint, other, HiddenLoss.none).path == other.path
+    for student in (checkpoint, trained, open_checkpoint(folder)):  # cut from it, or trained on
+        assert teacher_of(student, checkpoint).path == checkpoint.path
+
+
 def test_a_teacher_has_the_same_tokens(checkpoint, tmp_path):
     """A chat model has more of them than its base; another family numbers them in another way."""
     teacher = saved(tmp_path / "teacher", CONFIG)
@@ -159,22 +223,91 @@ def test_a_teacher_has_the_same_tokens(checkpoint, tmp_path):
             open_teacher(loss, checkpoint)
 
 
-def test_a_specialised_slice_compares_its_blocks_with_those_it_was_cut_from(checkpoint):
-    """At the start, the blocks of a network that lacks nothing but the last layer are equal."""
-    full = SubNetwork.from_config(checkpoint.config)
-    start = slice_of(checkpoint, resized(full, n_layer=2))
+class Gradients(L.Callback):
+    """Keeps those of the last step."""
+
+    found: ClassVar[dict[str, torch.Tensor]] = {}
+
+    def on_before_optimizer_step(self, _trainer, pl_module, _optimizer):
+        named = pl_module.network.named_parameters()
+        self.found.update({name: p.grad.clone() for name, p in named})
+
+
+def plain(config, tensors, tokens):
+    """litgpt's own model, its logits (B, T, V) and what its blocks put out, (B, T, D) each."""
+    model, outputs = litgpt.GPT(config), []
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()})
+    for block in model.transformer.h:
+        block.register_forward_hook(lambda *found: outputs.append(found[-1]))
+    return model, model(tokens), outputs
+
+
+def square_head(student, teacher):
+    """methods.md: MSE(a, b) / MSE(a, 0), a the teacher's; token by token, and their mean."""
+    pairs = zip(student.flatten(0, 1), teacher.flatten(0, 1), strict=True)
+    losses = [F.mse_loss(b, a) / F.mse_loss(torch.zeros_like(a), a) for b, a in pairs]
+    return sum(losses) / len(losses)
+
+
+def taught_gradients(start, original, blocks, *, layers, hidden_weight):
+    """Of .3 CE + KL + SquareHead, whose blocks are compared with the teacher's `layers`."""
+    tokens, labels = blocks[:, :-1], blocks[:, 1:].flatten()
+    with torch.no_grad():
+        _, teacher, theirs = plain(original.config, original.state_dict(), tokens)
+    model, logits, ours = plain(start.config, start.tensors, tokens)
+    p, log_q = teacher.softmax(-1), logits.log_softmax(-1)
+    loss = 0.3 * F.cross_entropy(logits.flatten(0, 1), labels)
+    loss = loss + (p * (p.log() - log_q)).sum(-1).mean()
+    pairs = zip(ours, layers, strict=True)
+    each = [square_head(out, theirs[at][..., : out.shape[-1]]) for out, at in pairs]
+    (loss + hidden_weight * sum(each) / len(each)).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("sub", "layers", "others"),
+    [
+        (uniform(20, 4, 2, 8, 33, 2, order=(1, 2, 0)), (1, 2), (0, 1)),
+        (uniform(24, 4, 2, 8, 40, 2, order=(0, 2, 1)), (0, 2), (0, 1)),
+    ],
+    ids=["narrow", "shallow"],
+)
+def test_a_specialised_slice_compares_its_blocks_with_those_it_was_cut_from(
+    checkpoint, sub, layers, others
+):
+    """The gradients are those of plain litgpt models; of other pairs they would be others."""
+    start = slice_of(checkpoint, sub)
+    assert start.layers == layers
+    before = open_checkpoint(checkpoint.path).state_dict()
+    expected, other = (
+        taught_gradients(
+            start,
+            checkpoint,
+            torch.stack([torch.cat([s.input_ids, s.labels[-1:]]) for s in samples()]),
+            layers=pairs,
+            hidden_weight=0.7,
+        )
+        for pairs in (layers, others)
+    )
+    Gradients.found.clear()
+    step = {"max_steps": 1, "gradient_clip_val": None}
     options = TrainingOptions(
-        loss=LossOptions(hidden=HiddenLoss.square_head),
-        lora=None, trainer=OPTIONS, optimizer=OptimizerOptions(lr=0.01), batch_size=3,
+        loss=LossOptions(hidden=HiddenLoss.square_head, hidden_weight=0.7),
+        trainer=replace(OPTIONS, **step, callbacks=[{"class_path": f"{__name__}.Gradients"}]),
+        lora=None, optimizer=OptimizerOptions(lr=0.01), batch_size=len(samples()),
     )  # fmt: skip
     result = specialise(
         options, start, samples=samples(), valid=samples()[:3],
         teacher=whole_teacher(options, checkpoint),
     )  # fmt: skip
     assert result.supernet.config.n_layer == 2
-    assert start.layers == (0, 1)
-    before = open_checkpoint(checkpoint.path).state_dict()
-    assert torch.equal(before["lm_head.weight"], start.tensors["lm_head.weight"])  # it is as it was
+    assert Gradients.found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(Gradients.found[name], gradient, atol=1e-6, rtol=1e-5)
+    name = "transformer.h.1.mlp.proj.weight"
+    assert (expected[name] - other[name]).norm() > 0.01 * expected[name].norm()
+    after = open_checkpoint(checkpoint.path).state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
 def test_a_repaired_start_is_what_is_trained(checkpoint):

@@ -1,21 +1,24 @@
 """Whole trainings of a tiny super-network on a real Trainer."""
 
+import re
+from dataclasses import replace
+
 import lightning as L
 import litgpt
 import matplotlib.image
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.conftest import first_of
-from tests.train.conftest import CONFIG, MIDDLE, SMALL
+from tests.train.conftest import CONFIG, MIDDLE, SMALL, Waits
 from whittle_nas.errors import ConfigError
 from whittle_nas.plots import plot_training
 from whittle_nas.space import SubNetwork, load_space
 from whittle_nas.space.pareto import ParetoSampler
 from whittle_nas.space.samplers import GridSampler
 from whittle_nas.train import lora
-from whittle_nas.train.batches import IGNORE, from_blocks
+from whittle_nas.train.batches import IGNORE, from_blocks, pack
 from whittle_nas.train.choices import SamplerKind, SamplerOptions, SandwichOptions, Strategy
 from whittle_nas.train.fit import fit, make_trainer, newest_checkpoint
 from whittle_nas.train.module import SupernetTraining
@@ -25,6 +28,7 @@ from whittle_nas.train.options import (
     LossOptions,
     OptimizerOptions,
     TrainerOptions,
+    Weighting,
 )
 from whittle_nas.train.output import read_curves, write_losses
 from whittle_nas.train.recipe import Recipe, learning_rate, validation_interval
@@ -35,12 +39,14 @@ from whittle_nas.weights.info import SupernetInfo
 from whittle_nas.weights.supernet import SuperNetwork
 
 
-def make_module(*, adapters=True, seed=1, frozen=False, pareto=False, **recipe) -> SupernetTraining:
+def make_module(
+    *, adapters=True, seed=1, frozen=False, pareto=False, dropout=0.2, **recipe
+) -> SupernetTraining:
     torch.manual_seed(seed)
     config = litgpt.Config(**CONFIG)
     model = litgpt.GPT(config)
     if adapters:
-        model = lora.GPT(lora.lora_config(config, LoraOptions(r=4, dropout=0.2)))
+        model = lora.GPT(lora.lora_config(config, LoraOptions(r=4, dropout=dropout)))
         lora.freeze_base(model)
     supernet = SuperNetwork(model.train(), SupernetInfo(layer_order=(1, 2, 0)))
     tokens = torch.randint(31, (40, 13))
@@ -336,6 +342,52 @@ def test_resuming_from_another_training_is_refused(tmp_path):
         train(other, tmp_path, resume=True)
 
 
+def test_a_resumed_front_has_the_bins_that_its_members_were_counted_in(tmp_path):
+    def module(**sampler):
+        options = SamplerOptions(kind=SamplerKind.pareto, **sampler)
+        return make_module(total_steps=2, score_every=1, pareto=True, sampler=options)
+
+    train(module(num_bins=4), tmp_path, every=1)
+    for changed, words in (
+        ({"num_bins": 5}, "sampler.num_bins was 4 and is 5"),
+        (
+            {"num_bins": 4, "num_params": "..0.9x"},
+            'sampler.num_params was not given and is "..0.9x"',
+        ),
+        ({"num_bins": 4, "calibration_samples": 3}, "sampler.calibration_samples was 16 and is 3"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(words)) as raised:
+            train(module(**changed), tmp_path, resume=True, every=1)
+        assert ";" not in str(raised.value)  # nothing else is said to differ
+    other = module(num_bins=4)
+    other.sampler = replace(
+        other.sampler,
+        space=load_space({"n_embd": {"min": "half", "max": "full"}}, litgpt.Config(**CONFIG)),
+    )
+    with pytest.raises(ConfigError, match="search space was"):
+        train(other, tmp_path, resume=True, every=1)
+    # How often it scores, and what other kinds read, say nothing about the bins.
+    train(module(num_bins=4, every_n_steps=7, trials_per_bin=3), tmp_path, resume=True, every=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "told"),
+    [
+        ("random", {"num_bins": 3}, False),
+        ("random", {"num_params": "..0.9x"}, True),
+        ("grid_params", {"num_bins": 3}, True),
+        ("grid_params", {"candidates_per_bin": 3}, False),
+        ("calibrate_mag", {"candidates_per_bin": 3}, True),
+        ("calibrate_mag", {"calibration_samples": 3}, False),
+        ("calibrate_ppl", {"calibration_samples": 3}, True),
+        ("pareto", {"every_n_steps": 3}, False),
+    ],
+)
+def test_what_a_sampler_does_not_read_may_change(kind, changed, told):
+    one = SamplerOptions(kind=SamplerKind(kind))
+    assert (one.settings() != replace(one, **changed).settings()) == told
+
+
 def test_unknown_logger_and_device(tmp_path):
     with pytest.raises(ConfigError, match="no_such_package"):
         make_trainer(
@@ -360,28 +412,21 @@ def test_trainer_options_out_of_range(wrong):
         TrainerOptions(**wrong)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes a program wait for its GPU: values and sizes that the host asks for."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket._qualified_op_name
-        masks = name == "aten::index" and any(
-            index is not None and index.dtype is torch.bool for index in args[1]
-        )
-        if masks or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::unique"):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_step_waits_for_its_device_once(tmp_path, monkeypatch, frozen):
+@pytest.mark.parametrize(
+    ("loss", "packing"),
+    [
+        (LossOptions(), False),
+        (LossOptions(Distillation.none), True),
+        (LossOptions(weighting=Weighting.balanced), True),
+        (LossOptions(Distillation.cosine, Weighting.balanced, teacher="in_place"), False),
+    ],
+    ids=["frozen", "labels", "balanced", "in_place_balanced"],
+)
+def test_a_step_waits_for_its_device_once(tmp_path, monkeypatch, loss, packing):
     """And then for the losses and the norm together, where shapes were seen before."""
-    loss = LossOptions() if frozen else LossOptions(Distillation.none)
-    module = make_module(total_steps=4, frozen=frozen, loss=loss)
+    module = make_module(total_steps=4, frozen=loss.has_frozen_teacher, loss=loss)
+    if packing:
+        module.train_samples = pack(module.train_samples, 32)  # two samples a row
     step, update, tolist = module.training_step, torch.optim.AdamW.step, torch.Tensor.tolist
     counts, lists = [], []
 

@@ -102,7 +102,13 @@ def finetune(
     from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import check_least, is_first_process, seed_everything
     from whittle_nas.cli.repairing import check_plain
-    from whittle_nas.cli.training_report import Memory, print_data, print_tie, warn_of_zeros
+    from whittle_nas.cli.training_report import (
+        Memory,
+        print_data,
+        print_learning,
+        print_tie,
+        warn_of_zeros,
+    )
     from whittle_nas.train.run import TrainingOptions
     from whittle_nas.train.sources import load_both
 
@@ -127,6 +133,7 @@ def finetune(
     found = None if dry else _open(checkpoint_dir, untie_head=untie_head)
     config = None if found is None else found.config
     apart = subnetworks is not None and share is not Share.all
+    options = training.by_labels_alone(options, apart=apart)
     memory = Memory.of(checkpoint_dir, config, data, apart=apart)
     if memory is not None:
         options = memory.with_adapters(options, weights)
@@ -154,7 +161,7 @@ def finetune(
     if first and not keep_zeros:
         warn_of_zeros(checkpoint_dir)
     if first:
-        print(f"trained are {'all weights' if options.lora is None else 'adapters'}")
+        print_learning(options, loss)
         print_data(train, held_out)
         print_tie(found.tied, untied=untie_head)
     task = training.Task(

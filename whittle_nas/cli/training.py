@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from whittle_nas.train import adapters
 from whittle_nas.train.batches import Sample
 from whittle_nas.train.choices import SamplerKind, SamplerOptions, SandwichOptions, Share, Strategy
 from whittle_nas.train.fit import fitting_device
+from whittle_nas.train.options import Distillation, LossOptions
 from whittle_nas.train.output import write_outputs
 from whittle_nas.train.run import TrainingOptions, train
 from whittle_nas.train.sampling import choose_networks, mean_loss
@@ -133,6 +135,36 @@ def named(
     return chosen
 
 
+def by_labels_alone(options: TrainingOptions, *, apart: bool = False) -> TrainingOptions:
+    """The options of what is trained where nobody is left to teach, else the same.
+
+    The whole model trained alone is what its teacher, the checkpoint as it came in, is; and in
+    place it would teach nobody.
+
+    Args:
+        options: of the command.
+        apart: whether sub-networks are trained alone, which the whole model teaches.
+
+    Raises:
+        ConfigError: if something was asked of that teacher.
+    """
+    loss, nothing = options.loss, LossOptions(Distillation.none)
+    whole = options.sandwich.strategy is Strategy.standard and not apart
+    if not whole or loss.distillation is Distillation.none or loss.names_a_directory:
+        return options
+    usual = LossOptions(chunk_elements=loss.chunk_elements)
+    given = [f.name for f in fields(loss) if getattr(loss, f.name) != getattr(usual, f.name)]
+    if given:
+        value = getattr(loss, given[0])
+        raise ConfigError(
+            f"loss.{given[0]}={getattr(value, 'value', value)} has no effect with "
+            "--sandwich.strategy standard, which trains the whole model: it has no teacher in "
+            "itself; give loss.teacher the directory of another checkpoint, or set "
+            "loss.distillation none to learn from the labels alone"
+        )
+    return replace(options, loss=replace(nothing, chunk_elements=loss.chunk_elements))
+
+
 def check_members(checkpoint: Checkpoint, sampler: SamplerOptions) -> None:
     """Refuse the front of another checkpoint as the members that are trained.
 
@@ -183,7 +215,7 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
             "it and train the export with --sandwich.strategy standard"
         )
     teacher = whole_teacher(task.options, task.checkpoint)
-    task.prepare(chosen)
+    begin = partial(task.prepare, chosen)
     count = parameter_counter(task.checkpoint.config)
     rows: list[Row] = []
     done: list[Slice] = []
@@ -197,7 +229,9 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
         else:
             # Other text than that from which the larger one has learnt.
             seed = task.options.seed + (number if larger else 0)
-            rows += _train_one(task, target, start, replace(task.options, seed=seed), teacher)
+            options = replace(task.options, seed=seed)
+            rows += _train_one(task, target, start, options, teacher, begin)
+            begin = _nothing
         if not task.is_dry:
             done.append(start.trained(target))
     if not rows:
@@ -209,10 +243,22 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
     print_next(task.out_dir, Strategy.standard, chosen)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _train_one(
-    task: Task, target: Path, start: Slice, options: TrainingOptions, teacher: SuperNetwork | None
+    task: Task,
+    target: Path,
+    start: Slice,
+    options: TrainingOptions,
+    teacher: SuperNetwork | None,
+    begin: Callable[[], object],
 ) -> list[Row]:
-    """Train one sub-network; a row of losses in the process that prints."""
+    """Train one sub-network; a row of losses in the process that prints.
+
+    What `begin` removes goes when everything was found valid, and the training is about to start.
+    """
     seed_everything(options.seed)  # so that no adapters depend on those before them
     trained = specialise(
         options,
@@ -222,6 +268,7 @@ def _train_one(
         teacher=teacher,
         out_dir=None if task.is_dry else target,
         resume=task.resume,
+        prepare=begin,
         describe=describe,
     )
     trained.trainer.strategy.barrier()  # the others read what the first process has written
@@ -264,10 +311,12 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
     if task.is_dry:
         return
     kind = SamplerKind.fixed if chosen else options.sampler.kind
+    loss = options.loss
     summary: dict[str, Any] = {
         "strategy": strategy.value,
-        "teacher": options.loss.teacher,
-        "distillation": options.loss.distillation.value,
+        "teacher": None if loss.distillation is Distillation.none else loss.teacher,
+        "distillation": loss.distillation.value,
+        "hidden": loss.hidden.value,
         "sampler": kind.value,
         "steps": trained.module.global_step,
         "head_untied": task.untied,

@@ -11,7 +11,7 @@ from typing import Any
 from whittle_nas.data.options import TextData
 from whittle_nas.space import check_supported
 from whittle_nas.train.choices import Strategy
-from whittle_nas.train.options import Weights
+from whittle_nas.train.options import LossOptions, Weights
 
 MAX_RISE = 0.03  # share of its validation loss that the whole model may lose without a word
 Row = tuple[str, int | None, float, float]  # network, parameters, nats before and after
@@ -106,6 +106,13 @@ class Memory:
                 "checkpoint_blocks to true",
                 file=sys.stderr,
             )
+
+
+def print_learning(options: Any, asked: LossOptions) -> None:
+    """What is trained, and that nobody teaches it where the losses asked for a teacher."""
+    print(f"trained are {'all weights' if options.lora is None else 'adapters'}")
+    if options.loss.distillation is not asked.distillation:
+        print("the labels alone teach: the whole model has no teacher in itself")
 
 
 def print_data(train: Any, held_out: Any) -> None:

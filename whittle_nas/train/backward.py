@@ -62,10 +62,12 @@ def backward(
     leaf = hidden.detach().requires_grad_(hidden.requires_grad)
     chunks = [slice(start, start + size) for start in range(0, len(labels), size)]
     ce_weight, kd_weight = (1.0, 0.0) if targets is None else options.weights
+    scale: float | Tensor = 1.0
     if targets is not None and options.weighting is Weighting.balanced:
         sums = total(_sums(leaf, head, labels, targets, chunks))
         # At most a thousandfold: a network that is its teacher has nothing but rounding to scale.
-        kd_weight *= float(sums[0] / torch.maximum(sums[1], 1e-3 * sums[0]).clamp_min(1e-30))
+        # It stays on the device: for a number of Python's the program would wait for the sums.
+        scale = sums[0] / torch.maximum(sums[1], 1e-3 * sums[0]).clamp_min(1e-30)
     summed = torch.zeros(2, device=hidden.device)
     for chunk in chunks:
         logits = head(leaf[chunk])  # (n, V)
@@ -77,13 +79,13 @@ def backward(
                 logits,
                 labels[chunk],
                 ce_weight=weight * ce_weight,
-                kd_weight=weight * kd_weight,
+                kd_weight=weight * kd_weight * scale,
             )
             if logits.requires_grad:
                 logits.backward(gradient)
         elif targets is not None:
             ce, kd = (each.sum() for each in targets.losses(chunk, logits, labels[chunk]))
-            _descend(weight * (ce_weight * ce + kd_weight * kd))
+            _descend(weight * (ce_weight * ce + kd_weight * scale * kd))
         else:
             ce, kd = cross_entropy(logits, labels[chunk]).sum(), summed.new_zeros(())
             _descend(weight * ce)

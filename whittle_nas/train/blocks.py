@@ -54,6 +54,26 @@ def block_loss(
     return torch.stack(found).mean()
 
 
+_TOKENS = 4096  # of the vocabulary, whose embeddings are compared
+
+
+def same_basis(student: Tensor, teacher: Tensor) -> bool:
+    """Whether channel i of two models' streams means the same, by their token tables (V, D).
+
+    A table is the stream's first value. Training moves its channels a little; sorting, a rotation
+    or another initialisation leaves channels at the same place without any relation. Records of
+    what was done with a checkpoint would not outlive a conversion, nor tell two bases apart that
+    were made by the same options.
+    """
+    rows = torch.linspace(0, min(len(student), len(teacher)) - 1, _TOKENS).long().unique()
+    own, its = (table[rows].double() for table in (student, teacher))
+    own, its = (table - table.mean(0) for table in (own, its))
+    lengths = own.norm(dim=0) * its.norm(dim=0)
+    alive = lengths > 0
+    related = (own * its).sum(0)[alive] > 0.5 * lengths[alive]
+    return bool(related.double().mean() > 0.99)
+
+
 @contextmanager
 def outputs_of(model: Any, keep: Tensor) -> Iterator[list[Tensor]]:
     """Collect what the blocks put out at the flat positions `keep` (N,), (N, d) each."""

@@ -127,6 +127,24 @@ class SamplerOptions:
                 "space; kind fixed draws nothing"
             )
 
+    def settings(self) -> dict[str, object]:
+        """What of it decides which sub-networks are drawn, plain values by their names.
+
+        How often `pareto` scores may change, and the members of a file are compared themselves.
+        """
+        names = {
+            SamplerKind.random: (),
+            SamplerKind.grid_params: ("num_bins", "trials_per_bin"),
+            SamplerKind.calibrate_mag: ("num_bins", "trials_per_bin", "candidates_per_bin"),
+            SamplerKind.calibrate_ppl: (
+                "num_bins", "trials_per_bin", "candidates_per_bin", "calibration_samples",
+            ),
+            SamplerKind.pareto: ("num_bins", "calibration_samples"),
+            SamplerKind.fixed: (),
+        }[self.kind]  # fmt: skip
+        found = {name: getattr(self, name) for name in ("num_params", *names)}
+        return {"kind": self.kind.value, **found}
+
 
 @dataclass(frozen=True)
 class ValidationOptions:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from whittle_nas.errors import ConfigError
 from whittle_nas.resuming import changes
 from whittle_nas.space.pareto import ParetoSampler
-from whittle_nas.space.samplers import GridSampler, Sampler
+from whittle_nas.space.samplers import GridSampler, RandomSampler, Sampler
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.train.batches import Sample, Stream, TrainLoader, collate, unlabelled
 from whittle_nas.train.measured import Means, Validations, by_role, count, means_of, sums_of
@@ -356,10 +356,13 @@ class SupernetTraining(L.LightningModule):
     def _settings(self) -> dict[str, Any]:
         """What has to be the same when this training is resumed: plain values."""
         samples = [self.train_samples[at] for at in (0, len(self.train_samples) // 2, -1)]
+        sampler = self.sampler
+        space = sampler.space if isinstance(sampler, ParetoSampler | RandomSampler) else None
         return {
             "trained parameters": len(self.trained),
             **self.recipe.settings(),
-            "sampler": type(self.sampler).__name__,
+            "sampler": type(sampler).__name__,
+            **({} if space is None else {"search space": space.to_dict()}),
             "validated networks": {n: str(s) for n, s in self.validations.networks.items()},
             "training samples": len(self.train_samples),
             "their tokens": [int(sample.input_ids.sum()) for sample in samples],
@@ -373,6 +376,8 @@ class SupernetTraining(L.LightningModule):
         """
         now = self._settings()
         before = checkpoint.get("settings", now)  # a training of an earlier release has none
+        unknown = {name for name in now if name.startswith(("sampler.", "search space"))}
+        before = {**{name: now[name] for name in unknown}, **before}  # once these were left out
         if differing := changes(before, now):
             raise ConfigError(
                 f"--resume true: {differing} (go on with the options of the interrupted training, "

@@ -56,12 +56,13 @@ class LossOptions:
         teacher: `original`: the checkpoint as it came in, frozen, which teaches the sub-networks
             and the full network; with adapters it costs no memory. `in_place`: the full network of
             the same step teaches the sub-networks, and learns from the labels itself (the papers).
-            Else the directory of another checkpoint with the same tokenizer.
+            Else the directory of another checkpoint with the same tokenizer, which the whole model
+            trained alone (`sandwich.strategy standard`) needs: without it, the labels alone teach.
         distillation: What is learnt from the teacher's logits; `none` learns from the labels alone.
         teacher_top_k: Compare the teacher's k most likely tokens and all others together, which is
             a KL of its own and needs k / vocabulary of the memory; null compares all tokens.
         hidden: What is learnt from the outputs of the blocks of a frozen teacher, each compared
-            with the block it was cut from.
+            with the block it was cut from; another checkpoint has to be in the same basis.
         hidden_weight: Weight of that loss.
         weighting: `balanced` first scales KD to the size of CE.
         ce_weight: Weight of the cross entropy (alpha); by default 0.3 with a frozen teacher, and 1
@@ -90,7 +91,7 @@ class LossOptions:
         at_least("loss.ce_weight", self.ce_weight or 0, 0)
         at_least("loss.kd_weight", self.kd_weight, 0)
         at_least("loss.hidden_weight", self.hidden_weight, 0)
-        if self.teacher not in (ORIGINAL, IN_PLACE) and not Path(self.teacher).is_dir():
+        if self.names_a_directory and not Path(self.teacher).is_dir():
             raise ConfigError(
                 f"loss.teacher={self.teacher} must be {ORIGINAL}, {IN_PLACE} or the directory of a "
                 "checkpoint"
@@ -114,6 +115,11 @@ class LossOptions:
             raise ConfigError(f"loss.temperature={self.temperature} must be above 0")
         if not 0 <= self.forward_share <= 1:
             raise ConfigError(f"loss.forward_share={self.forward_share} must be between 0 and 1")
+
+    @property
+    def names_a_directory(self) -> bool:
+        """Whether the teacher is another checkpoint."""
+        return self.teacher not in (ORIGINAL, IN_PLACE)
 
     @property
     def has_frozen_teacher(self) -> bool:

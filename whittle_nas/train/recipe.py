@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from enum import Enum
 
-from whittle_nas.train.choices import SandwichOptions
+from whittle_nas.train.choices import SamplerOptions, SandwichOptions, Strategy
 from whittle_nas.train.options import LoraOptions, LossOptions, OptimizerOptions
 
 
@@ -33,6 +33,7 @@ class Recipe:
         max_full_loss: nats per token of the whole model at which the training stops; None never.
         lora: of the adapters; None where all weights learn.
         start: `identity.fingerprint` of the checkpoint that is trained, if it has a file.
+        sampler: what the sampler was made from.
     """
 
     sandwich: SandwichOptions
@@ -53,6 +54,7 @@ class Recipe:
     max_full_loss: float | None = None
     lora: LoraOptions | None = None
     start: str = ""
+    sampler: SamplerOptions = SamplerOptions()
 
     def settings(self) -> dict[str, object]:
         """What stays as it is when a training is resumed, plain values by the options' names.
@@ -67,6 +69,8 @@ class Recipe:
                 found[f"{group}.{name}"] = _plain(value)
         if self.loss.has_frozen_teacher:
             found["loss.ce_weight"] = self.loss.weights[0]  # the default was another one once
+        if self.sandwich.strategy is not Strategy.standard:
+            found |= {f"sampler.{name}": v for name, v in self.sampler.settings().items()}
         del found["loss.chunk_elements"]  # decides about memory alone
         return found
 

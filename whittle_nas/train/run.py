@@ -230,5 +230,6 @@ def _recipe(
         keep_zeros=options.keep_zeros and options.lora is None,
         max_full_loss=options.validation.max_full_loss,
         lora=options.lora,
+        sampler=sampler,
         start=fingerprint(checkpoint.path) if (checkpoint.path / WEIGHTS).is_file() else "",
     )

@@ -181,6 +181,7 @@ def specialise(
     teacher: SuperNetwork | None,
     out_dir: Path | None = None,
     resume: bool = False,
+    prepare: Callable[[], object] = lambda: None,
     on_step: Callable[[], object] = lambda: None,
     describe: Callable[[Path], object] = lambda _: None,
 ) -> Trained:
@@ -194,6 +195,7 @@ def specialise(
         teacher: from `whole_teacher`.
         out_dir: gets an ordinary checkpoint, losses and logs; None keeps it in memory.
         resume: go on from the newest checkpoint in `out_dir`.
+        prepare: called when everything was found valid, before anything is written.
         on_step: called after every optimiser step.
         describe: adds to the checkpoint's folder before it becomes `out_dir`.
 
@@ -203,6 +205,12 @@ def specialise(
     options = options.alone()
     if SPARSE in start.sub.forms:
         options = replace(options, keep_zeros=True)
+
+    def begin() -> None:
+        prepare()
+        if out_dir is not None:
+            out_dir.mkdir(parents=True, exist_ok=True)
+
     lesson = None if teacher is None else Teacher(teacher, start.layers)
     trained = train(
         options,
@@ -213,7 +221,7 @@ def specialise(
         out_dir=out_dir,
         teacher=lesson,
         resume=resume,
-        prepare=lambda: None if out_dir is None else out_dir.mkdir(parents=True, exist_ok=True),
+        prepare=begin,
         on_step=on_step,
     )
     if out_dir is not None and trained.trainer.is_global_zero:

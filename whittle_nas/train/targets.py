@@ -62,13 +62,26 @@ class Targets:
 
     @torch.no_grad()
     def gradient(
-        self, at: slice, logits: Tensor, labels: Tensor, *, ce_weight: float, kd_weight: float
+        self,
+        at: slice,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        ce_weight: float,
+        kd_weight: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of cross entropy and KL(p || q), and the gradient of their weighted sum, (n, V).
 
         d CE / d z = q - onehot and d KL / d z = q - p: a few passes over the logits where autograd
         makes three times as many, which is the difference between a teacher that costs a forward
         pass and one that costs a third of the step.
+
+        Args:
+            at: which tokens.
+            logits: the student's, (n, V).
+            labels: the next tokens, (n,).
+            ce_weight: of the cross entropy.
+            kd_weight: of the KL; a scalar on the device is never asked for its value.
         """
         assert self._table is not None
         assert self._entropy is not None
@@ -77,9 +90,12 @@ class Targets:
         ce = -log_q.gather(-1, labels.unsqueeze(-1)).sum()
         kd = (self._entropy[at] - torch.linalg.vecdot(p.float(), log_q)).sum()
         gradient = log_q.exp_()
-        if ce_weight + kd_weight != 1:
-            gradient.mul_(ce_weight + kd_weight)
-        gradient.add_(p, alpha=-kd_weight)
+        if isinstance(kd_weight, Tensor):
+            gradient.mul_(ce_weight + kd_weight).addcmul_(p, kd_weight, value=-1)
+        else:
+            if ce_weight + kd_weight != 1:
+                gradient.mul_(ce_weight + kd_weight)
+            gradient.add_(p, alpha=-kd_weight)
         if ce_weight:
             minus = torch.full_like(labels, -ce_weight, dtype=gradient.dtype)
             gradient.scatter_add_(-1, labels.unsqueeze(-1), minus.unsqueeze(-1))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from whittle_nas.errors import ConfigError
 from whittle_nas.train import lora
 from whittle_nas.train.batches import Sample
+from whittle_nas.train.blocks import same_basis
 from whittle_nas.train.forward import hidden_and_blocks
 from whittle_nas.train.options import ORIGINAL, HiddenLoss, LossOptions
 from whittle_nas.train.targets import Targets
@@ -26,6 +27,8 @@ from whittle_nas.weights.checkpoint import Checkpoint, open_checkpoint
 from whittle_nas.weights.sharding import Sharding
 from whittle_nas.weights.supernet import SuperNetwork, positions_per_chunk
 from whittle_nas.weights.tying import tie_head
+
+TOKENS = "transformer.wte.weight"
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ def open_teacher(loss: LossOptions, original: Checkpoint) -> Checkpoint:
     """The checkpoint that teaches: the original, or one from a directory.
 
     Raises:
-        ConfigError: if it splits text into other tokens, or its blocks have no pairs where hidden
-            states are compared.
+        ConfigError: if it splits text into other tokens, or its blocks or their channels have no
+            pairs where hidden states are compared.
     """
     if loss.teacher == ORIGINAL:
         return original
@@ -105,14 +108,27 @@ def open_teacher(loss: LossOptions, original: Checkpoint) -> Checkpoint:
             f"loss.teacher={loss.teacher}: its tokenizer gives other numbers to the tokens of "
             f"{original.path}; a teacher has the same tokens"
         )
+    if loss.hidden is not HiddenLoss.none:
+        _check_pairs(loss, original, checkpoint)
+    return checkpoint
+
+
+def _check_pairs(loss: LossOptions, original: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse to compare hidden states that are no pairs."""
     for size in ("n_layer", "n_embd"):
-        own, its = getattr(original.config, size), getattr(checkpoint.config, size)
-        if loss.hidden is not HiddenLoss.none and own != its:
+        own, its = getattr(original.config, size), getattr(teacher.config, size)
+        if own != its:
             raise ConfigError(
                 f"loss.hidden={loss.hidden.value}: the teacher has {size} {its} and the student "
                 f"{own}, so their hidden states are no pairs; set loss.hidden none"
             )
-    return checkpoint
+    if not same_basis(*(each.state_dict()[TOKENS] for each in (original, teacher))):
+        raise ConfigError(
+            f"loss.hidden={loss.hidden.value}: the channels of {teacher.path} are not in the order "
+            f"and basis of those of {original.path}, so their hidden states are no pairs: give "
+            "loss.teacher the sorted checkpoint that the student comes from, or set loss.hidden "
+            "none"
+        )
 
 
 def _same_tokens(one: Path, other: Path) -> bool:

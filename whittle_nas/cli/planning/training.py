@@ -20,7 +20,7 @@ from whittle_nas.weights.counting import parameter_counter
 
 def finetune(source: Source, options: Any) -> Plan:
     """What a training takes; see `plan_of`."""
-    from whittle_nas.cli.training import batch_networks
+    from whittle_nas.cli.training import batch_networks, by_labels_alone
     from whittle_nas.train.fit import MOST_STEPS, num_devices, num_steps
     from whittle_nas.train.run import TrainingOptions
 
@@ -29,6 +29,7 @@ def finetune(source: Source, options: Any) -> Plan:
         **{f.name: getattr(options, f.name) for f in fields(TrainingOptions)}
     )
     alone = _trained_alone(source, options)
+    training = by_labels_alone(training, apart=bool(alone))
     needs = Memory(source.checkpoint.path, config, options.data, apart=bool(alone))
     training = needs.with_adapters(training, options.weights)
     trainer, devices = training.trainer, num_devices(training.trainer)
