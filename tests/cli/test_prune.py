@@ -1,6 +1,7 @@
 """`nas prune` from end to end on a small model."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.cli.test_main import nas
 from tests.conftest import first_of
 from whittle_nas.candidates.parts import ATTENTION, with_sizes
 from whittle_nas.prune import blockwise
+from whittle_nas.prune.options import WITHOUT_DATA, Method
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import read_front
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
@@ -247,15 +249,48 @@ def test_wrong_options_are_one_sentence(options, sentence, checkpoint_dir, tmp_p
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_sparse_models_and_models_that_overflow_are_refused(checkpoint_dir, tmp_path, text, capsys):
+def test_sparse_models_are_refused(checkpoint_dir, tmp_path, text, capsys):
     assert (
         run(checkpoint_dir, tmp_path / "a", text, "--method", "magnitude", "--sparsity", "0.5") == 0
     )
     assert run(tmp_path / "a", tmp_path / "b", text, "--method", "wanda", "--sparsity", "0.5") == 2
     assert "50 % of transformer.h.0.attn.qkv.weight is zero already" in capsys.readouterr().err
+
+
+def overflowing(checkpoint_dir, where):
+    """Finite weights, but an activation that is infinite, or NaN, from one place on."""
     tensors = copied(checkpoint_dir)
-    tensors["transformer.h.1.mlp.fc_1.weight"] *= 1e20
-    tensors["transformer.h.1.mlp.fc_2.weight"] *= 1e20
+    factors = {
+        "neurons": {"1.mlp.fc_1": 1e20, "1.mlp.fc_2": 1e20},
+        "attention": {"1.attn.qkv": 1e30},
+        "last": {"2.mlp.fc_1": 1e5, "2.mlp.fc_2": 1e5, "2.mlp.proj": 1e30},
+    }
+    for name, factor in factors[where].items():
+        tensors[f"transformer.h.{name}.weight"] *= factor
     rewrite(checkpoint_dir, tensors)
-    assert run(checkpoint_dir, tmp_path / "b", text, "--method", "wanda", "--sparsity", "0.5") == 2
-    assert "transformer.h.1.mlp.proj are not finite" in capsys.readouterr().err
+
+
+OVERFLOWS = {  # where -> what a sentence may name
+    "neurons": ("transformer.h.1.mlp",),
+    "attention": ("transformer.h.1.attn",),
+    "last": ("transformer.h.2", "transformer.ln_f"),
+}
+
+
+CALIBRATED = [method.value for method in Method if method not in WITHOUT_DATA]
+
+
+@pytest.mark.parametrize(("how", "where"), first_of(product(CALIBRATED, OVERFLOWS), every=3))
+def test_models_that_overflow_are_one_sentence_with_the_place(
+    how, where, checkpoint_dir, tmp_path, text, capsys
+):
+    overflowing(checkpoint_dir, where)
+    options = ("--group_size", 8) if how == "gptq" else ("--sparsity", "0.4")
+    options = ("--method", how, *options, *SMALLER.get(how, ()))
+    assert run(checkpoint_dir, tmp_path / "out", text, *options) == 2
+    error = capsys.readouterr().err
+    assert any(place in error for place in OVERFLOWS[where])
+    assert error.count("\n") == 1
+    assert "not finite" in error
+    assert "parameter" not in error
+    assert not (tmp_path / "out").exists()

@@ -9,8 +9,8 @@ from whittle_nas.calibration.statistics import (
     Sums,
     UnitGram,
 )
-from whittle_nas.calibration.stream import Stream
-from whittle_nas.calibration.walk import walk
+from whittle_nas.calibration.stream import Stream, overflow
+from whittle_nas.calibration.walk import first_overflow, walk
 
 __all__ = [
     "Gram",
@@ -22,6 +22,8 @@ __all__ = [
     "UnitGram",
     "embed",
     "fetch_block",
+    "first_overflow",
+    "overflow",
     "rotary",
     "run_block",
     "walk",

@@ -54,7 +54,7 @@ def compress(
     if request.method in (*MASKS, *QUANTISERS):
         return _blockwise(checkpoint, tokens, request, store, place, progress)
     if request.method in DEPTH:
-        return drop_layers(checkpoint, tokens, request, place, progress)
+        return drop_layers(checkpoint, tokens, request, store, place, progress)
     return cut_width(checkpoint, tokens, request, store, place, progress)
 
 
