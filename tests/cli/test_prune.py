@@ -164,6 +164,7 @@ def test_blocks_see_the_compressed_ones_before_them_or_not(checkpoint_dir, tmp_p
     first = [name for name in a if name.startswith("transformer.h.0.")]
     assert all(torch.equal(a[name], b[name]) for name in first)
     assert not all(torch.equal(a[name], b[name]) for name in a)
+    assert [report(tmp_path / name)["sequential"] for name in "ab"] == [True, False]
 
 
 def test_a_tied_head_stays_tied(checkpoint_dir, tmp_path, text):
@@ -204,6 +205,7 @@ def test_smaller_models_are_ordinary_checkpoints(method, checkpoint_dir, tmp_pat
         torch.testing.assert_close(model(torch.arange(8)[None]), logits, atol=1e-4, rtol=1e-4)
     assert found["num_params"] == sum(p.numel() for p in model.parameters())
     assert found["bytes"] < found["bytes_before"]
+    assert found["sequential"] is None
     assert logits.isfinite().all()
     documented = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
     assert not {key for key in found if f"`{key}`" not in documented}
@@ -238,6 +240,15 @@ LACO = ("--method", "laco", "--sparsity", "0.6")
         ((*LACO, "--laco.merge_layers", 2, "--laco.threshold", 1), "lets only 0 of the 2 layers"),
         (LACO, "--laco.merge_layers 4 must be from 2 to 2"),
         (("--method", "flap", "--sparsity", "0.5", "--subnetwork.n_embd", "8"), "--subnetwork is"),
+        (
+            ("--method", "flap", "--sparsity", "0.5", "--sequential", "true"),
+            "--sequential true has",
+        ),
+        (
+            ("--method", "slicegpt", "--sparsity", "0.5", "--sequential", "false"),
+            "--sequential false has no meaning for slicegpt; it is an option of wanda, sparsegpt "
+            "and gptq",
+        ),
     ],
 )
 def test_wrong_options_are_one_sentence(options, sentence, checkpoint_dir, tmp_path, text, capsys):

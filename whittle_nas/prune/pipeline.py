@@ -77,7 +77,7 @@ def _blockwise(
         method=request.method,
         sparsity=sparsity,
         grid=grid,
-        sequential=request.sequential,
+        sequential=request.sequential is not False,
         batch_size=request.batch_size,
         device=place.device,
         dtype=place.dtype,
