@@ -71,6 +71,15 @@ def test_masks_are_written_and_counted(method, checkpoint_dir, tmp_path, text):
     assert not {key for key in keys if f"`{key}`" not in documented}
 
 
+def test_model_cards_say_that_zeros_bring_no_speed(checkpoint_dir, tmp_path, text):
+    options = ("--method", "magnitude", "--sparsity", "2:4")
+    assert run(checkpoint_dir, tmp_path / "out", text, *options) == 0
+    assert nas("export", "--checkpoint_dir", tmp_path / "out", "--out_dir", tmp_path / "x") == 0
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "It was compressed with `nas prune`: magnitude, sparsity 2:4." in card
+    assert "zeros included: today's engines do not speed them up" in card
+
+
 def test_quantised_weights_are_integers_times_the_scales_beside_them(
     checkpoint_dir, tmp_path, text
 ):
