@@ -1,6 +1,7 @@
 """One pass over calibration text, block by block: what pruning, repair and candidates share."""
 
 from whittle_nas.calibration.blocks import embed, fetch_block, rotary, run_block
+from whittle_nas.calibration.memory import give_back
 from whittle_nas.calibration.statistics import (
     Gram,
     Moments,
@@ -23,6 +24,7 @@ __all__ = [
     "embed",
     "fetch_block",
     "first_overflow",
+    "give_back",
     "overflow",
     "rotary",
     "run_block",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from whittle_nas.calibration.blocks import fetch_block
+from whittle_nas.calibration.memory import give_back
 from whittle_nas.calibration.statistics import Sums
 from whittle_nas.calibration.stream import Stream, Watch, overflow
 from whittle_nas.errors import ConfigError
@@ -57,11 +58,13 @@ def walk(
                 known = fetch_block(model, layer, stream.device, stream.dtype, tensors=tensors)
             stream.run(known, layer)
             continue
+        give_back()  # of the block before
         statistics = watch(block)
         stream.run(block, layer, watch=statistics, advance=not sequential)
         changed = change(layer, block, statistics)
         if sequential:
             stream.run(changed, layer)
+    give_back()
 
 
 def first_overflow(
