@@ -28,3 +28,4 @@ bench search scripts/bench/bench_search.py
 bench ilp scripts/bench/bench_ilp.py
 bench evaluate scripts/bench/bench_evaluate.py
 bench export scripts/bench/bench_export.py
+bench pruning scripts/bench/bench_pruning.py

@@ -115,6 +115,17 @@ def test_zeros_of_nas_prune_stay_through_the_merge(tmp_path, checkpoint_dir, tex
         if tensor.ndim == 2:
             assert not torch.equal(kept[name], tensor)
     assert any(bool(((t == 0) & (filled[n] != 0)).any()) for n, t in before.items())
+    # What comes out knows of its zeros while it has them: its card, and the next training.
+    assert not (tmp_path / "filled" / "prune.json").exists()
+    for name, known in (("filled", False), ("kept", True)):
+        export = ["export", "--checkpoint_dir", tmp_path / name, "--extreme", "largest"]
+        assert nas(*export, "--out_dir", tmp_path / f"{name}-out") == 0
+        card = (tmp_path / f"{name}-out" / "README.md").read_text()
+        assert ("today's engines do not speed them up" in card) == known
+        assert ("compressed with `nas prune`: magnitude, sparsity 0.5" in card) == known
+        capsys.readouterr()
+        assert train(tmp_path / name, tmp_path / f"{name}-again", text) == 0
+        assert ("--keep_zeros true keeps them" in capsys.readouterr().err) == known
     # A dense checkpoint is trained as without the option, to the last bit.
     assert train(checkpoint_dir, tmp_path / "plain", text) == 0
     assert train(checkpoint_dir, tmp_path / "option", text, "--keep_zeros", "true") == 0

@@ -1,6 +1,7 @@
 """`nas prune` from end to end on a small model."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.cli.test_main import nas
 from tests.conftest import first_of
 from whittle_nas.candidates.parts import ATTENTION, with_sizes
 from whittle_nas.prune import blockwise
+from whittle_nas.prune.options import WITHOUT_DATA, Method
 from whittle_nas.space import SubNetwork
 from whittle_nas.space.front import read_front
 from whittle_nas.weights.checkpoint import load_supernet, open_checkpoint
@@ -67,6 +69,15 @@ def test_masks_are_written_and_counted(method, checkpoint_dir, tmp_path, text):
     documented = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
     keys = {*found, *found["data"]}.union(*found["errors"].values())
     assert not {key for key in keys if f"`{key}`" not in documented}
+
+
+def test_model_cards_say_that_zeros_bring_no_speed(checkpoint_dir, tmp_path, text):
+    options = ("--method", "magnitude", "--sparsity", "2:4")
+    assert run(checkpoint_dir, tmp_path / "out", text, *options) == 0
+    assert nas("export", "--checkpoint_dir", tmp_path / "out", "--out_dir", tmp_path / "x") == 0
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "It was compressed with `nas prune`: magnitude, sparsity 2:4." in card
+    assert "zeros included: today's engines do not speed them up" in card
 
 
 def test_quantised_weights_are_integers_times_the_scales_beside_them(
@@ -162,6 +173,7 @@ def test_blocks_see_the_compressed_ones_before_them_or_not(checkpoint_dir, tmp_p
     first = [name for name in a if name.startswith("transformer.h.0.")]
     assert all(torch.equal(a[name], b[name]) for name in first)
     assert not all(torch.equal(a[name], b[name]) for name in a)
+    assert [report(tmp_path / name)["sequential"] for name in "ab"] == [True, False]
 
 
 def test_a_tied_head_stays_tied(checkpoint_dir, tmp_path, text):
@@ -202,6 +214,7 @@ def test_smaller_models_are_ordinary_checkpoints(method, checkpoint_dir, tmp_pat
         torch.testing.assert_close(model(torch.arange(8)[None]), logits, atol=1e-4, rtol=1e-4)
     assert found["num_params"] == sum(p.numel() for p in model.parameters())
     assert found["bytes"] < found["bytes_before"]
+    assert found["sequential"] is None
     assert logits.isfinite().all()
     documented = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
     assert not {key for key in found if f"`{key}`" not in documented}
@@ -236,6 +249,15 @@ LACO = ("--method", "laco", "--sparsity", "0.6")
         ((*LACO, "--laco.merge_layers", 2, "--laco.threshold", 1), "lets only 0 of the 2 layers"),
         (LACO, "--laco.merge_layers 4 must be from 2 to 2"),
         (("--method", "flap", "--sparsity", "0.5", "--subnetwork.n_embd", "8"), "--subnetwork is"),
+        (
+            ("--method", "flap", "--sparsity", "0.5", "--sequential", "true"),
+            "--sequential true has",
+        ),
+        (
+            ("--method", "slicegpt", "--sparsity", "0.5", "--sequential", "false"),
+            "--sequential false has no meaning for slicegpt; it is an option of wanda, sparsegpt "
+            "and gptq",
+        ),
     ],
 )
 def test_wrong_options_are_one_sentence(options, sentence, checkpoint_dir, tmp_path, text, capsys):
@@ -247,15 +269,48 @@ def test_wrong_options_are_one_sentence(options, sentence, checkpoint_dir, tmp_p
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_sparse_models_and_models_that_overflow_are_refused(checkpoint_dir, tmp_path, text, capsys):
+def test_sparse_models_are_refused(checkpoint_dir, tmp_path, text, capsys):
     assert (
         run(checkpoint_dir, tmp_path / "a", text, "--method", "magnitude", "--sparsity", "0.5") == 0
     )
     assert run(tmp_path / "a", tmp_path / "b", text, "--method", "wanda", "--sparsity", "0.5") == 2
     assert "50 % of transformer.h.0.attn.qkv.weight is zero already" in capsys.readouterr().err
+
+
+def overflowing(checkpoint_dir, where):
+    """Finite weights, but an activation that is infinite, or NaN, from one place on."""
     tensors = copied(checkpoint_dir)
-    tensors["transformer.h.1.mlp.fc_1.weight"] *= 1e20
-    tensors["transformer.h.1.mlp.fc_2.weight"] *= 1e20
+    factors = {
+        "neurons": {"1.mlp.fc_1": 1e20, "1.mlp.fc_2": 1e20},
+        "attention": {"1.attn.qkv": 1e30},
+        "last": {"2.mlp.fc_1": 1e5, "2.mlp.fc_2": 1e5, "2.mlp.proj": 1e30},
+    }
+    for name, factor in factors[where].items():
+        tensors[f"transformer.h.{name}.weight"] *= factor
     rewrite(checkpoint_dir, tensors)
-    assert run(checkpoint_dir, tmp_path / "b", text, "--method", "wanda", "--sparsity", "0.5") == 2
-    assert "transformer.h.1.mlp.proj are not finite" in capsys.readouterr().err
+
+
+OVERFLOWS = {  # where -> what a sentence may name
+    "neurons": ("transformer.h.1.mlp",),
+    "attention": ("transformer.h.1.attn",),
+    "last": ("transformer.h.2", "transformer.ln_f"),
+}
+
+
+CALIBRATED = [method.value for method in Method if method not in WITHOUT_DATA]
+
+
+@pytest.mark.parametrize(("how", "where"), first_of(product(CALIBRATED, OVERFLOWS), every=3))
+def test_models_that_overflow_are_one_sentence_with_the_place(
+    how, where, checkpoint_dir, tmp_path, text, capsys
+):
+    overflowing(checkpoint_dir, where)
+    options = ("--group_size", 8) if how == "gptq" else ("--sparsity", "0.4")
+    options = ("--method", how, *options, *SMALLER.get(how, ()))
+    assert run(checkpoint_dir, tmp_path / "out", text, *options) == 2
+    error = capsys.readouterr().err
+    assert any(place in error for place in OVERFLOWS[where])
+    assert error.count("\n") == 1
+    assert "not finite" in error
+    assert "parameter" not in error
+    assert not (tmp_path / "out").exists()

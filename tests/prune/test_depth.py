@@ -13,6 +13,7 @@ from whittle_nas.prune.laco import check_range, laco
 from whittle_nas.prune.options import LaCoOptions
 from whittle_nas.prune.shortened_llama import shortened_llama, shortened_llama_taylor
 from whittle_nas.prune.shortgpt import shortgpt
+from whittle_nas.prune.store import BlockStore
 
 FAMILIES = ["Llama-2-7b-hf", "Llama-3.1-8B", "phi-2"]  # MHA, GQA, biases
 TOKENS = torch.randint(0, 96, (3, 17), generator=torch.Generator().manual_seed(1))
@@ -54,6 +55,26 @@ def test_shortened_llama_keeps_the_layers_whose_loss_is_missed(model):
     assert kept == sorted(sorted(range(6), key=lambda layer: -losses[layer])[:4])
 
 
+def test_shortened_llama_goes_on_with_the_losses_that_it_had(model, tmp_path):
+    def store():
+        return BlockStore(tmp_path / "out", {"run": 1})
+
+    def killed(layers, _label, _count):
+        for layer in layers:
+            if layer == 2:
+                raise KeyboardInterrupt
+            yield layer
+
+    _, whole = shortened_llama(model, TOKENS, drop=2)
+    with pytest.raises(KeyboardInterrupt):
+        shortened_llama(model, TOKENS, drop=2, store=store(), progress=killed)
+    assert sorted(path.name for path in store().path.glob("*.pth")) == ["0.pth", "1.pth"]
+    store().put(0, {"loss": 99.0})  # to see that it is taken from there
+    kept, losses = shortened_llama(model, TOKENS, drop=5, store=store())
+    assert losses == [99.0, *whole[1:]]
+    assert kept == [0]
+
+
 def test_taylor_sums_weights_times_gradients_and_protects_the_ends(model):
     twin = copy.deepcopy(model)
     loss(twin).backward()
@@ -80,6 +101,18 @@ def test_laco_merges_by_the_papers_sum_or_ends_with_the_last_layer(model, like_n
     for name, weight in found.blocks[3].state_dict().items():
         a, b, c = (blocks[layer][name] for layer in (3, 4, 5))
         torch.testing.assert_close(weight, c if like_notebook else a + (b - a) + (c - a))
+
+
+def test_merges_that_overflow_are_refused(model):
+    with torch.no_grad():  # a neuron that says nothing, until its weight is infinite
+        for layer, weight in ((3, -2e38), (4, 2e38), (5, 2e38)):
+            mlp = model.transformer.h[layer].mlp
+            for name, value in mlp.named_parameters():
+                if name.startswith("fc"):
+                    value[0] = 0
+            mlp.proj.weight[0, 0] = weight
+    with pytest.raises(ConfigError, match=r"2 layers behind transformer\.h\.3 merged .* not fin"):
+        laco(model, TOKENS, LaCoOptions(-1, 3, 1, 0))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.prune.flap import flap
 from whittle_nas.prune.llm_pruner import llm_pruner
 from whittle_nas.prune.minitron import narrower
-from whittle_nas.prune.structure import Structure, narrowed_config, narrowed_tensors
+from whittle_nas.prune.structure import NarrowedTensors, Structure, narrowed_config
 from whittle_nas.weights import axes
 
 FAMILIES = ["Llama-2-7b-hf", "Llama-3.1-8B", "phi-2"]  # MHA, GQA, biases
@@ -58,7 +58,7 @@ def test_a_structure_is_cut_as_if_the_rest_were_silent(model):
     narrow = narrowed_config(structure, config)
     assert (narrow.n_query_groups, narrow.intermediate_size) == (2, 3)
     small = GPT(narrow).eval()
-    small.load_state_dict(narrowed_tensors(structure, model.state_dict(), config))
+    small.load_state_dict(NarrowedTensors(structure, model.state_dict(), config))
     with torch.no_grad():
         torch.testing.assert_close(
             small(TOKENS), silenced(model, structure)(TOKENS), atol=1e-4, rtol=1e-4

@@ -1,6 +1,7 @@
 """One pass over calibration text, block by block: what pruning, repair and candidates share."""
 
 from whittle_nas.calibration.blocks import embed, fetch_block, rotary, run_block
+from whittle_nas.calibration.memory import give_back
 from whittle_nas.calibration.statistics import (
     Gram,
     Moments,
@@ -9,8 +10,8 @@ from whittle_nas.calibration.statistics import (
     Sums,
     UnitGram,
 )
-from whittle_nas.calibration.stream import Stream
-from whittle_nas.calibration.walk import walk
+from whittle_nas.calibration.stream import Stream, overflow
+from whittle_nas.calibration.walk import first_overflow, walk
 
 __all__ = [
     "Gram",
@@ -22,6 +23,9 @@ __all__ = [
     "UnitGram",
     "embed",
     "fetch_block",
+    "first_overflow",
+    "give_back",
+    "overflow",
     "rotary",
     "run_block",
     "walk",

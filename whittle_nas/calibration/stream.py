@@ -56,9 +56,16 @@ class Stream:
                 for batch in tokens.split(batch_size)
                 if len(batch)  # no text at all is one batch of none
             ]
+        _check([x.isfinite().all() for x in self.states], "what the embedding gives is")
 
     def run(
-        self, block: nn.Module, layer: int, *, watch: Watch | None = None, advance: bool = True
+        self,
+        block: nn.Module,
+        layer: int,
+        *,
+        watch: Watch | None = None,
+        advance: bool = True,
+        part: str | None = None,
     ) -> None:
         """Run a block over all batches.
 
@@ -67,21 +74,22 @@ class Stream:
             layer: whose place it has: which rotary table it reads, and its name in messages.
             watch: statistics of what enters its modules (`attn.proj`, ...), filled here.
             advance: let the outputs take the place of the states.
+            part: `attn` or `mlp` where the block is only that, for messages.
 
         Raises:
-            ConfigError: if a statistic is not finite, naming the module.
+            ConfigError: if a statistic or an output is not finite, naming the module.
         """
+        name, finite = f"transformer.h.{layer}", []
         with torch.no_grad(), _watching(block, watch or {}):
             for at, state in enumerate(self.states):
                 out = run_block(self._model, state.to(self.device), layer, block)
+                finite.append(out.isfinite().all())
                 if advance:
                     self.states[at] = out.to(self._home)
-        for name, statistic in (watch or {}).items():
+        for module, statistic in (watch or {}).items():
             if not statistic.finite():
-                raise ConfigError(
-                    f"calibration statistics of transformer.h.{layer}.{name} are not finite: use "
-                    "a dtype with more range (--dtype float32), or check that layer's weights"
-                )
+                raise overflow(f"calibration statistics of {name}.{module} are")
+        _check(finite, f"what {name}{f'.{part}' if part else ''} adds to the stream is")
 
     def move(self, device: torch.device) -> None:
         """Let the states wait, and blocks run, on another device."""
@@ -92,6 +100,24 @@ class Stream:
         """Replace the states (B, T, D) of every batch, for instance by a change of basis."""
         with torch.no_grad():
             self.states = [change(x.to(self.device)).to(self._home) for x in self.states]
+
+
+def overflow(what: str) -> ConfigError:
+    """What to say of activations that are not finite.
+
+    Args:
+        what: begins the sentence, with its verb.
+    """
+    return ConfigError(
+        f"{what} not finite: use a dtype with more range (--dtype float32), or check that layer's "
+        "weights"
+    )
+
+
+def _check(finite: list[Tensor], what: str) -> None:
+    """Refuse batches that are not finite; flags (,) of all of them, for one transfer."""
+    if finite and not torch.stack(finite).all():
+        raise overflow(what)
 
 
 @contextmanager

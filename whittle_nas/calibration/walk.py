@@ -8,7 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from whittle_nas.calibration.blocks import fetch_block
-from whittle_nas.calibration.stream import Stream, Watch
+from whittle_nas.calibration.memory import give_back
+from whittle_nas.calibration.statistics import Sums
+from whittle_nas.calibration.stream import Stream, Watch, overflow
+from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
 
 # (layer, a copy of its block, statistics of its modules' inputs) -> what takes the block's place:
@@ -55,8 +58,31 @@ def walk(
                 known = fetch_block(model, layer, stream.device, stream.dtype, tensors=tensors)
             stream.run(known, layer)
             continue
+        give_back()  # of the block before
         statistics = watch(block)
         stream.run(block, layer, watch=statistics, advance=not sequential)
         changed = change(layer, block, statistics)
         if sequential:
             stream.run(changed, layer)
+    give_back()
+
+
+def first_overflow(
+    model: Any, tokens: Tensor, *, otherwise: str, batch_size: int = 4
+) -> ConfigError:
+    """Why a loss is not finite: the error of the first layer whose activations aren't.
+
+    Args:
+        model: `litgpt.GPT` whose blocks have weights.
+        tokens: (N, T) token ids.
+        otherwise: begins the sentence if all of them are; see `overflow`.
+        batch_size: sequences per forward pass.
+    """
+    try:
+        stream = Stream(model, tokens, batch_size=batch_size, device=model.cos.device)
+        for layer, block in enumerate(model.transformer.h):
+            linears = [n for n, part in block.named_modules() if isinstance(part, nn.Linear)]
+            stream.run(block, layer, watch={name: Sums() for name in linears})
+    except ConfigError as error:
+        return error
+    return overflow(otherwise)

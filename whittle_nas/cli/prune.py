@@ -16,6 +16,7 @@ from whittle_nas.prune.options import (
     Method,
     Sparsity,
     check_grid,
+    check_sequential,
     parse_sparsity,
 )
 
@@ -36,7 +37,7 @@ def prune(
     protect_first: int = 4,
     protect_last: int = 2,
     subnetwork: Sizes = Sizes(),
-    sequential: bool = True,
+    sequential: bool | None = None,
     batch_size: int = 4,
     device: str = "auto",
     dtype: DType = DType.stored,
@@ -66,8 +67,8 @@ def prune(
             as they are.
         protect_last: The same at the end.
         subnetwork: Sizes that `minitron` cuts, in place of `sparsity`.
-        sequential: Calibrate every block on what the compressed blocks before it give; else on what
-            the whole model gives.
+        sequential: Of `wanda`, `sparsegpt` and `gptq`: calibrate every block on what the compressed
+            blocks before it give, as is the default; false: on what the whole model gives.
         batch_size: Sequences per forward pass.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: Number format of the forward passes, `stored` that of the checkpoint; the written
@@ -106,7 +107,7 @@ def prune(
         protect_first=protect_first,
         protect_last=protect_last,
         sizes=sizes,
-        sequential=sequential,
+        sequential=check_sequential(sequential, method),
         batch_size=batch_size,
         dtype=dtype.value,
     )

@@ -22,6 +22,7 @@ from whittle_nas.cli.training_report import (
 )
 from whittle_nas.errors import ConfigError
 from whittle_nas.export.checkpoint import describe
+from whittle_nas.prune.report import carry_report
 from whittle_nas.reading import read_yaml
 from whittle_nas.repair.engine import repair
 from whittle_nas.space import SearchSpace, SubNetwork
@@ -49,7 +50,7 @@ from whittle_nas.train.specialise import (
 from whittle_nas.weights.axes import num_params
 from whittle_nas.weights.checkpoint import Checkpoint, supernet_of
 from whittle_nas.weights.counting import parameter_counter
-from whittle_nas.weights.files import remove_run
+from whittle_nas.weights.files import PRUNE_REPORT, remove_run
 from whittle_nas.weights.patch import PatchSource
 from whittle_nas.weights.supernet import SuperNetwork
 
@@ -98,8 +99,14 @@ class Task:
             return
         if not self.resume:
             for path in (self.out_dir, *(self.out_dir / name for name in names)):
-                remove_run(path, (WEIGHTS, "checkpoints", "logs"))
+                remove_run(path, (WEIGHTS, "checkpoints", "logs", PRUNE_REPORT))
         self.out_dir.mkdir(parents=True, exist_ok=True)
+
+    def describe(self, folder: Path) -> None:
+        """Add to a checkpoint what other programs read, and whose zeros it has kept."""
+        describe(folder)
+        if self.options.keep_zeros:
+            carry_report(self.checkpoint.path, folder)
 
 
 def named(
@@ -269,7 +276,7 @@ def _train_one(
         out_dir=None if task.is_dry else target,
         resume=task.resume,
         prepare=begin,
-        describe=describe,
+        describe=task.describe,
     )
     trained.trainer.strategy.barrier()  # the others read what the first process has written
     if task.is_dry or not trained.trainer.is_global_zero:
@@ -329,11 +336,16 @@ def train_together(task: Task, space: SearchSpace, chosen: Mapping[str, SubNetwo
     by_rank = adapters.losses_by_rank(trained, ranks, task.valid)
     shared = None if strategy is Strategy.standard else space
     write_outputs(
-        task.out_dir, trained, space=shared, training=summary, by_rank=by_rank, describe=describe
+        task.out_dir,
+        trained,
+        space=shared,
+        training=summary,
+        by_rank=by_rank,
+        describe=task.describe,
     )
     if not trained.trainer.is_global_zero:
         return
-    write_slices(task.out_dir, chosen, describe=describe)
+    write_slices(task.out_dir, chosen, describe=task.describe)
     report(trained)
     print_ranks(by_rank)
     print_next(task.out_dir, strategy, chosen)

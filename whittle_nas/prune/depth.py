@@ -14,6 +14,7 @@ from whittle_nas.prune.options import Method
 from whittle_nas.prune.request import Outcome, Place, Request
 from whittle_nas.prune.shortened_llama import shortened_llama, shortened_llama_taylor
 from whittle_nas.prune.shortgpt import shortgpt
+from whittle_nas.prune.store import BlockStore
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
 from whittle_nas.weights.slicing import plan_slices, slice_state_dict
@@ -28,7 +29,12 @@ DEPTH = (
 
 
 def drop_layers(
-    checkpoint: Checkpoint, tokens: Tensor, request: Request, place: Place, progress: Progress
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    request: Request,
+    store: BlockStore,
+    place: Place,
+    progress: Progress,
 ) -> Outcome:
     """Run a method that takes layers out.
 
@@ -46,7 +52,9 @@ def drop_layers(
     if request.method is Method.shortgpt:
         kept = shortgpt(model, tokens, drop=drop, batch_size=size, progress=progress)
     elif request.method is Method.shortened_llama:
-        kept, scores = shortened_llama(model, tokens, drop=drop, batch_size=size, progress=progress)
+        kept, scores = shortened_llama(
+            model, tokens, drop=drop, store=store, batch_size=size, progress=progress
+        )
     else:
         kept, scores = shortened_llama_taylor(
             model,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whittle_nas.calibration import first_overflow, overflow
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.forward import hidden_states
 from whittle_nas.progress import Progress, no_progress
@@ -78,10 +79,15 @@ def laco(
         drop: stop when so many layers are gone; by default when the range is used up.
         like_notebook: compute what the notebook computes.
         progress: shows the first layers that are tried.
+
+    Raises:
+        ConfigError: if last hidden states are not finite, also of a merge that is tried.
     """
     text = tokens[: options.sentences].to(model.lm_head.weight.device)
     blocks, layers = list(model.transformer.h), list(range(model.config.n_layer))
     original = _last_states(model, blocks, layers, text)
+    if not original.isfinite().all():
+        raise first_overflow(model, text, otherwise="what transformer.ln_f gives is")
     tried: list[tuple[int, int, float, bool]] = []
     at = (options.highest or len(blocks)) - options.merge_layers
     for _ in progress(range(at + 1), "merging layers", at + 1):
@@ -92,7 +98,11 @@ def laco(
         merged = _merge(blocks[at : at + run + 1], like_notebook)
         fewer = [*blocks[:at], merged, *blocks[at + run + 1 :]]
         left = layers[: at + 1] + layers[at + run + 1 :]
-        cosine = _similarity(_last_states(model, fewer, left, text), original)
+        states = _last_states(model, fewer, left, text)
+        if not states.isfinite().all():
+            merging = f"the {run} layers behind transformer.h.{layers[at]} merged into it"
+            raise overflow(f"with {merging}, what the model gives is")
+        cosine = _similarity(states, original)
         stays = cosine > options.threshold
         tried.append((layers[at], run, cosine, stays))
         if stays:

@@ -74,8 +74,9 @@ class Compressed:
         weights: new weights of its linear layers, by name in the block.
         scales: of quantised layers, (R, N).
         zeros: their zero points.
-        errors: by matrix, where the inputs are known: squared error of the outputs relative to the
-            outputs, and that of the same matrix by the plain method (magnitude, rounding).
+        errors: by matrix, where products of the inputs are known: squared error of the outputs
+            relative to the outputs, and that of the same matrix by the plain method (magnitude,
+            rounding); of GPTQ on inputs of unit length, as it is calibrated.
     """
 
     weights: dict[str, Tensor]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
-from whittle_nas.prune.gradients import block_products
+from whittle_nas.prune.gradients import reduced_products
 from whittle_nas.prune.structure import Structure, check_heads, group_columns, group_rows, whole
 
 # Layers that stay whole, at the beginning and at the end.
@@ -51,7 +51,7 @@ def llm_pruner(
             f"--protect_first {first} and --protect_last {last} leave none of the "
             f"{config.n_layer} layers to prune"
         )
-    products = block_products(model, tokens, progress=progress)
+    products = reduced_products(model, tokens, _by_unit, progress=progress)
     everything = whole(config)
     groups, neurons = list(everything.groups), list(everything.neurons)
     for layer in layers:
@@ -61,11 +61,18 @@ def llm_pruner(
     return Structure(tuple(groups), tuple(neurons))
 
 
-def group_scores(products: Mapping[str, Tensor], config: Any) -> Tensor:
+def _by_unit(name: str, product: Tensor) -> Tensor:
+    """Sums of w dL/dw over the other side of a matrix: units are rows, of what writes columns."""
+    if product.dim() == 1:
+        return product
+    return product.sum(0 if name.endswith("proj.weight") else 1)
+
+
+def group_scores(sums: Mapping[str, Tensor], config: Any) -> Tensor:
     """|sum w dL/dw| over the rows and columns of every query group (G,)."""
-    rows, columns = products["attn.qkv.weight"].sum(1), products["attn.proj.weight"].sum(0)
-    if "attn.qkv.bias" in products:
-        rows = rows + products["attn.qkv.bias"]
+    rows, columns = sums["attn.qkv.weight"], sums["attn.proj.weight"]
+    if "attn.qkv.bias" in sums:
+        rows = rows + sums["attn.qkv.bias"]
     scores = [
         sum(rows[part].sum() for part in group_rows(config, group))
         + columns[group_columns(config, group)].sum()
@@ -74,13 +81,10 @@ def group_scores(products: Mapping[str, Tensor], config: Any) -> Tensor:
     return torch.stack([torch.as_tensor(score) for score in scores]).abs()
 
 
-def neuron_scores(products: Mapping[str, Tensor]) -> Tensor:
+def neuron_scores(sums: Mapping[str, Tensor]) -> Tensor:
     """|sum w dL/dw| over what reads and writes every neuron (F,)."""
-    total = products["mlp.proj.weight"].sum(0)
-    for name, product in products.items():
-        if name.startswith("mlp.fc"):
-            total = total + (product.sum(1) if product.dim() == 2 else product)
-    return total.abs()
+    readers = [found for name, found in sums.items() if name.startswith("mlp.fc")]
+    return (sums["mlp.proj.weight"] + sum(readers)).abs()
 
 
 def _best(scores: Tensor, share: float) -> tuple[int, ...]:

@@ -41,6 +41,7 @@ class Method(str, Enum):
 MASKS = (Method.magnitude, Method.wanda, Method.sparsegpt)
 QUANTISERS = (Method.rtn, Method.gptq)
 WITHOUT_DATA = (Method.magnitude, Method.rtn)
+BY_BLOCK = (Method.wanda, Method.sparsegpt, Method.gptq)  # calibrated sequentially, or not
 BITS = (3, 4, 8)
 _PATTERN = re.compile(r"(\d+):(\d+)")
 
@@ -119,6 +120,30 @@ def parse_sparsity(given: float | str, method: Method) -> Sparsity:
         more = ', or a pattern such as "2:4" (in quotes in a file)' if method in MASKS else ""
         raise ConfigError(f"--sparsity {given} {right}{more}")
     return Sparsity(share)
+
+
+def check_sequential(given: bool | None, method: Method) -> bool | None:
+    """Whether blocks are calibrated on what the compressed ones before them give.
+
+    Args:
+        given: by the user; None for the default.
+        method: what is run.
+
+    Returns:
+        None for methods that leave no choice.
+
+    Raises:
+        ConfigError: if one of these was given a choice.
+    """
+    if method in BY_BLOCK:
+        return given is not False
+    if given is not None:
+        *others, last = (method.value for method in BY_BLOCK)
+        raise ConfigError(
+            f"--sequential {str(given).lower()} has no meaning for {method.value}; it is an option "
+            f"of {', '.join(others)} and {last}"
+        )
+    return None
 
 
 def check_grid(grid: Grid) -> Grid:

@@ -54,7 +54,7 @@ def compress(
     if request.method in (*MASKS, *QUANTISERS):
         return _blockwise(checkpoint, tokens, request, store, place, progress)
     if request.method in DEPTH:
-        return drop_layers(checkpoint, tokens, request, place, progress)
+        return drop_layers(checkpoint, tokens, request, store, place, progress)
     return cut_width(checkpoint, tokens, request, store, place, progress)
 
 
@@ -77,7 +77,7 @@ def _blockwise(
         method=request.method,
         sparsity=sparsity,
         grid=grid,
-        sequential=request.sequential,
+        sequential=request.sequential is not False,
         batch_size=request.batch_size,
         device=place.device,
         dtype=place.dtype,

@@ -25,7 +25,8 @@ class Request:
         protect_first: layers at the beginning that Taylor+ and `llm_pruner` leave alone.
         protect_last: the same at the end.
         sizes: shape that `minitron` cuts, in place of a share.
-        sequential: calibrate blocks on what the compressed blocks before them give.
+        sequential: calibrate blocks on what the compressed blocks before them give; None for
+            methods that leave no choice.
         batch_size: sequences per forward pass.
         dtype: number format of the passes, `stored` that of the checkpoint.
     """
@@ -37,7 +38,7 @@ class Request:
     protect_first: int = 4
     protect_last: int = 2
     sizes: Mapping[str, int] | None = None
-    sequential: bool = True
+    sequential: bool | None = None
     batch_size: int = 4
     dtype: str = "stored"
 

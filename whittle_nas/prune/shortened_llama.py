@@ -5,19 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from whittle_nas.calibration import Stream, first_overflow, run_block
+from whittle_nas.calibration.steps import nats
 from whittle_nas.errors import ConfigError
-from whittle_nas.importance.layers import falling_order, losses_without
+from whittle_nas.importance.layers import falling_order
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.prune.gradients import block_products
+from whittle_nas.prune.store import BlockStore
 
 # Layers that Taylor+ never drops, at the beginning and at the end.
 FIRST, LAST = 4, 2
 
 
 def shortened_llama(
-    model: Any, tokens: Tensor, *, drop: int, batch_size: int = 4, progress: Progress = no_progress
+    model: Any,
+    tokens: Tensor,
+    *,
+    drop: int,
+    store: BlockStore | None = None,
+    batch_size: int = 4,
+    progress: Progress = no_progress,
 ) -> tuple[list[int], list[float]]:
     """Layers that stay, ascending: those without which the loss is highest, all tried at once.
 
@@ -25,17 +35,43 @@ def shortened_llama(
         model: `litgpt.GPT`, in evaluation mode.
         tokens: (N, T + 1) token ids.
         drop: how many layers go.
+        store: where the losses of finished layers are kept; those that it has are not measured.
         batch_size: sequences per forward pass.
-        progress: shows the batches.
+        progress: shows the layers that are left out.
 
     Returns:
         The layers, and the loss without each of the model's layers in nats per token.
+
+    Raises:
+        ConfigError: if a loss is not finite, naming the layer.
     """
-    layers = range(model.config.n_layer)
-    way: Any = {"batch_size": batch_size, "progress": progress}
-    found = losses_without(model, tokens, layers, kept=layers, **way)
-    losses = [found[layer] for layer in layers]
-    return sorted(falling_order(losses)[: len(layers) - drop]), losses
+    count, device = model.config.n_layer, model.cos.device
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].to(device).split(batch_size)
+    stream = Stream(model, inputs, batch_size=batch_size, device=device)
+    losses = []
+    for layer in progress(range(count), "leaving out layers", count):
+        kept = None if store is None else store.get(layer)
+        if kept is None:
+            pairs = zip(stream.states, targets, strict=True)
+            total = sum(_nats_from(model, state, labels, layer + 1) for state, labels in pairs)
+            kept = {"loss": total / inputs.numel()}
+            if not math.isfinite(kept["loss"]):
+                without = f"the loss without transformer.h.{layer} is"
+                raise first_overflow(model, inputs, otherwise=without, batch_size=batch_size)
+            if store is not None:
+                store.put(layer, kept)
+        losses.append(kept["loss"])
+        stream.run(model.transformer.h[layer], layer)  # all that follow share the layers before
+    return sorted(falling_order(losses)[: count - drop]), losses
+
+
+def _nats_from(model: Any, state: Tensor, targets: Tensor, first: int) -> float:
+    """Sum of -log p of the targets (B, T), from the state (B, T, D) at the entry of a layer."""
+    with torch.inference_mode():
+        x = state.to(targets.device)
+        for layer in range(first, model.config.n_layer):
+            x = run_block(model, x, layer)
+        return nats(model, model.transformer.ln_f(x), targets)
 
 
 def shortened_llama_taylor(
@@ -61,7 +97,7 @@ def shortened_llama_taylor(
         The layers, and the score of each of the model's layers.
 
     Raises:
-        ConfigError: if fewer layers than that may go.
+        ConfigError: if fewer layers than that may go, or an activation or a gradient is not finite.
     """
     count = model.config.n_layer
     if drop > count - first - last:

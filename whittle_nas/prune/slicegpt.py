@@ -101,6 +101,9 @@ def slicegpt(
 
     Returns:
         The config, with shortcut matrices, and the state dict.
+
+    Raises:
+        ConfigError: if an activation is not finite, naming the layer and its part.
     """
     plain = {field.name: getattr(model.config, field.name) for field in fields(litgpt.Config)}
     config = extended(
@@ -157,7 +160,8 @@ def _slice_block(
         for name in readers:
             linear = block.get_submodule(name)
             linear.weight = _frozen(_read(linear.weight, scale, basis))
-        stream.run(_Half(block, basis.to(norm.weight), attention=at == 1), layer)  # (B, T, D)
+        half = _Half(block, basis.to(norm.weight), attention=at == 1)
+        stream.run(half, layer, part=writer.partition(".")[0])  # (B, T, D)
         after = _directions(stream, config.n_embd)
         stream.map(lambda x, after=after: x @ after.to(x.dtype))
         linear = block.get_submodule(writer)

@@ -58,17 +58,21 @@ def factorise(gram: Gram, name: str) -> Factor:
     Raises:
         ConfigError: if it stays singular.
     """
-    hessian = 2 * gram.mean()
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
-    mean = hessian.diagonal().mean()
+    dead = gram.value().diagonal() == 0
     for damping in DAMPING:
-        damped = hessian + torch.eye(len(hessian)).to(hessian) * damping * mean
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        hessian = 2 * gram.mean()
+        diagonal = hessian.diagonal()
+        diagonal[dead] = 1
+        diagonal += damping * diagonal.mean()
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        del hessian, diagonal  # two of these at a time: they can be larger than the block
+        if failed:
+            continue
+        inverse = torch.cholesky_inverse(lower)
+        del lower
+        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return Factor(upper, dead)
+            return Factor(upper, dead)
     raise ConfigError(
         f"the Hessian of {name} is singular, also when damped by {DAMPING[-1]:g} of its mean: use "
         "more calibration text (--data.num_blocks), or check that layer's inputs"

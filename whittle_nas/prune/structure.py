@@ -5,7 +5,7 @@ D channels, G query groups, Q heads per group, K channels per head, F neurons.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,20 +83,31 @@ def shape_of(structure: Structure, config: Any) -> SubNetwork:
     return SubNetwork(config.n_embd, tuple(blocks))
 
 
-def narrowed_tensors(
-    structure: Structure, tensors: Mapping[str, Tensor], config: Any
-) -> dict[str, Tensor]:
+class NarrowedTensors(Mapping[str, Tensor]):
     """The state dict of `narrowed_config`: in every layer what stays, then zeros.
 
-    Args:
-        structure: what stays.
-        tensors: state dict of the model.
-        config: its litgpt config.
+    Each tensor is made when it is asked for, so that no second model is in memory.
     """
-    room = narrowed_config(structure, config)
-    return {
-        name: _narrowed(name, tensor, structure, config, room) for name, tensor in tensors.items()
-    }
+
+    def __init__(self, structure: Structure, tensors: Mapping[str, Tensor], config: Any) -> None:
+        """Cut a model.
+
+        Args:
+            structure: what stays.
+            tensors: state dict of the model.
+            config: its litgpt config.
+        """
+        self._structure, self._tensors, self._config = structure, tensors, config
+        self._room = narrowed_config(structure, config)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _narrowed(name, self._tensors[name], self._structure, self._config, self._room)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _narrowed(name: str, tensor: Tensor, structure: Structure, config: Any, room: Any) -> Tensor:

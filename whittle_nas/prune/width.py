@@ -27,7 +27,7 @@ from whittle_nas.prune.slicegpt import (
     slicegpt,
 )
 from whittle_nas.prune.store import BlockStore
-from whittle_nas.prune.structure import Structure, narrowed_config, narrowed_tensors, shape_of
+from whittle_nas.prune.structure import NarrowedTensors, Structure, narrowed_config, shape_of
 from whittle_nas.space import SubNetwork
 from whittle_nas.weights import axes
 from whittle_nas.weights.checkpoint import Checkpoint, load_supernet
@@ -105,7 +105,7 @@ def _narrow(tensors: Mapping[str, Tensor], config: Any, structure: Structure) ->
     narrow = narrowed_config(structure, config)
     return Outcome(
         narrow,
-        narrowed_tensors(structure, tensors, config),
+        NarrowedTensors(structure, tensors, config),
         details=details,
         shape=shape_of(structure, config),
     )
