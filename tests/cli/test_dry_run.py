@@ -24,6 +24,10 @@ FOLDERS = [
     for path in CONFIGS
     if path.parent.name != "pydoc-1m"  # which is in no list of litgpt
 ]
+PROMISED = (
+    "Llama-3.1-8B", "Llama-3.1-70B", "Llama-3.2-1B", "Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B",
+    "SmolLM2-135M", "SmolLM2-1.7B", "Gemma-3-1b-it", "phi-4",
+)  # fmt: skip
 TEXT = ("--data.module", "Alpaca")
 COMMANDS = ("importance", "finetune", "search", "evaluate")
 
@@ -48,6 +52,13 @@ def test_what_ships_fits_80_gb(folder, tmp_path, monkeypatch):
             assert found.memory_total < 0.95 * LARGE, (command, found.memory)
         assert found.flops > 0 or command == "evaluate"
     assert not list(tmp_path.iterdir())
+
+
+def test_current_models_have_a_config_for_every_stage():
+    found = {path.parent.name: path.parent for path in CONFIGS}
+    assert set(PROMISED) <= set(found)
+    for name in PROMISED:
+        assert not [c for c in COMMANDS if not (found[name] / f"{c}.yaml").is_file()], name
 
 
 def test_70b_with_adapters_on_eight_devices():
