@@ -1,8 +1,11 @@
 """Scripts parse, and what texts say of them is true."""
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,68 @@ def test_every_script_that_a_text_names_is_there():
     named = {(name, path) for path in texts for name in NAMED.findall(path.read_text("utf-8"))}
     assert named
     assert not {(name, str(path)) for name, path in named if not (ROOT / name).is_file()}
+
+
+def gpu_bench(*words, **variables):
+    """The GPU figures, as on a machine that has none."""
+    script = ROOT / "scripts" / "bench" / "gpu.sh"
+    hidden = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "SMOLLM2": "", **variables}
+    command = ["bash", script, *map(str, words)]
+    return subprocess.run(command, env=os.environ | hidden, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_gpu_figures_of_a_small_model_are_complete(bundled, tmp_path):
+    out = tmp_path / "gpu.json"
+    done = gpu_bench("--small", "--out", out, "--minutes", 60, SMOLLM2=str(bundled))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["skipped"] == []
+    assert (found["device"], found["model"]) == ("cpu", "Llama-3.1-8B, small")
+    assert 0 < found["step"]["utilisation"] < 2
+    assert found["step"]["ratio"] > 0
+    rows = {name: row for name, row in found["latency"].items() if name != "took_s"}
+    sizes = {name: row["params"] for name, row in rows.items()}
+    names = ["90 %", "75 %", "50 %"]
+    assert list(sizes) == ["100 %", *names, *(f"{name} per layer" for name in names)]
+    for name in names:
+        for size in (sizes[name], sizes[f"{name} per layer"]):
+            assert size / sizes["100 %"] == pytest.approx(float(name[:2]) / 100, abs=0.06)
+    times = ["prefill_2x64_ms", "prefill_1x128_ms", "decode_1_ms", "decode_16_ms"]
+    assert all(list(row) == ["params", *times] for row in rows.values())
+    assert set(found["unseen"]) == {"step", "evaluation", "took_s"}
+    assert found["unseen"]["step"]["unseen_over_seen"] > 0
+    assert {"forward_s", "scores_s", "scores_and_orders_s"} < set(found["importance"])
+    assert {"in_place_s", "alone_s"} < set(found["evaluation"])
+    assert {"prefill", "decode"} < set(found["table"])
+    line = ["importance", "search", "finetune", "export", "evaluate"]
+    assert [found["smollm2"][name]["status"] for name in line] == [0] * 5
+    # A second run without time names what it leaves out, and keeps what was there.
+    again = gpu_bench("--small", "--out", out, "--minutes", 0)
+    assert again.returncode == 0, again.stderr
+    kept = json.loads(out.read_text())
+    assert "smollm2: no SMOLLM2=<checkpoint> was given" in kept["skipped"]
+    assert {"step", "latency", "evaluation", "unseen", "importance", "table"} < {*kept["skipped"]}
+    parts = [name for name in found if isinstance(found[name], dict)]
+    assert len(parts) == 7
+    assert {name: kept[name] for name in parts} == {name: found[name] for name in parts}
+    other = gpu_bench("--small", "--out", out, "--model", "pythia-160m")
+    assert other.returncode == 2
+    assert "has figures of Llama-3.1-8B, small, these are of pythia-160m, small" in other.stderr
+    assert json.loads(out.read_text()) == kept
+
+
+@pytest.mark.slow
+def test_gpu_figures_need_a_gpu(tmp_path):
+    for words, sentence in (
+        ((), "no CUDA device here; --small"),
+        (("--small", "--smollm2", tmp_path / "x"), "is not a directory"),
+    ):
+        done = gpu_bench("--out", tmp_path / "gpu.json", *words)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

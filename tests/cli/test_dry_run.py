@@ -12,6 +12,7 @@ from whittle_nas.cli.parser import make_parser, parse
 from whittle_nas.cli.planning import PLANNERS, plan_of
 from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.plan import forward_flops
+from whittle_nas.weights.axes import num_params
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "whittle_nas" / "configs").glob("*/finetune.yaml"))
@@ -23,6 +24,10 @@ FOLDERS = [
     for path in CONFIGS
     if path.parent.name != "pydoc-1m"  # which is in no list of litgpt
 ]
+PROMISED = (
+    "Llama-3.1-8B", "Llama-3.1-70B", "Llama-3.2-1B", "Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B",
+    "SmolLM2-135M", "SmolLM2-1.7B", "Gemma-3-1b-it", "phi-4",
+)  # fmt: skip
 TEXT = ("--data.module", "Alpaca")
 COMMANDS = ("importance", "finetune", "search", "evaluate")
 
@@ -47,6 +52,13 @@ def test_what_ships_fits_80_gb(folder, tmp_path, monkeypatch):
             assert found.memory_total < 0.95 * LARGE, (command, found.memory)
         assert found.flops > 0 or command == "evaluate"
     assert not list(tmp_path.iterdir())
+
+
+def test_current_models_have_a_config_for_every_stage():
+    found = {path.parent.name: path.parent for path in CONFIGS}
+    assert set(PROMISED) <= set(found)
+    for name in PROMISED:
+        assert not [c for c in COMMANDS if not (found[name] / f"{c}.yaml").is_file()], name
 
 
 def test_70b_with_adapters_on_eight_devices():
@@ -139,8 +151,11 @@ def test_a_config_is_enough(command, tmp_path, bundled, monkeypatch, capsys):
     source = tmp_path / "model"
     source.mkdir()
     (source / "model_config.yaml").write_bytes((bundled / "model_config.yaml").read_bytes())
-    words = ["--checkpoint_dir", source, "--out_dir", "out", "--dry_run", "true"]
+    words = ["--checkpoint_dir", source, "--dry_run", "true"]
+    words += [] if command == "generate" else ["--out_dir", "out"]
     more = {
+        "generate": ["--prompt", "def f(x):"],
+        "profile": [],
         "export": ["--extreme", "smallest"],
         "prune": ["--method", "gptq", "--data.files", bundled / "calibration.jsonl"],
     }
@@ -150,6 +165,33 @@ def test_a_config_is_enough(command, tmp_path, bundled, monkeypatch, capsys):
     assert "reads: checkpoint" in said
     assert "total" in said
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_profiles_and_texts_take_more_of_more():
+    where = ("--checkpoint_dir", "x/SmolLM2-135M")
+    whole = 2 * num_params(Config.from_name("SmolLM2-135M"))
+    one, ten = (plan("profile", *where, "--repeats", count) for count in (5, 50))
+    assert one.memory["weights"] == one.reads["checkpoint"] == whole
+    assert ten.work["decoding"] == pytest.approx(one.work["decoding"] * (2 + 10) / (2 + 1))
+    assert (ten.memory, ten.writes) == (one.memory, {})
+    counted = plan("profile", *where, "--measure", "false", "--out_dir", "y")
+    assert (counted.reads, counted.memory, counted.work) == ({}, {}, {})
+    random = plan("profile", "--model_name", "SmolLM2-135M")
+    assert random.memory["weights"] == 2 * whole  # float32
+    assert random.reads == {}
+    with pytest.raises(ConfigError, match="either --checkpoint_dir or --model_name"):
+        plan("profile")
+    table = plan("profile", *where, "--table", "t.json")
+    assert table.memory["a whole network"] == whole
+    texts = [plan("generate", *where, "--prompt", "x" * n, "--top_k", 5) for n in (40, 4000)]
+    assert [found.memory["weights"] for found in texts] == [whole, whole]
+    assert texts[1].work["prompt"] > 99 * texts[0].work["prompt"]
+    assert texts[1].memory["cache"] == texts[0].memory["cache"] * (1000 + 50) // (10 + 50)
+    half = plan("generate", *where, "--prompt", "x" * 40, "--subnetwork.n_layer", 15)
+    assert half.memory["cache"] * 2 == texts[0].memory["cache"]
+    later = plan("generate", *where, "--prompt", "x" * 40, "--front", "no/front.json", "--index", 0)
+    assert later.work == texts[0].work
+    assert "no/front.json is not there yet: the whole model is counted" in later.notes
 
 
 def test_what_names_no_model_is_one_sentence(tmp_path, capsys):

@@ -109,6 +109,14 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def quick_clock(monkeypatch):
+    """The device's rate is measured once for each plan, and not for a while."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("whittle_nas.metrics.measured.time.perf_counter", ticks.__next__)
+
+
+@pytest.mark.usefixtures("quick_clock")
 def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
     path, text = tmp_path / "recipe.yaml", tmp_path / "text.txt"
     text.write_text("words " * 100)
@@ -117,7 +125,9 @@ def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
     assert nas(*given) == 2
     capsys.readouterr()
     assert nas("run", path, "--until", "exported", "--dry_run") == 0
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    shown = capsys.readouterr().out
+    commands, *plans = shown.split("\n\n")
+    lines = [shlex.split(line) for line in commands.splitlines()]
     assert [line[1] for line in lines] == ["importance", "search", "finetune", "evaluate", "export"]
     pairs = [dict(zip(line[2::2], line[3::2], strict=True)) for line in lines]
     _, _, trained, evaluated, exported = pairs
@@ -127,10 +137,40 @@ def test_init_writes_a_recipe_that_run_reads(checkpoint_dir, tmp_path, capsys):
     for options in (evaluated, exported):  # the trained network, whole: no front is about it
         assert options["--checkpoint_dir"] == str(runs / "trained" / "chosen")
         assert "--front" not in options
+    *plans, total = plans
+    names = ["sorted", "search", "trained", "evaluated", "exported"]
+    assert [plan.splitlines()[0] for plan in plans] == [f"-- {name}" for name in names]
+    for plan in plans:
+        assert "reads: checkpoint" in plan
+        assert "no plan" not in plan
+    note = f"note: {runs / 'sorted'} is not there yet: the recipe's model is counted"
+    assert ["note: " in plan and note in plan for plan in plans] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert total.startswith("all of it: at least ")
+    assert not runs.exists()
     assert nas(*given, "--overwrite", "true", "--memory_gib", 0.001) == 0
     assert "does not fit" in capsys.readouterr().out
     assert stages_of(path) == ["sorted", "search", "evaluated", "exported", "exported_hf"]
     assert yaml.safe_load(path.read_text())["stages"]["exported"]["repair"]
+
+
+def test_init_says_what_it_would_write(checkpoint_dir, tmp_path, capsys):
+    path = tmp_path / "new" / "recipe.yaml"
+    given = ("init", path, "--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "runs")
+    before = {*tmp_path.rglob("*")}
+    assert nas(*given, "--dry_run") == 0
+    shown = capsys.readouterr().out
+    assert f"would write {path}" in shown
+    assert "sorted, search, trained, evaluated, exported, exported_hf" in shown
+    assert {*tmp_path.rglob("*")} == before
+    assert nas(*given) == 0
+    assert f"{len(path.read_bytes())} bytes" in shown
+    assert nas(*given, "--dry_run") == 2  # as the command itself
 
 
 def stages_of(path):
@@ -160,6 +200,7 @@ def test_init_for_many_sizes_trains_first(checkpoint_dir, tmp_path, capsys):
     assert yaml.safe_load(path.read_text())["stages"]["exported"]["pick"] == "num_params <= 60%"
 
 
+@pytest.mark.usefixtures("quick_clock")
 def test_init_searches_over_what_the_budget_names(checkpoint_dir, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("words " * 100)
@@ -169,7 +210,7 @@ def test_init_searches_over_what_the_budget_names(checkpoint_dir, tmp_path, caps
     assert stages["search"]["objectives"] == "val_loss,latency_ms,num_params"
     assert stages["search"]["budgets"] == {"chosen": "latency_ms <= 0.7x, num_params <= 60%"}
     assert nas("run", tmp_path / "recipe.yaml", "--until", "search", "--dry_run") == 0
-    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    line = shlex.split(capsys.readouterr().out.split("\n\n")[0].splitlines()[-1])
     assert json.loads(line[line.index("--budgets") + 1]) == stages["search"]["budgets"]
     wrong = {
         "60%": "--budget: '60%' must be a metric",

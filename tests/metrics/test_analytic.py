@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,30 @@ def test_the_rate_of_a_slow_format_is_measured_with_few_rows(monkeypatch):
     monkeypatch.setattr(measured, "time_runs", lambda *a, **k: replace(timed(*a, **k), median_ms=1))
     measured.matmul_rate(torch.device("cpu"), torch.float32, 512, 64, 32, seconds=0)
     assert rows == [8, 512]
+
+
+@pytest.mark.parametrize(
+    ("lasts_s", "warm_ms", "took_s"),
+    [(0.0, 2.0, 2.0), (1.0, 2.0, 3.0), (99.0, 1.0, 10.0)],
+    ids=["steady at once", "slower when warm", "never warm"],
+)
+def test_a_rate_is_measured_until_it_lasts(monkeypatch, lasts_s, warm_ms, took_s):
+    """A device that is half as fast after a while, or slower and slower."""
+    clock = SimpleNamespace(now=0.0)
+
+    def timed(_run, _device, *, warmup, repeats):
+        ms = warm_ms if clock.now >= lasts_s else 1.0 + (clock.now if lasts_s == 99.0 else 0.0)
+        clock.now += (warmup + repeats) * ms / 1e3
+        return measured.Timing(ms, repeats)
+
+    monkeypatch.setattr(measured, "time_runs", timed)
+    monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    rate = measured.matmul_rate(torch.device("cpu"), torch.float32, 64, 64, 32, seconds=10)
+    assert clock.now == pytest.approx(took_s, abs=0.6)
+    if lasts_s < 99:
+        assert rate == pytest.approx(2 * 64 * 64 * 32 / (warm_ms / 1e3))
+    else:  # of the last rounds
+        assert 2 * 64 * 64 * 32 / rate == pytest.approx((1 + 8.0) / 1e3, rel=0.15)
 
 
 def test_measured_latency_and_memory_are_positive_and_leave_no_cache():

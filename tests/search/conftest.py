@@ -17,6 +17,15 @@ SPEC = {
 }
 
 
+PER_LAYER = {
+    "n_embd": [32, 64],
+    "n_query_groups": [0, 1, 2, 4],
+    "intermediate_size": [0, 48, 112, 176],
+    "n_layer": {"min": 4},
+    "per_layer": ["n_query_groups", "intermediate_size"],
+}
+
+
 def toy_cost(sub: SubNetwork) -> float:
     """Parameters of the blocks, about."""
     rows = ((2 * b.n_head + 2 * b.n_query_groups) * b.head_size for b in sub.blocks if b)
@@ -28,7 +37,7 @@ def toy_loss(sub: SubNetwork) -> float:
     """Saturates in every dimension, as the loss of super-networks does."""
     sizes, full = sub.summary(), FULL.summary()
     shares = [sizes[name] / full[name] for name in ("n_embd", "intermediate_size")]
-    penalty = sum((1 - share) ** 2 for share in shares) + 0.3 / sizes["n_head"]
+    penalty = sum((1 - share) ** 2 for share in shares) + 0.3 / max(sizes["n_head"], 0.5)
     return 1.2 + 2 * penalty + 0.5 * (6 - sub.n_layer) ** 1.5 / 6
 
 

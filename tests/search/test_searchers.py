@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.search.conftest import FULL, toy_cost, values
+from tests.search.conftest import FULL, PER_LAYER, toy_cost, values
 from whittle_nas.search.options import Method
 from whittle_nas.search.pareto import hypervolume
 from whittle_nas.search.searchers import SEARCHERS, make_searcher
 from whittle_nas.search.searchers.base import config_space
 from whittle_nas.space import SearchSpace
+
+SLOW = {True: [pytest.mark.slow], False: []}
 
 
 def run(searcher, count, *, late=0, failing=()):
@@ -118,6 +120,33 @@ def test_ratios_and_log_uniform_dimensions(method, problem):
     subs = run(make_searcher(method, wide, 0), 35)
     assert len(set(subs)) == 35
     assert all(space.contains(sub) for sub in subs)
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        pytest.param(m, 14 if m is Method.surrogate else 40, marks=SLOW[m is Method.surrogate])
+        for m in SEARCHERS
+    ],
+)
+def test_layers_of_different_sizes(method, count, problem):
+    space = SearchSpace.from_dict(PER_LAYER, FULL)
+    varied = replace(problem, space=space, first=[space.largest, space.smallest])
+    subs = run(make_searcher(method, varied, 7), count)
+    assert subs[:2] == [space.largest, space.smallest]
+    assert len(set(subs)) == count
+    assert all(space.contains(sub) for sub in subs)
+    assert sum(len(sub.shapes) > 1 for sub in subs) > count / 2
+    random.seed(99)
+    assert run(make_searcher(method, varied, 7), count) == subs
+    assert run(make_searcher(method, varied, 8), count) != subs
+    resumed = make_searcher(method, varied, 7)
+    for number, sub in enumerate(subs[:-2]):
+        resumed.accept(sub)
+        tell(resumed, number, sub)
+    for number in (count - 2, count - 1):
+        assert resumed.space.build(**resumed.suggest()) == subs[number]
+        tell(resumed, number, subs[number])
 
 
 @pytest.mark.parametrize("method", [Method.surrogate, Method.nsga2, Method.evolution])

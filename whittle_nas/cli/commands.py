@@ -21,10 +21,10 @@ COMMANDS = {
     "profile": ("profile", "profile", "parameters, FLOPs, memory and latency of sub-networks"),
 }
 
-# Commands with `--dry_run`; `init` and `profile` are plans themselves.
+# Commands whose `--dry_run` is a `Plan`; `run` has those of its stages, `init` only writes recipes.
 PLANNED = (
     "importance", "finetune-supernet", "finetune", "candidates", "search", "evaluate", "export",
-    "prune",
+    "generate", "prune", "profile",
 )  # fmt: skip
 PLAN = (
     "Only say what would be read and written, and the memory, arithmetic and time that it takes on "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from whittle_nas.cli.common import print_table
@@ -10,7 +11,7 @@ from whittle_nas.cli.planning import plan_of
 from whittle_nas.metrics.plan import Plan
 
 _GIB = 2**30
-_ON_ONE = ("prune",)  # what runs on one device only
+_ON_ONE = ("prune", "profile")  # what runs on one device only
 
 
 def dry_run(name: str, options: Any) -> None:
@@ -23,13 +24,22 @@ def dry_run(name: str, options: Any) -> None:
     Raises:
         ConfigError: for options that do not fit the model.
     """
+    show_plan(name, options)
+    print("dry run: nothing was written")
+
+
+def show_plan(name: str, options: Any, source: Any = None) -> float:
+    """Print a plan, and return its seconds; arguments are those of `planning.plan_of`.
+
+    Raises:
+        ConfigError: for options that do not fit the model.
+    """
     from whittle_nas.cli.common import resolve_device, resolve_devices
-    from whittle_nas.metrics.measured import matmul_rate
     from whittle_nas.metrics.plan import placed_memory, placed_rate
     from whittle_nas.train.memory import device_bytes
     from whittle_nas.weights.axes import num_params
 
-    plan = plan_of(name, options)
+    plan = plan_of(name, options, source)
     given = _device(options)
     placed_on = (resolve_device(given),) if name in _ON_ONE else resolve_devices(given)
     _check_devices(name, options, placed_on)
@@ -43,14 +53,25 @@ def dry_run(name: str, options: Any) -> None:
     elif plan.memory:
         memory = placed_memory(config, plan.memory, placed_on)
         _print_placed({str(d): (parts, device_bytes(d)) for d, parts in memory.items()})
+    seconds = 0.0
     if plan.flops:
         wide = (plan.rows, config.n_embd, config.intermediate_size)
-        rates = {one: matmul_rate(one, plan.dtype, *wide) for one in dict.fromkeys(placed_on)}
-        _print_work(plan, placed_rate(config, placed_on, rates), len(rates))
+        rates = {one: _rate(one, plan.dtype, *wide) for one in dict.fromkeys(placed_on)}
+        rate = placed_rate(config, placed_on, rates)
+        _print_work(plan, rate, len(rates))
+        seconds = plan.seconds(rate)
     print("".join(f"note: {note}\n" for note in plan.notes), end="")
     if plan.devices > 1 and device.type == "cpu":
         print("note: processes on one machine share its memory and its cores")
-    print("dry run: nothing was written")
+    return seconds
+
+
+@cache
+def _rate(device: Any, dtype: Any, *sizes: int) -> float:
+    """Measured once for all stages of a recipe."""
+    from whittle_nas.metrics.measured import matmul_rate
+
+    return matmul_rate(device, dtype, *sizes)
 
 
 def _check_devices(name: str, options: Any, placed_on: Sequence[Any]) -> None:
@@ -73,7 +94,7 @@ def _device(options: Any) -> str:
 
 def _print_bytes(verb: str, files: Any) -> None:
     shown = (f"{what} {'?' if size is None else _size(size)}" for what, size in files.items())
-    print(f"{verb}: {', '.join(shown)}")
+    print(f"{verb}: {', '.join(shown) or 'nothing'}")
 
 
 def _print_memory(plan: Plan, there: int, device: str) -> None:
@@ -103,10 +124,10 @@ def _print_placed(memory: dict[str, tuple[dict[str, int], int]]) -> None:
 
 def _print_work(plan: Plan, rate: float, several: int) -> None:
     rows = [
-        (what, flops / 1e12, _time(flops / (rate * plan.devices)))
+        (what, flops / 1e12, time_words(flops / (rate * plan.devices)))
         for what, flops in plan.work.items()
     ]
-    total = ("total", plan.flops / 1e12, _time(plan.seconds(rate)))
+    total = ("total", plan.flops / 1e12, time_words(plan.seconds(rate)))
     many = "this device" if several == 1 else f"these {several} devices, which take turns"
     if plan.devices > 1:
         many = f"{plan.devices} {'devices like this one' if several == 1 else f'times {many}'}"
@@ -121,7 +142,8 @@ def _size(size: int) -> str:
     return f"{size} bytes"
 
 
-def _time(seconds: float) -> str:
+def time_words(seconds: float) -> str:
+    """A time with a unit in which it has few digits."""
     for unit, step in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * step:
             return f"{seconds / step:.3g} {unit}"

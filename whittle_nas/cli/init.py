@@ -31,6 +31,7 @@ def init(
     device: str = "auto",
     memory_gib: float | None = None,
     overwrite: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Write a commented recipe for `nas run`: a checkpoint, a device and a budget.
 
@@ -51,7 +52,9 @@ def init(
         device: Where it will run: `auto`, `cpu`, `cuda`.
         memory_gib: Memory of that device; by default what this machine's has.
         overwrite: Replace the file.
+        dry_run: Say what would be written, and write nothing.
     """
+    from whittle_nas.cli.common import command_line
     from whittle_nas.cli.defaults import fitted, model_config, stage_defaults
     from whittle_nas.search.objectives import check_metric, is_cost
     from whittle_nas.space.front import parse_constraints
@@ -83,9 +86,15 @@ def init(
         route = Route.nothing
     stages = _stages(route, budget, options)
     text = _text(checkpoint_dir, out_dir, train, valid, device, stages, left_out)
+    _report(config, needed, memory, fits)
+    names = ", ".join(name for name, *_ in stages)
+    if dry_run:
+        print(f"would write {recipe}, {len(text.encode())} bytes, with the stages {names}")
+        print("dry run: nothing was written")
+        return
     recipe.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(recipe, text)
-    _report(recipe, config, needed, memory, fits)
+    print(f"wrote {recipe}; run it with: {command_line('nas', 'run', recipe)}")
 
 
 def _memory(device: str, memory_gib: float | None) -> int:
@@ -114,8 +123,7 @@ def _sorted_config(config: Any) -> Any:
     return untied(config) if rotated else config
 
 
-def _report(recipe: Path, config: Any, needed: int, memory: int, fits: bool) -> None:
-    from whittle_nas.cli.common import command_line
+def _report(config: Any, needed: int, memory: int, fits: bool) -> None:
     from whittle_nas.weights.axes import num_params
 
     after = num_params(_sorted_config(config))
@@ -131,7 +139,6 @@ def _report(recipe: Path, config: Any, needed: int, memory: int, fits: bool) -> 
         )
     if not fits:
         print("it does not fit: the recipe trains nothing")
-    print(f"wrote {recipe}; run it with: {command_line('nas', 'run', recipe)}")
 
 
 def _stages(

@@ -49,8 +49,8 @@ def run(name: str, command: Callable[..., None], arguments: Sequence[str]) -> No
     """
     parser = make_parser(name, command)
     options = parse(parser, spelled_out(name, arguments))
-    # `nas run --dry_run` prints commands
-    if name != "run" and options.pop("dry_run", False):
+    # `run` and `init` have plans of their own
+    if name in PLANNED and options.pop("dry_run", False):
         from whittle_nas.cli.dry_run import dry_run
 
         dry_run(name, parser.instantiate_classes(options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,15 @@ def profile(
     seed_everything(seed)
     source = _source(checkpoint_dir, model_name)
     number = resolve_dtype(dtype) or _stored_dtype(source)
-    tokens = _length(source.config, tokens)
+    tokens = length_of(source.config, tokens)
     if table is not None:
         load = (batch, tokens, place, number)
         _write_table(table, source, search_space, load, table_networks, seed)
         return
-    if subnetworks is not None:
-        subs = _listed(source, subnetwork, front, subnetworks)
-    else:
-        subs = _chosen(source, subnetwork, _entries(source, front, index, pick), search_space)
+    subs = chosen(
+        source,
+        Choice(subnetwork, front, subnetworks, index, pick, search_space),
+    )
     supernet = _load(source, place, number) if measure else None
     rows = []
     for name, sub in subs:
@@ -115,6 +116,31 @@ def profile(
         _write(out_dir, rows, load, dict(subs), overwrite)
     if checkpoint_dir is not None:
         _print_next(checkpoint_dir, None if subs[-1][0] == _SMALLEST else subs[-1][1])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The options by which networks are chosen; see `profile`."""
+
+    subnetwork: Sizes
+    front: Path | None
+    subnetworks: Path | None
+    index: int | None
+    pick: str | None
+    search_space: str | None
+
+
+def chosen(source: Any, choice: Any) -> list[tuple[str, Any]]:
+    """The whole model and what is profiled beside it, by name.
+
+    Args:
+        source: the checkpoint.
+        choice: a `Choice`, or all options.
+    """
+    if choice.subnetworks is not None:
+        return _listed(source, choice.subnetwork, choice.front, choice.subnetworks)
+    entries = _entries(source, choice.front, choice.index, choice.pick)
+    return _chosen(source, choice.subnetwork, entries, choice.search_space)
 
 
 def _write_table(
@@ -166,7 +192,7 @@ def _stored_dtype(source: Any) -> Any:
     return source.state_dict()["lm_head.weight"].dtype
 
 
-def _length(config: Any, tokens: int | None) -> int:
+def length_of(config: Any, tokens: int | None) -> int:
     """Tokens per sequence; the default is that of `nas search`."""
     if tokens is None:
         return min(config.block_size, 512)

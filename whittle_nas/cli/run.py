@@ -25,15 +25,15 @@ def run(
     """Run the whole line from one file: sort, search, train, evaluate, export.
 
     `nas run recipe.yaml` runs the stages of the file in their order, each as the command that
-    `--dry_run` prints. A finished stage is not run again; one that was interrupted goes on.
-    `nas init` writes a commented recipe.
+    `--dry_run` prints, with its plan. A finished stage is not run again; one that was interrupted
+    goes on. `nas init` writes a commented recipe.
 
     Args:
         recipe: The file; may be given without the option's name.
         from_stage: `--from`: run this stage and those after it again; when a stage begins, what is
             in its directory goes.
         until: Stop after this stage.
-        dry_run: Print the commands and run nothing.
+        dry_run: Print the commands, and what each reads, writes, needs and takes, and run nothing.
     """
     from whittle_nas.cli.common import command_line
     from whittle_nas.cli.recipe import chosen_stages
@@ -43,6 +43,7 @@ def run(
     if dry_run:
         for stage in stages[wanted]:
             print(command_line("nas", *stage.words()))
+        _show_plans(stages[wanted], recipe, again=from_stage is not None)
         return
     finished = _finished(stages[0].out_dir.parent)
     if from_stage is not None:
@@ -53,6 +54,39 @@ def run(
             raise ConfigError(f"--from {from_stage}: stage {stage.name} before it is not finished")
     for stage in stages[wanted]:
         _run(stage, finished)
+
+
+def _show_plans(stages: Sequence[Any], recipe: Path, *, again: bool) -> None:
+    """The plans of stages, of which most read what others are still to write."""
+    from whittle_nas.cli.commands import function_of
+    from whittle_nas.cli.dry_run import show_plan, time_words
+    from whittle_nas.cli.parser import make_parser, parse
+    from whittle_nas.cli.planning.source import Source
+    from whittle_nas.cli.shipped import config_path
+    from whittle_nas.reading import read_yaml
+
+    model = Path(read_yaml(Path(config_path(str(recipe))))["checkpoint_dir"])
+    first = Source.of(model)
+    seconds, finished = 0.0, _finished(stages[0].out_dir.parent).get(_AGAIN, ())
+    for stage in stages:
+        print(f"\n-- {stage.name}")
+        if _is_done(stage) and not again and stage.name not in finished:
+            print(f"{stage.out_dir} is there already")
+            continue
+        parser = make_parser(stage.command, function_of(stage.command))
+        options = parser.instantiate_classes(parse(parser, stage.words()[1:]))
+        made = (
+            stage.options["checkpoint_dir"] == str(model)
+            or (Path(str(options.checkpoint_dir)) / "model_config.yaml").is_file()
+        )
+        try:
+            seconds += show_plan(stage.command, options, None if made else first)
+        except ConfigError as error:
+            print(f"no plan before the stages above have run: {error}")
+            continue
+        if not made:
+            print(f"note: {options.checkpoint_dir} is not there yet: the recipe's model is counted")
+    print(f"\nall of it: at least {time_words(seconds)}; dry run: nothing was run or written")
 
 
 def _read(path: Path) -> list[Any]:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,10 @@ def peak_memory_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 _FEW_ROWS = 8  # of a product that is tried first
+# How long a rate is measured at most: a GPU lowers its clock while it gets warm.
+_RATE_S = {"cuda": 10.0}
+_RATE_S_ELSEWHERE = 0.3
+_ROUNDS, _STEADY = 4, 0.02  # as many rounds in a row that differ by less end it earlier
 
 
 def matmul_rate(
@@ -200,11 +205,12 @@ def matmul_rate(
     inputs: int,
     outputs: int,
     *,
-    seconds: float = 0.3,
+    seconds: float | None = None,
 ) -> float:
     """Floating-point operations per second of matrix products (rows, inputs) x (inputs, outputs).
 
-    What a device reaches on them is the most that passes through a model of these widths reach.
+    What a device reaches on them is the most that passes through a model of these widths reach. It
+    is the rate that lasts: rounds of a twentieth of the time go on until they are alike.
 
     Args:
         device: which one.
@@ -213,7 +219,8 @@ def matmul_rate(
             that a product takes a tenth of a second: bfloat16 may be a thousand times slower there.
         inputs: columns of the one, rows of the other matrix.
         outputs: columns of the other matrix.
-        seconds: how long to measure, after one product that is not timed.
+        seconds: how long to measure at most, after one product that is not timed; None: ten on a
+            GPU, .3 elsewhere.
     """
     most = (2**14, 2**14, 2**15) if device.type == "cuda" else (512, 2048, 2048)
     sizes = [min(pair) for pair in zip((rows, inputs, outputs), most, strict=True)]
@@ -224,11 +231,27 @@ def matmul_rate(
         first = time_runs(lambda: few @ right, device, warmup=1, repeats=1).median_ms
         sizes[0] = min(sizes[0], max(len(few), int(len(few) * 100 / first)))
         left = left[: sizes[0]]
-        best, until = float("inf"), time.perf_counter() + seconds
-        while time.perf_counter() < until or best == float("inf"):
-            timing = time_runs(lambda: left @ right, device, warmup=1, repeats=3)
-            best = min(best, timing.median_ms)
-    return 2.0 * sizes[0] * sizes[1] * sizes[2] / (best / 1e3)
+        if seconds is None:
+            seconds = _RATE_S.get(device.type, _RATE_S_ELSEWHERE)
+        run, until = partial(torch.matmul, left, right), time.perf_counter() + seconds
+        rounds = [_best_of_round(run, device, seconds / 20)]
+        while time.perf_counter() < until and not is_steady(rounds):
+            rounds.append(_best_of_round(run, device, seconds / 20))
+    return 2.0 * sizes[0] * sizes[1] * sizes[2] / (min(rounds[-_ROUNDS:]) / 1e3)
+
+
+def is_steady(rounds: Sequence[float]) -> bool:
+    """Whether the last few times are alike."""
+    last = rounds[-_ROUNDS:]
+    return len(last) == _ROUNDS and max(last) <= (1 + _STEADY) * min(last)
+
+
+def _best_of_round(run: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Milliseconds of a function: the lowest of the medians that are measured in a while."""
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until or best == float("inf"):
+        best = min(best, time_runs(run, device, warmup=1, repeats=3).median_ms)
+    return best
 
 
 def _random_ids(model: Any, batch: int, tokens: int) -> torch.Tensor:

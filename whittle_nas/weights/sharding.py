@@ -105,7 +105,7 @@ def check_available() -> None:
 
     if missing := [name for name in _NEEDED if not hasattr(FSDPModule, name)]:
         raise ConfigError(
-            f"trainer.strategy=fsdp needs torch {_SINCE} or newer (torch {torch.__version__} has no "
+            f"trainer.strategy=fsdp needs torch {_SINCE} or newer ({torch.__version__} has no "
             f"FSDPModule.{missing[0]}): install that, or take trainer.strategy=ddp"
         )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from whittle_nas.candidates.parts import grid, is_nothing, with_sizes
 from whittle_nas.cli.common import resolve_dtype
+from whittle_nas.cli.planning.running import missing
 from whittle_nas.cli.planning.source import BYTES_PER_TOKEN, Source, blocks_of
 from whittle_nas.cli.selection import choose_subnetwork
 from whittle_nas.metrics.plan import (
@@ -114,9 +114,8 @@ def export(source: Source, options: Any) -> Plan:
     """What an export takes; see `plan_of`."""
     config, notes = source.config, []
     names = ("front", "subnetworks", "name", "index", "pick", "search_space")
-    path = options.front or options.subnetworks
-    if path is not None and not Path(path).is_file():
-        notes.append(f"{path} is not there yet: the whole model is counted")
+    if note := missing(options.front, options.subnetworks):
+        notes.append(note)
         sub = source.full
     else:
         sub = choose_subnetwork(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.cli.common import resolve_dtype
+from whittle_nas.cli.planning.running import missing
 from whittle_nas.cli.planning.source import BYTES_PER_TOKEN, Source, blocks_of
 from whittle_nas.cli.selection import space_of
 from whittle_nas.data.options import TextData
@@ -124,8 +124,8 @@ def evaluate(source: Source, options: Any) -> Plan:
     blocks, length, notes = blocks_of(options.data, source) if has_text else (0, 1024, [])
     length = min(length, options.max_length or length, config.block_size)
     index = [options.index] if isinstance(options.index, int) else options.index or []
-    if options.front is not None and not Path(options.front).is_file():
-        notes.append(f"{options.front} is not there yet: the whole model is counted once")
+    if note := missing(options.front, options.subnetworks):
+        notes.append(f"{note} once")
         subs = [source.full]
     else:
         chosen = choose_candidates(
