@@ -257,9 +257,10 @@ def drawn(step, ranks=(), **options):
 
 class TestNetworksOfStep:
     def test_sandwich(self):
-        roles = [network.role for network in drawn(0, num_random=2)]
+        networks = drawn(0, num_random=2, full_share=1.0, smallest_share=1.0)
+        roles = [network.role for network in networks]
         assert roles == [Role.full, Role.sampled, Role.sampled, Role.smallest]
-        assert drawn(0)[-1].sub == SMALL
+        assert networks[-1].sub == SMALL
 
     def test_extremes_take_part_in_their_share_of_the_steps(self):
         steps = [drawn(step, full_share=0.25, smallest_share=0.5) for step in range(400)]
@@ -271,7 +272,8 @@ class TestNetworksOfStep:
                    [n.sub for n in networks if n.role is Role.full])  # fmt: skip
 
     def test_published_code(self):
-        networks = drawn(0, num_random=3, train_smallest=False, mean=True, full_weight=1.0)
+        published = {"num_random": 3, "train_smallest": False, "mean": True}
+        networks = drawn(0, **published, full_weight=1.0, full_share=1.0)
         assert [network.weight for network in networks] == [0.25] * 4
         assert [network.role for network in networks][1:] == [Role.sampled] * 3
 
@@ -295,12 +297,13 @@ class TestNetworksOfStep:
 
 class TestRanksOfStep:
     def test_a_sandwich_has_both_ends_of_the_ranks(self):
-        steps = [drawn(step, ranks=(2, 3, 4)) for step in range(40)]
+        both = {"full_share": 1.0, "smallest_share": 1.0}
+        steps = [drawn(step, ranks=(2, 3, 4), **both) for step in range(40)]
         for networks in steps:
             assert (networks[0].rank, networks[-1].rank) == (4, 2)
         assert {n.rank for networks in steps for n in networks[1:-1]} == {2, 3, 4}
         subs = [[n.sub for n in networks] for networks in steps]
-        assert subs == [[n.sub for n in drawn(step)] for step in range(40)]
+        assert subs == [[n.sub for n in drawn(step, **both)] for step in range(40)]
 
     def test_one_network_alone_meets_every_rank(self):
         steps = [drawn(s, ranks=(2, 3), strategy=Strategy.standard) for s in range(20)]

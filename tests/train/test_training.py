@@ -226,7 +226,11 @@ def test_checkpoints_hold_what_is_trained(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path):
-    module = make_module(optimizer=OptimizerOptions(lr=0.02, warmup_steps=0), total_steps=8)
+    module = make_module(
+        optimizer=OptimizerOptions(lr=0.02, warmup_steps=0),
+        total_steps=8,
+        sandwich=SandwichOptions(full_share=1.0),
+    )
     before = {}
 
     class Break(L.Callback):

@@ -31,9 +31,9 @@ class SandwichOptions:
             `random_linear` the full network or, with a probability that rises from 0 to 1 during
             the training, one sampled sub-network.
         num_random: Sampled sub-networks per sandwich step.
-        train_smallest: Whether the smallest sub-network is in every sandwich step.
+        train_smallest: Whether the smallest sub-network takes part in sandwich steps.
         full_share: Share of the sandwich steps in which the full network is; in the others one more
-            is sampled.
+            is sampled; papers: 1.
         smallest_share: The same of the smallest.
         full_weight: Weight of the full network's loss in a sandwich step. It starts at its best and
             can only lose, and each sub-network with nats to win pulls its own way; papers: 1.
@@ -43,8 +43,8 @@ class SandwichOptions:
     strategy: Strategy = Strategy.sandwich
     num_random: int = 2
     train_smallest: bool = True
-    full_share: float = 1.0
-    smallest_share: float = 1.0
+    full_share: float = 0.75
+    smallest_share: float = 0.5
     full_weight: float = 16.0
     mean: bool = False
 
