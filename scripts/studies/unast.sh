@@ -6,6 +6,7 @@
 # candidates, and methods that drop layers; SEEDS of the calibration text ("42 43").
 # TARGETS=true: programs under shares of the time against programs under shares of the parameters; the
 # machine must be quiet.
+# RERANK=true: a program's ten solutions before and after a short training of each.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 out=$(out_dir runs/studies/unast "${1:-}")
@@ -61,6 +62,18 @@ targets() { # model, sorted checkpoint, folder of texts, widths
     --data.files "$3/test.jsonl" --data.block_size 256 --data.num_blocks 48 --latency true
 }
 
+rerank() { # model, sorted checkpoint, folder of texts, widths
+  local at=$out/$1/rerank
+  stage "$at/library" nas candidates --checkpoint_dir "$2" --data.files "$3/train.jsonl" --data.block_size 256 \
+    --data.num_blocks 64 --rank null --grid.neurons "$4"
+  for share in 80 60; do
+    stage "$at/search-$share" nas search --method ilp --checkpoint_dir "$2" --candidates "$at/library" --num_solutions 10 \
+      --data.files "$3/valid.jsonl" --data.block_size 256 --data.num_blocks 32 --budgets "{b: num_params <= $share%}" \
+      --recovery.budget "num_params <= $share%" --recovery.candidates 10 --recovery.steps 60 --recovery.lr 2e-3 \
+      --recovery.data.files "$3/train.jsonl" --recovery.data.block_size 256
+  done
+}
+
 for model in $models; do
   stories=$shared/tinystories
   case $model in
@@ -96,6 +109,10 @@ for model in $models; do
       fi
       if [ "${TARGETS:-false}" = true ]; then
         targets "$model" "$out/$model/sorted" "$stories" "$widths"
+        continue
+      fi
+      if [ "${RERANK:-false}" = true ]; then
+        rerank "$model" "$out/$model/sorted" "$stories" "$widths"
         continue
       fi
       study "$model" "$out/$model/sorted" "$stories/train.jsonl" "$stories/valid.jsonl" "$stories/test.jsonl" \

@@ -47,6 +47,17 @@ def common(checkpoint_dir, bundled, tmp_path) -> list[object]:
     ]  # fmt: skip
 
 
+def test_a_finished_search_names_what_to_train(common, tmp_path, capsys):
+    assert nas(*common) == 0
+    budgets = re.search(r'again with (--resume true) (--budgets) "(.*)": ', capsys.readouterr().out)
+    assert budgets is not None
+    trials = (tmp_path / "out" / "trials.csv").read_text()
+    assert nas(*common, *budgets[1].split(), budgets[2], budgets[3]) == 0
+    assert (tmp_path / "out" / "trials.csv").read_text() == trials
+    picks = yaml.safe_load((tmp_path / "out" / "picks.yaml").read_text())
+    assert picks[0]["name"] == "num_params-80"
+
+
 @pytest.mark.usefixtures("pictures")
 def test_files_table_and_the_next_command(common, tmp_path, capsys):
     assert nas(*common) == 0

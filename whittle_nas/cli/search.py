@@ -198,6 +198,11 @@ def search(
     report(request, outcome)
     if wanted:
         write_picks(request, outcome, wanted, warn, nested=nested)
+    else:
+        print(
+            'to train some of them, run this search again with --resume true --budgets "80%, 60%": '
+            "it names the best under each for nas finetune --subnetworks"
+        )
     if text.num_blocks:
         print(f"losses are those on {text}")
 
