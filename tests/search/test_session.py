@@ -19,8 +19,9 @@ from whittle_nas.data import TextData, load_blocks
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.perplexity import nats_per_token
 from whittle_nas.metrics import latency_parts
+from whittle_nas.metrics.latency_parts import Phase
 from whittle_nas.metrics.measured import TURNS
-from whittle_nas.search import evaluation
+from whittle_nas.search import costs, evaluation
 from whittle_nas.search.constraints import read_constraints
 from whittle_nas.search.evaluation import Evaluator
 from whittle_nas.search.loop import Schedule
@@ -95,11 +96,33 @@ def test_front_is_what_the_trials_say_evaluated_on_all_blocks(request_):
     assert {entry.subnetwork for entry in front.entries} <= best
     text = {"block_bos": False, "blocks": 6, "block_size": 32, "blocks_in_search": 2}
     assert front.how_measured["text"] == text
-    times = [metrics["latency_ms"] for metrics in (front.whole["metrics"], *(
-        entry.metrics for entry in front.entries
-    ))]  # fmt: skip
-    assert min(times) > 0
-    assert len({*times}) > 1
+
+
+def test_a_front_is_timed_and_is_there_if_that_fails(request_, tmp_path, monkeypatch):
+    def taken(plan, _load, phase, *, rounds):
+        assert (phase, rounds) == (Phase.prefill, 1)
+        return plan.own_config.n_layer + plan.own_config.n_embd / 100
+
+    monkeypatch.setattr(costs, "time_whole", taken)
+    front = Session(request_).run(resume=False).front
+    full = SubNetwork.from_config(request_.checkpoint.config)
+    timed = {entry.subnetwork: entry.metrics for entry in front.entries}
+    for sub, metrics in {**timed, full: front.whole["metrics"]}.items():
+        assert metrics["latency_ms"] == pytest.approx(sub.n_layer + sub.n_embd / 100)
+
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(costs, "time_whole", no_memory)
+    other, warnings = replace(request_, out_dir=tmp_path / "other"), []
+    other.out_dir.mkdir()
+    untimed = Session(other, Listener(warn=warnings.append)).run(resume=False).front
+    assert "could not be timed" in warnings[0]
+    written = read_front(other.out_dir / "front.json", range(3))
+    assert written.dump() == untimed.dump()
+    for entry in untimed.entries:
+        known = timed[entry.subnetwork]
+        assert entry.metrics == {name: known[name] for name in known if name != "latency_ms"}
 
 
 @pytest.mark.parametrize("method", first_of(SEARCHERS))

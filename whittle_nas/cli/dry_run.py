@@ -68,7 +68,7 @@ def show_plan(name: str, options: Any, source: Any = None) -> float:
 
 @cache
 def _rate(device: Any, dtype: Any, *sizes: int) -> float:
-    """Measured once for all stages of a recipe."""
+    """Measured once for each shape among the stages of a recipe."""
     from whittle_nas.metrics.measured import matmul_rate
 
     return matmul_rate(device, dtype, *sizes)

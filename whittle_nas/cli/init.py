@@ -56,7 +56,7 @@ def init(
     """
     from whittle_nas.cli.common import command_line
     from whittle_nas.cli.defaults import fitted, model_config, stage_defaults
-    from whittle_nas.search.objectives import check_metric, is_cost
+    from whittle_nas.search.objectives import QUALITY, check_metric, is_cost
     from whittle_nas.space.front import parse_constraints
     from whittle_nas.weights.files import atomic_write_text
 
@@ -74,7 +74,8 @@ def init(
     config = model_config(checkpoint_dir)
     options = stage_defaults(config)
     cost = () if any(map(is_cost, named)) else ("num_params",)
-    searched = dict.fromkeys(("val_loss", "latency_ms", *named, *cost))
+    asked = (name for name in named if name not in QUALITY)  # perplexity is the loss again
+    searched = dict.fromkeys(("val_loss", "latency_ms", *asked, *cost))
     options["search"]["objectives"] = ",".join(searched)
     memory = _memory(device, memory_gib)
     apart = route is Route.chosen  # what is trained is not the whole model, which teaches it

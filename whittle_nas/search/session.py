@@ -129,8 +129,7 @@ class Session:
             pool.close()
             del pool
         _give_back_cache()
-        front = self._front(len(trials), measured, quality)
-        atomic_write_text(self.request.out_dir / "front.json", front.dump())
+        front = self._written(len(trials), measured, quality)
         recovered = self._recover(trials)
         if recovered is not None:
             atomic_write_text(self.request.out_dir / "recovery.json", recovered.dump())
@@ -276,8 +275,32 @@ class Session:
         self._listener.on_step("the whole model", 0)
         return measured, pool.next()[1].metrics
 
-    def _front(
+    def _written(
         self, num_trials: int, measured: Sequence[Trial], quality: Mapping[str, float]
+    ) -> Front:
+        """The front in its file; where times are an extra, what was found is there before them."""
+        path = self.request.out_dir / "front.json"
+        if self.costs.is_measured:
+            front = self._front(num_trials, measured, quality)
+        else:
+            front = self._front(num_trials, measured, quality, timed=False)
+            atomic_write_text(path, front.dump())
+            try:
+                front = self._front(num_trials, measured, quality)
+            except (MemoryError, RuntimeError) as error:  # a device's memory ends in the latter
+                self._listener.warn(
+                    f"the front could not be timed, so {path} has no latency_ms: {error}"
+                )
+        atomic_write_text(path, front.dump())
+        return front
+
+    def _front(
+        self,
+        num_trials: int,
+        measured: Sequence[Trial],
+        quality: Mapping[str, float],
+        *,
+        timed: bool = True,
     ) -> Front:
         """The front of what was evaluated on all data, timed whole.
 
@@ -285,9 +308,10 @@ class Session:
             num_trials: how many were tried.
             measured: see `_evaluated`.
             quality: of the whole model, where it is not among them.
+            timed: False leaves the times out.
         """
         request, compared = self.request, self._compared()
-        measured, times = self._timed(measured)
+        measured, times = self._timed(measured) if timed else (measured, {})
         kept = front_of(measured, compared, request.constraints)
         if not kept:
             self._listener.warn(

@@ -73,7 +73,7 @@ class SupernetTraining(L.LightningModule):
         Args:
             supernet: with the parameters to train marked by `requires_grad`.
             recipe: how to train.
-            smallest: the sub-network that every sandwich step trains.
+            smallest: the sub-network that sandwich steps train in their share.
             sampler: of the other sub-networks.
             train: training samples.
             valid: validation samples.

@@ -54,8 +54,9 @@ class LossOptions:
 
     Args:
         teacher: `original`: the checkpoint as it came in, frozen, which teaches the sub-networks
-            and the full network; with adapters it costs no memory. `in_place`: the full network of
-            the same step teaches the sub-networks, and learns from the labels itself (the papers).
+            and the full network; with adapters it costs no memory. `in_place`: the full network as
+            it is at the step teaches the sub-networks, and learns from the labels itself (the
+            papers, where it is in every step: `sandwich.full_share 1`).
             Else the directory of another checkpoint with the same tokenizer, which the whole model
             trained alone (`sandwich.strategy standard`) needs: without it, the labels alone teach.
         distillation: What is learnt from the teacher's logits; `none` learns from the labels alone.

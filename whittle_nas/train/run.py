@@ -72,7 +72,7 @@ class Networks:
     """Which networks of a super-network a training is about.
 
     Attributes:
-        smallest: in every sandwich step, if the options say so.
+        smallest: in sandwich steps, as often as the options say.
         sampler: of the others.
         validated: the fixed set whose loss is reported, by name.
         grid: the sampler's, if it has one.

@@ -58,6 +58,18 @@ def importance(source: Source, options: Any) -> Plan:
     )
 
 
+def _trained(config: Any, block: Any, rank: int | None) -> int:
+    """Numbers that the training of one smaller part writes: adapters, or its matrices."""
+    if rank is None:
+        counts = [matrix_counter(config, part) for part in PARTS]
+        return sum(count(SubNetwork(config.n_embd, (block,))) for count in counts)
+    heads, values = block.n_head * block.head_size, 2 * block.n_query_groups * block.head_size
+    sides = (config.n_embd + heads + values) + (heads + config.n_embd) if heads else 0
+    matrices = 3 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 2
+    neurons = block.intermediate_size
+    return rank * (sides + (matrices * (config.n_embd + neurons) if neurons else 0))
+
+
 def candidates(source: Source, options: Any) -> Plan:
     """What a library takes; see `plan_of`."""
     config, dtype = source.config, resolve_dtype(options.dtype) or source.stored
@@ -97,6 +109,10 @@ def candidates(source: Source, options: Any) -> Plan:
     whole = [block for block in smaller if {*block.forms} & {*COMPRESSED}]
     counts = [matrix_counter(config, part) for part in PARTS]
     size += sum(count(SubNetwork(rows, (block,))) for count in counts for block in whole)
+    if options.train.steps:
+        trained = [_trained(config, block, options.train.rank) for block in fitted]
+        size += sum(trained)
+        memory["training of a part"] = 16 * max(trained, default=0)  # float32, gradient, Adam's two
     return Plan(
         config,
         {"checkpoint": source.weight_bytes(), "calibration text": tokens * BYTES_PER_TOKEN},
@@ -152,8 +168,15 @@ def export(source: Source, options: Any) -> Plan:
 
 def prune(source: Source, options: Any) -> Plan:
     """What `nas prune` takes; see `plan_of`."""
-    from whittle_nas.prune.options import MASKS, QUANTISERS, WITHOUT_DATA, Method
+    from whittle_nas.prune.options import (
+        MASKS,
+        QUANTISERS,
+        WITHOUT_DATA,
+        Method,
+        check_sequential,
+    )
 
+    check_sequential(options.sequential, options.method)
     config, dtype = source.config, resolve_dtype(options.dtype) or source.stored
     method = options.method
     blocks, length, notes = blocks_of(options.data, source)

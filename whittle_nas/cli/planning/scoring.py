@@ -51,11 +51,12 @@ def search(source: Source, options: Any) -> Plan:
     memory = forward_memory(config, dtype=dtype, batch=batch, tokens=length)
     metrics = search_metrics(options)
     searched = bool(set(metrics) & set(MEASURED))
+    at_the_end = options.time_front and "," not in options.device
     if searched:
         notes.append("the latency table is measured on the device, which takes minutes more")
-    elif options.time_front:
+    elif at_the_end:
         notes.append("at the end the networks of the front are timed, which is not counted")
-    if searched or options.time_front:
+    if searched or at_the_end:
         load = Load(
             options.costs.batch, options.costs.check(config.block_size), torch.device("meta"), dtype
         )
