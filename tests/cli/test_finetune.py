@@ -683,6 +683,7 @@ def test_two_processes_are_one_with_the_doubled_batch(
     data += instruction_options(instructions) if data else []
     common = [
         "--trainer.max_steps", 5, "--lora.dropout", 0, "--loss.weighting", "balanced", *data,
+        "--sandwich.full_share", 1, "--sandwich.smallest_share", 1,
     ]  # fmt: skip
     paths = tmp_path / "one", tmp_path / "two"
     assert nas(*words(checkpoint_dir, paths[0], text, *common, "--batch_size", 4)) == 0

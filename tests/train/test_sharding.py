@@ -151,7 +151,7 @@ def one_step(adapted, networks, **trainer):
     """A training of one step, of rows with different numbers of labels."""
     module = make_module(
         adapters=adapted, dropout=0.0, total_steps=1, batch_size=4 // trainer.get("devices", 1),
-        sandwich=SandwichOptions(strategy=NETWORKS[networks]),
+        sandwich=SandwichOptions(NETWORKS[networks], full_share=1.0, smallest_share=1.0),
     )  # fmt: skip
     module.sampler = GridSampler((SMALL,))  # without layers 0 and 2
     for parameter in module.trained:  # adapters begin with a B of zeros, and A has no gradient then
