@@ -120,7 +120,7 @@ def test_the_loss_is_computed_in_pieces(monkeypatch):
     model = fill_random(GPT(tiny_config("Gemma-2-2b"))).eval()
     tokens = torch.randint(0, 96, (3, 12))
     whole = loss_of(model, tokens, kept=[0, 1, 2])
-    monkeypatch.setattr("whittle_nas.importance.layers._CHUNK", 96 * 5)
+    monkeypatch.setattr("whittle_nas.calibration.steps._LOGITS", 96 * 5)
     assert loss_of(model, tokens, kept=[0, 1, 2]) == pytest.approx(whole, rel=1e-6)
 
 

@@ -1,6 +1,6 @@
 """One pass over calibration text, block by block: what pruning, repair and candidates share."""
 
-from whittle_nas.calibration.blocks import embed, fetch_block, rotary, run_block
+from whittle_nas.calibration.blocks import embed, fetch_block, head, rotary, run_block
 from whittle_nas.calibration.memory import give_back
 from whittle_nas.calibration.statistics import (
     Gram,
@@ -25,6 +25,7 @@ __all__ = [
     "fetch_block",
     "first_overflow",
     "give_back",
+    "head",
     "overflow",
     "rotary",
     "run_block",

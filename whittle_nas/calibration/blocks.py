@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from litgpt.model import do_softcapping
 from torch import Tensor, nn
+
+
+def head(model: Any, hidden: Tensor) -> Tensor:
+    """Logits (..., V) of hidden states (..., D), soft-capped where the model does that."""
+    logits = model.lm_head(hidden)
+    cap = model.config.final_logit_softcapping
+    return logits if cap is None else do_softcapping(logits, cap)
 
 
 def embed(model: Any, ids: Tensor) -> Tensor:

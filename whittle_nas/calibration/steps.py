@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whittle_nas.calibration.blocks import head
 from whittle_nas.weights.assembly import Nothing
+
+# Logits that exist at a time, in elements; 2^24 in float32 are 64 MiB.
+_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
@@ -150,21 +154,18 @@ def watch_writers(step: Step) -> Iterator[Seen]:
         yield seen
 
 
-def nats(model: Any, hidden: Tensor, targets: Tensor, *, most: int = 2**24) -> float:
+def nats(model: Any, hidden: Tensor, targets: Tensor) -> float:
     """Sum of -log p of the targets (B, T), from the output of the last norm (B, T, D).
 
     Args:
         model: `litgpt.GPT`, whose head is used.
         hidden: what the head reads.
         targets: token ids.
-        most: logits that exist at a time; 2^24 in float32 are 64 MiB.
     """
-    rows = max(1, most // model.lm_head.weight.shape[0])
-    cap = model.config.final_logit_softcapping
+    rows = max(1, _LOGITS // model.lm_head.weight.shape[0])
     total = torch.zeros((), device=hidden.device, dtype=torch.float64)
     pairs = zip(hidden.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
     for part, label in pairs:
-        logits = model.lm_head(part).float()  # (rows, V)
-        logits = logits if cap is None else torch.tanh(logits / cap) * cap
+        logits = head(model, part).float()  # (rows, V)
         total += nn.functional.cross_entropy(logits, label, reduction="sum")
     return total.item()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from litgpt.model import KVCache, do_softcapping
+from litgpt.model import KVCache
 
 from whittle_nas.calibration import embed, rotary
 from whittle_nas.weights.assembly import Nothing
@@ -80,13 +80,6 @@ def _run(
         mask = masks[block.attn.apply_sliding_window_attention]
         x = block(x, *rotary(model, index, cos, sin), mask, positions)
     return model.transformer.ln_f(x)
-
-
-def head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) of hidden states (..., D), soft-capped where the model does that."""
-    logits = model.lm_head(hidden)
-    cap = model.config.final_logit_softcapping
-    return logits if cap is None else do_softcapping(logits, cap)
 
 
 @contextmanager

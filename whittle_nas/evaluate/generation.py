@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from whittle_nas.calibration import head
 from whittle_nas.evaluate.forward import (
     Layout,
     attention_over,
     attentions_of,
-    head,
     hidden_states,
 )
 

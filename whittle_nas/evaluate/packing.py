@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from whittle_nas.evaluate.forward import Layout
+from whittle_nas.weights.axes import is_gated
 
 Tokens = tuple[int, ...]
 
@@ -75,7 +76,7 @@ class Cost:
     @classmethod
     def of(cls, config: Any) -> "Cost":
         """The costs of a litgpt config's layers."""
-        gates = 2 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 1
+        gates = 2 if is_gated(config) else 1
         heads = 2 * (config.n_head + config.n_query_groups) * config.head_size
         linear = config.n_embd * (heads + (gates + 1) * config.intermediate_size)
         # scores and values, and a softmax whose exponential costs about 30 multiplications

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from whittle_nas.calibration import head
 from whittle_nas.data import TokenBlocks
 from whittle_nas.errors import ConfigError
 from whittle_nas.evaluate.batching import attempt, column_budget, halved
-from whittle_nas.evaluate.forward import head, hidden_states
+from whittle_nas.evaluate.forward import hidden_states
 from whittle_nas.weights.supernet import positions_per_chunk
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from whittle_nas.calibration import head
 from whittle_nas.evaluate.batching import attempt, column_budget, halved
-from whittle_nas.evaluate.forward import attention_over, causal, head, hidden_states
+from whittle_nas.evaluate.forward import attention_over, causal, hidden_states
 from whittle_nas.evaluate.packing import Batch, Cost, Query, build_batch, cut, pack
 from whittle_nas.weights.supernet import positions_per_chunk
 

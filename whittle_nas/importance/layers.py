@@ -9,14 +9,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from whittle_nas.calibration import embed, run_block
+from whittle_nas.calibration.steps import nats
 from whittle_nas.progress import Progress, no_progress
 
-# Logits that exist at a time, in elements; 2^24 float32 are 64 MiB.
-_CHUNK = 2**24
 # Layers on either side of a gap that a round of `greedy_order` tries; all where there are few.
 _NEAR = 2
 _FEW = 8
@@ -57,7 +55,7 @@ def losses_without(
             x, targets = embed(model, ids[:, :-1]), ids[:, 1:]
             for at, layer in enumerate(kept[: last + 1]):
                 if layer in totals:
-                    totals[layer] += _loss(model, _blocks(model, x, kept[at + 1 :]), targets)
+                    totals[layer] += nats_behind(model, x, kept[at + 1 :], targets)
                 if at < last:
                     x = run_block(model, x, layer)
     return {layer: total / tokens[:, 1:].numel() for layer, total in totals.items()}
@@ -69,8 +67,7 @@ def loss_of(model: Any, tokens: Tensor, *, kept: Sequence[int], batch_size: int 
     with torch.inference_mode():
         for batch in tokens.split(batch_size):
             ids = batch.to(model.cos.device)
-            x = _blocks(model, embed(model, ids[:, :-1]), kept)
-            total += _loss(model, x, ids[:, 1:])
+            total += nats_behind(model, embed(model, ids[:, :-1]), kept, ids[:, 1:])
     return total / tokens[:, 1:].numel()
 
 
@@ -163,20 +160,8 @@ def falling_order(values: Sequence[float]) -> list[int]:
     return sorted(range(len(values)), key=lambda layer: -values[layer])
 
 
-def _blocks(model: Any, x: Tensor, layers: Sequence[int]) -> Tensor:
+def nats_behind(model: Any, x: Tensor, layers: Sequence[int], targets: Tensor) -> float:
+    """Sum of -log p of the targets (B, T), where a state (B, T, D) goes through these layers."""
     for layer in layers:
         x = run_block(model, x, layer)
-    return x
-
-
-def _loss(model: Any, x: Tensor, targets: Tensor) -> float:
-    """Sum of -log p of the targets (B, T) in nats."""
-    hidden, labels = model.transformer.ln_f(x).flatten(0, 1), targets.flatten()
-    rows = max(1, _CHUNK // model.config.padded_vocab_size)
-    cap = model.config.final_logit_softcapping
-    total = torch.zeros((), device=hidden.device)
-    for part, label in zip(hidden.split(rows), labels.split(rows), strict=True):
-        logits = model.lm_head(part).float()  # (rows, V)
-        logits = logits if cap is None else torch.tanh(logits / cap) * cap
-        total += F.cross_entropy(logits, label, reduction="sum")
-    return total.item()
+    return nats(model, model.transformer.ln_f(x), targets)

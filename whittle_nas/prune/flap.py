@@ -15,6 +15,7 @@ from torch import Tensor
 from whittle_nas.calibration import Moments, Stream, walk
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.prune.structure import Structure, check_heads, group_columns
+from whittle_nas.weights.axes import is_gated
 
 _INPUTS = ("attn.proj", "mlp.proj")
 
@@ -114,11 +115,10 @@ def compensation(weight: Tensor, mean: Tensor, kept: list[Any]) -> Tensor:
 
 def _threshold(scores: list[dict[str, Tensor]], config: Any, share: float) -> Structure:
     """Keep the best units of all layers until their weights are 1 - share of all units' weights."""
-    gated = config.mlp_class_name in ("LLaMAMLP", "GemmaMLP")
     heads = config.n_head // config.n_query_groups
     costs = {  # of one unit, in rows and columns of length D
         "attn.proj": (2 * heads + 2) * config.head_size,
-        "mlp.proj": 3 if gated else 2,
+        "mlp.proj": 3 if is_gated(config) else 2,
     }
     units = []
     for layer, found in enumerate(scores):

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from whittle_nas.calibration import embed, first_overflow, give_back, run_block
+from whittle_nas.calibration import embed, first_overflow, give_back, head, run_block
 from whittle_nas.errors import ConfigError
 from whittle_nas.progress import Progress, no_progress
 
@@ -130,9 +129,7 @@ def _backward(model: Any, ids: Tensor, factor: float) -> float:
     states, labels, total = x.detach().requires_grad_(True), ids[0, 1:], 0.0
     rows = max(1, _LOGITS // model.config.padded_vocab_size)
     for at in range(0, len(labels), rows):  # what a token gives is its own affair from here on
-        logits = model.lm_head(model.transformer.ln_f(states[:, at : at + rows]))[0].float()
-        if (cap := model.config.final_logit_softcapping) is not None:
-            logits = torch.tanh(logits / cap) * cap
+        logits = head(model, model.transformer.ln_f(states[:, at : at + rows]))[0].float()
         loss = F.cross_entropy(logits, labels[at : at + rows], reduction="sum") / len(labels)
         (loss * factor).backward()
         total += loss.item()

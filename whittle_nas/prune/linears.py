@@ -22,6 +22,7 @@ from whittle_nas.prune.rtn import rtn
 from whittle_nas.prune.solver import factorise
 from whittle_nas.prune.sparsegpt import sparsegpt
 from whittle_nas.prune.wanda import wanda
+from whittle_nas.weights.axes import is_gated
 
 _SOURCE = {"mlp.fc_2": "mlp.fc_1"}  # both see the same input
 
@@ -48,8 +49,8 @@ def matrices(config: Any) -> list[Matrix]:
     query, key = config.n_head * config.head_size, config.n_query_groups * config.head_size
     ends = {"attn.q": (0, query), "attn.k": (query, query + key), "attn.v": (query + key, None)}
     found = [Matrix(name, "attn.qkv", slice(*rows), "attn.qkv") for name, rows in ends.items()]
-    gated = config.mlp_class_name in ("LLaMAMLP", "GemmaMLP")
-    for name in ("attn.proj", *(("mlp.fc_1", "mlp.fc_2") if gated else ("mlp.fc",)), "mlp.proj"):
+    readers = ("mlp.fc_1", "mlp.fc_2") if is_gated(config) else ("mlp.fc",)
+    for name in ("attn.proj", *readers, "mlp.proj"):
         found.append(Matrix(name, name, slice(None), _SOURCE.get(name, name)))
     return found
 

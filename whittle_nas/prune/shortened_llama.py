@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whittle_nas.calibration import Stream, first_overflow, run_block
-from whittle_nas.calibration.steps import nats
+from whittle_nas.calibration import Stream, first_overflow
 from whittle_nas.errors import ConfigError
-from whittle_nas.importance.layers import falling_order
+from whittle_nas.importance.layers import falling_order, nats_behind
 from whittle_nas.progress import Progress, no_progress
 from whittle_nas.prune.gradients import block_products
 from whittle_nas.prune.store import BlockStore
@@ -52,8 +51,10 @@ def shortened_llama(
     for layer in progress(range(count), "leaving out layers", count):
         kept = None if store is None else store.get(layer)
         if kept is None:
-            pairs = zip(stream.states, targets, strict=True)
-            total = sum(_nats_from(model, state, labels, layer + 1) for state, labels in pairs)
+            behind, total = range(layer + 1, count), 0.0
+            with torch.inference_mode():
+                for state, labels in zip(stream.states, targets, strict=True):
+                    total += nats_behind(model, state.to(device), behind, labels)
             kept = {"loss": total / inputs.numel()}
             if not math.isfinite(kept["loss"]):
                 without = f"the loss without transformer.h.{layer} is"
@@ -63,15 +64,6 @@ def shortened_llama(
         losses.append(kept["loss"])
         stream.run(model.transformer.h[layer], layer)  # all that follow share the layers before
     return sorted(falling_order(losses)[: count - drop]), losses
-
-
-def _nats_from(model: Any, state: Tensor, targets: Tensor, first: int) -> float:
-    """Sum of -log p of the targets (B, T), from the state (B, T, D) at the entry of a layer."""
-    with torch.inference_mode():
-        x = state.to(targets.device)
-        for layer in range(first, model.config.n_layer):
-            x = run_block(model, x, layer)
-        return nats(model, model.transformer.ln_f(x), targets)
 
 
 def shortened_llama_taylor(

@@ -175,6 +175,11 @@ def parameter_names(config: Any) -> list[str]:
     return names + [f"transformer.ln_f.{kind}" for kind in _norm_kinds(config)]
 
 
+def is_gated(config: Any) -> bool:
+    """Whether the MLPs of a litgpt config have two matrices that read, not one."""
+    return config.mlp_class_name in ("LLaMAMLP", "GemmaMLP")
+
+
 def block_parameter_names(config: Any, shape: Block = _WHOLE) -> list[str]:
     """Names of the parameters of one block of `litgpt.GPT(config)`.
 
@@ -192,8 +197,7 @@ def block_parameter_names(config: Any, shape: Block = _WHOLE) -> list[str]:
         block += [f"post_attention_norm.{kind}" for kind in norm]
     if config.norm_2 and not config.shared_attention_norm:
         block += [f"norm_2.{kind}" for kind in norm]
-    gated = config.mlp_class_name in ("LLaMAMLP", "GemmaMLP")
-    for part in ("fc_1", "fc_2", "proj") if gated else ("fc", "proj"):
+    for part in ("fc_1", "fc_2", "proj") if is_gated(config) else ("fc", "proj"):
         block += _linear(f"mlp.{part}", config.bias)
     if config.post_mlp_norm:
         block += [f"post_mlp_norm.{kind}" for kind in norm]

@@ -20,6 +20,7 @@ from whittle_nas.metrics.plan import (
     hessian_flops,
 )
 from whittle_nas.space.subnetwork import COMPRESSED, PARTS, SubNetwork
+from whittle_nas.weights.axes import is_gated
 from whittle_nas.weights.counting import matrix_counter
 
 
@@ -65,7 +66,7 @@ def _trained(config: Any, block: Any, rank: int | None) -> int:
         return sum(count(SubNetwork(config.n_embd, (block,))) for count in counts)
     heads, values = block.n_head * block.head_size, 2 * block.n_query_groups * block.head_size
     sides = (config.n_embd + heads + values) + (heads + config.n_embd) if heads else 0
-    matrices = 3 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 2
+    matrices = 3 if is_gated(config) else 2
     neurons = block.intermediate_size
     return rank * (sides + (matrices * (config.n_embd + neurons) if neurons else 0))
 
