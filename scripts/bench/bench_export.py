@@ -88,6 +88,18 @@ def run(*arguments: object) -> tuple[float, int, int]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024, anonymous
 
 
+def measured(name: str, size: int, *arguments: object) -> dict[str, float]:
+    """What `run` says, beside the bytes of a checkpoint; printed as it comes."""
+    seconds, peak, anonymous = run(*arguments)
+    print(
+        f"{name}: {seconds:.1f} s, peak {peak / size:.2f} x {size:,} bytes, "
+        f"anonymous {anonymous / size:.2f} x",
+        flush=True,
+    )
+    over = {"peak_over_input": peak / size, "anonymous_over_input": anonymous / size}
+    return {"seconds": seconds, **over}
+
+
 def search(source: Path, folder: Path) -> tuple[object, ...]:
     """Arguments of a short search with whole networks to time before it and after it."""
     text, space = folder / "text.txt", folder / "space.yaml"
@@ -132,14 +144,7 @@ def main() -> None:
         for name, arguments in runs.items():
             if name.partition("_")[0] not in options.parts:
                 continue
-            seconds, peak, anonymous = run(*arguments)
-            over = {"peak_over_input": peak / size, "anonymous_over_input": anonymous / size}
-            results[name] = {"seconds": seconds, **over}
-            print(
-                f"{name}: {seconds:.1f} s, peak {peak / size:.2f} x {size:,} bytes, "
-                f"anonymous {anonymous / size:.2f} x",
-                flush=True,
-            )
+            results[name] = measured(name, size, *arguments)
     options.out.write_text(json.dumps({"input_bytes": size, **results}, indent=2) + "\n")
 
 

@@ -14,7 +14,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench_export import make_checkpoint, run
+from bench_export import make_checkpoint, measured
 
 SIZES = {
     "n_embd": 1024, "n_head": 16, "n_query_groups": 4, "head_size": 64, "intermediate_size": 2816,
@@ -49,19 +49,13 @@ def main() -> None:
         text.write_text(TEXT)
         size = (source / "lit_model.pth").stat().st_size
         for method in options.methods or OPTIONS:
-            seconds, peak, anonymous = run(
+            results[method] = measured(
+                method, size,
                 "-m", "whittle_nas", "prune", "--checkpoint_dir", source, "--method", method,
                 *OPTIONS[method], "--data.files", text, "--data.num_blocks", options.blocks,
                 "--data.block_size", 512, "--device", "cpu",
                 "--out_dir", Path(folder) / "out", "--overwrite", "true",
             )  # fmt: skip
-            over = {"peak_over_input": peak / size, "anonymous_over_input": anonymous / size}
-            results[method] = {"seconds": seconds, **over}
-            print(
-                f"{method}: {seconds:.1f} s, peak {peak / size:.2f} x {size:,} bytes, "
-                f"anonymous {anonymous / size:.2f} x",
-                flush=True,
-            )
     options.out.write_text(json.dumps({"input_bytes": size, **results}, indent=2) + "\n")
 
 

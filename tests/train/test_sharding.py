@@ -113,13 +113,16 @@ def work(rank, port, folder):
     dist.destroy_process_group()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 @pytest.mark.slow
 def test_fsdp_ddp_and_one_process_have_the_same_gradients_and_weights(tmp_path):
     """Where networks skip layers, one process has no label, and tables are tied."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, tmp_path), nprocs=2)
+    mp.spawn(work, (free_port(), tmp_path), nprocs=2)
     for case in CASES:
         supernet = make(*case)
         one = five_steps(supernet, slice(None))
@@ -187,10 +190,7 @@ WRAPPED = [(adapted, networks) for adapted in (True, False) for networks in NETW
 @pytest.mark.slow
 def test_gradients_through_torchs_ddp_are_those_of_one_process(tmp_path):
     """As Lightning wraps the training, where whole layers have no gradient, or several passes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work_wrapped, (port, tmp_path), nprocs=2)
+    mp.spawn(work_wrapped, (free_port(), tmp_path), nprocs=2)
     for adapted, networks in WRAPPED:
         (expected,) = one_step(adapted, networks).found
         unused = {name for name, gradient in expected.items() if not gradient.any()}
