@@ -25,7 +25,7 @@ from whittle_nas.search.results import (
 )
 from whittle_nas.search.session import Listener, Outcome
 from whittle_nas.search.trials import Status, Trial
-from whittle_nas.space.front import Front
+from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.space.subnetwork import SubNetwork
 from whittle_nas.weights.files import atomic_write_text
 
@@ -149,8 +149,7 @@ def draw_shapes(request: Request, subs: Mapping[str, SubNetwork]) -> None:
 def _print_front(request: Request, outcome: Outcome) -> None:
     entries = outcome.front.entries
     names = list(request.space.largest.summary())
-    times = [n for n in PHASES if n in entries[0].metrics and n not in request.objectives]
-    metrics = [*request.objectives, *times]
+    metrics = _shown_metrics(request, entries[0])
     varied = [n for n in names if len({entry.subnetwork.summary()[n] for entry in entries}) > 1]
     rows = [
         [entry.index]
@@ -161,6 +160,12 @@ def _print_front(request: Request, outcome: Outcome) -> None:
     title = f"{len(rows)} of {len(outcome.trials)} sub-networks are on the front"
     path = request.out_dir / "front.html"
     print_table(["index", *metrics, *varied], rows, title, all_in=path)
+
+
+def _shown_metrics(request: Request, entry: FrontEntry) -> list[str]:
+    """The objectives, and the times that were measured beside them."""
+    times = (name for name in PHASES if name in entry.metrics)
+    return [*dict.fromkeys([*request.objectives, *times])]
 
 
 def _print_programs(request: Request) -> None:
@@ -232,11 +237,12 @@ def write_picks(
     picks = budgets.pick_budgets(outcome.front, wanted, warn, nested=nested)
     atomic_write_text(path, budgets.dump_picks(picks, outcome.front.candidates))
     draw_shapes(request, {name: entry.subnetwork for name, entry in picks.items()})
-    columns = [*dict.fromkeys([*request.objectives, budgets.METRIC])]
+    shown = _shown_metrics(request, next(iter(picks.values())))
+    columns = [*dict.fromkeys([*shown, budgets.METRIC])]
     rows = [[n, e.index, *(e.metrics[c] for c in columns)] for n, e in picks.items()]
     print_table(["pick", "index", *columns], rows, f"best under each budget, in {path}")
     source = ["--checkpoint_dir", request.checkpoint.path, "--subnetworks", path]
-    if request.calibration is not None:  # what was searched is what should be trained
+    if request.library is None:  # whose parts are fitted already
         source += ["--repair", "true"]
     text = ("--data.files", "<text>", "--data.valid_fraction", 0.1)
     words = ("nas", "finetune", *source, *text, "--out_dir", "<dir>")
