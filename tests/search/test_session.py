@@ -24,6 +24,7 @@ from whittle_nas.metrics.measured import TURNS
 from whittle_nas.search import costs, evaluation
 from whittle_nas.search.constraints import read_constraints
 from whittle_nas.search.evaluation import Evaluator
+from whittle_nas.search.finish import Listener
 from whittle_nas.search.loop import Schedule
 from whittle_nas.search.options import CostOptions, HalvingOptions, Method, RecoveryOptions
 from whittle_nas.search.pareto import is_on_front
@@ -31,7 +32,7 @@ from whittle_nas.search.recovery import Recovery
 from whittle_nas.search.request import Request
 from whittle_nas.search.results import points_of
 from whittle_nas.search.searchers import SEARCHERS
-from whittle_nas.search.session import Listener, Session
+from whittle_nas.search.session import Session
 from whittle_nas.search.trials import Status, read_trials
 from whittle_nas.space import SubNetwork, load_space
 from whittle_nas.space.front import read_front

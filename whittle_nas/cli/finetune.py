@@ -8,6 +8,7 @@ from typing import Any
 
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
+from whittle_nas.search.options import CostOptions, ShrinkOptions
 from whittle_nas.train.choices import SamplerOptions, SandwichOptions, Share, ValidationOptions
 from whittle_nas.train.options import (
     LoraOptions,
@@ -44,6 +45,9 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     subnetworks: Path | None = None,
+    budgets: dict[str, str] | list[str] | str | None = None,
+    shrink: ShrinkOptions = ShrinkOptions(),
+    costs: CostOptions = CostOptions(),
     share: Share = Share.cascade,
     repair: bool = False,
     keep_zeros: bool = False,
@@ -55,7 +59,8 @@ def finetune(
     adapters (or all weights) with the sum of their gradients. They learn what the checkpoint, as it
     came in, says about the text. The result is an ordinary litgpt checkpoint with the adapters
     merged, whose sub-networks work without further training. With `subnetworks`, each of these is
-    cut out and trained one after the other, and becomes an ordinary checkpoint of its own.
+    cut out and trained one after the other, and becomes an ordinary checkpoint of its own; with
+    `budgets` they are searched for meanwhile.
 
     Args:
         checkpoint_dir: A litgpt checkpoint, best sorted by `nas importance` before.
@@ -88,11 +93,16 @@ def finetune(
         overwrite: Replace an earlier run in `out_dir`, which is removed when the training starts.
         subnetworks: File with sub-networks to train alone: a front.json, or a YAML list of sizes,
             each with a `name` if you like.
+        budgets: Instead of `subnetworks`, train one network under each of these limits, such as
+            "80%, 60%" of the parameters or as in `nas search --budgets`, the largest first. Each is
+            searched for inside the trained one before it, and starts from its weights.
+        shrink: How these are searched for.
+        costs: What `budgets` on FLOPs, memory and time are about; for times, a latency table.
         share: `cascade` trains the `subnetworks` one after another, largest first, and each starts
             from the smallest trained one that it is a part of; `none`: each starts from the
             checkpoint; `all`: together in one set of weights, with one network's worth of steps for
             all of them, and worse networks.
-        repair: Repair the `subnetworks` before they are trained, as `nas export --repair` does, on
+        repair: Repair these networks before they are trained, as `nas export --repair` does, on
             the training text.
         keep_zeros: Weights of zero stay zero, also where adapters are merged (Shears): for
             checkpoints of `nas prune`.
@@ -102,13 +112,8 @@ def finetune(
     from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import check_least, is_first_process, seed_everything
     from whittle_nas.cli.repairing import check_plain
-    from whittle_nas.cli.training_report import (
-        Memory,
-        print_data,
-        print_learning,
-        print_tie,
-        warn_of_zeros,
-    )
+    from whittle_nas.cli.shrinking import Inside, shrinking_of
+    from whittle_nas.cli.training_report import Memory, print_start, warn_of_zeros
     from whittle_nas.train.run import TrainingOptions
     from whittle_nas.train.sources import load_both
 
@@ -132,7 +137,7 @@ def finetune(
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
     found = None if dry else _open(checkpoint_dir, untie_head=untie_head)
     config = None if found is None else found.config
-    apart = subnetworks is not None and share is not Share.all
+    apart = share is not Share.all and (subnetworks is not None or bool(budgets))
     options = training.by_labels_alone(options, apart=apart)
     memory = Memory.of(checkpoint_dir, config, data, apart=apart)
     if memory is not None:
@@ -156,14 +161,14 @@ def finetune(
     check_plain(repair, library, subnetworks=subnetworks)
     training.check_members(found, sampler)
     space = training.space_to_train(found, search_space, sampler.num_params)
+    shrinking = shrinking_of(
+        budgets, found, space, shrink, costs, options=options, subnetworks=subnetworks
+    )
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)
-    if first and not keep_zeros:
-        warn_of_zeros(checkpoint_dir)
     if first:
-        print_learning(options, loss)
-        print_data(train, held_out)
-        print_tie(found.tied, untied=untie_head)
+        warn_of_zeros(checkpoint_dir, kept=keep_zeros)
+        print_start(options, loss, (train, held_out), tied=found.tied, untied=untie_head)
     task = training.Task(
         options,
         found,
@@ -176,8 +181,10 @@ def finetune(
         cascade=share is Share.cascade,
         library=library,
     )
-    if chosen and share is not Share.all:
-        training.train_one_by_one(task, chosen)
+    if shrinking is not None:
+        training.train_one_by_one(task, Inside(task, shrinking, shrink.samples))
+    elif chosen and share is not Share.all:
+        training.train_one_by_one(task, training.Chosen(chosen, found.config))
     else:
         training.train_together(task, space, chosen)
 

@@ -14,6 +14,7 @@ from whittle_nas.export.checkpoint import plan_export
 from whittle_nas.plots import plot_front, plot_shapes
 from whittle_nas.search import budgets, html, rounds
 from whittle_nas.search.costs import PHASES
+from whittle_nas.search.finish import Listener
 from whittle_nas.search.objectives import REPAIR
 from whittle_nas.search.options import Method
 from whittle_nas.search.request import Request
@@ -23,7 +24,7 @@ from whittle_nas.search.results import (
     hypervolume_over_time,
     points_of,
 )
-from whittle_nas.search.session import Listener, Outcome
+from whittle_nas.search.session import Outcome
 from whittle_nas.search.trials import Status, Trial
 from whittle_nas.space.front import Front, FrontEntry
 from whittle_nas.space.subnetwork import SubNetwork

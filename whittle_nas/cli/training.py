@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from whittle_nas.cli.common import is_first_process, progress_bar, seed_everything
 from whittle_nas.cli.fronts import is_front, open_front
@@ -25,6 +25,7 @@ from whittle_nas.export.checkpoint import describe
 from whittle_nas.prune.report import carry_report
 from whittle_nas.reading import read_yaml
 from whittle_nas.repair.engine import repair
+from whittle_nas.search.budgets import FILE_NAME as PICKS
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.limited import limited
 from whittle_nas.train import adapters
@@ -77,15 +78,24 @@ class Task:
         """Whether nothing is written."""
         return self.options.trainer.fast_dev_run
 
-    def start_of(self, sub: SubNetwork, larger: Slice | None, *, repair_it: bool) -> Slice:
-        """The weights that a network starts from: its part of a trained one, or a slice."""
+    def start_of(
+        self, sub: SubNetwork, larger: Slice | None, *, repair_it: bool, samples: int | None = None
+    ) -> Slice:
+        """The weights that a network starts from: its part of a trained one, or a slice.
+
+        Args:
+            sub: the network.
+            larger: the trained one; None: it is cut from the checkpoint.
+            repair_it: whether it is repaired.
+            samples: on how many; None: as many as repair takes.
+        """
         whole: Checkpoint = larger or self.checkpoint
         inside = sub.within(larger.sub) if larger else sub
         patch = None if self.library is None else self.library.patch(sub)
         start = part_of(larger, sub) if larger else slice_of(self.checkpoint, sub, patch)
         if not repair_it or inside is None:
             return start
-        text = text_of(self.samples)
+        text = text_of(self.samples)[:samples]
         supernet = supernet_of(whole, device=fitting_device(self.options.trainer))
         return repaired(start, repair(supernet, inside, text, progress=progress_bar).patch)
 
@@ -99,7 +109,7 @@ class Task:
             return
         if not self.resume:
             for path in (self.out_dir, *(self.out_dir / name for name in names)):
-                remove_run(path, (WEIGHTS, "checkpoints", "logs", PRUNE_REPORT))
+                remove_run(path, (WEIGHTS, "checkpoints", "logs", PRUNE_REPORT, PICKS))
         self.out_dir.mkdir(parents=True, exist_ok=True)
 
     def describe(self, folder: Path) -> None:
@@ -123,13 +133,7 @@ def named(
         if share is not Share.cascade:
             raise ConfigError(f"--share {share.value} is about --subnetworks: give that file")
         return {}
-    if share is not Share.all and options.lora is not None and options.lora.ranks:
-        raise ConfigError(
-            "lora.ranks: adapters of networks that are trained one by one are merged at once; "
-            "leave it out, or train them together with --share all"
-        )
-    if options.sampler != SamplerOptions():
-        raise ConfigError("--subnetworks says which networks are trained: leave `sampler` out")
+    check_apart(options, "--subnetworks", shared=share is Share.all)
     candidates = choose_candidates(checkpoint, subnetworks=subnetworks)
     if share is Share.all and any(candidate.library for candidate in candidates):
         raise ConfigError(
@@ -140,6 +144,26 @@ def named(
     forms = [form for sub in chosen.values() for form in sub.forms]
     check_trainable(forms, f"--subnetworks {subnetworks}")
     return chosen
+
+
+def check_apart(options: TrainingOptions, option: str, *, shared: bool = False) -> None:
+    """Refuse options of a super-network where networks are trained one by one.
+
+    Args:
+        options: of the command.
+        option: says which networks they are.
+        shared: whether they have one set of weights.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if not shared and options.lora is not None and options.lora.ranks:
+        raise ConfigError(
+            "lora.ranks: adapters of networks that are trained one by one are merged at once; "
+            "leave it out, or train chosen --subnetworks together with --share all"
+        )
+    if options.sampler != SamplerOptions():
+        raise ConfigError(f"{option} says which networks are trained: leave `sampler` out")
 
 
 def by_labels_alone(options: TrainingOptions, *, apart: bool = False) -> TrainingOptions:
@@ -214,7 +238,45 @@ def batch_networks(
     return shares
 
 
-def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
+class Networks(Protocol):
+    """Which networks are trained one after the other."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The largest first."""
+        ...
+
+    def find(self, name: str, done: Sequence[Slice], /) -> SubNetwork:
+        """One of them, when those before it are trained."""
+        ...
+
+    def note(self, name: str, sub: SubNetwork) -> None:
+        """Called when its training is about to start, or found to have ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Networks that are known before."""
+
+    subs: Mapping[str, SubNetwork]
+    config: Any
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The largest first."""
+        count = parameter_counter(self.config)
+        return sorted(self.subs, key=lambda name: -count(self.subs[name]))
+
+    def find(self, name: str, _done: Sequence[Slice], /) -> SubNetwork:
+        """By its name."""
+        return self.subs[name]
+
+    def note(self, name: str, sub: SubNetwork) -> None:
+        """They stand in a file already."""
+
+
+def train_one_by_one(task: Task, networks: Networks) -> None:
     """Train sub-networks one after the other, the largest first."""
     if task.options.trainer.is_sharded:
         raise ConfigError(
@@ -222,22 +284,24 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
             "it and train the export with --sandwich.strategy standard"
         )
     teacher = whole_teacher(task.options, task.checkpoint)
-    begin = partial(task.prepare, chosen)
-    count = parameter_counter(task.checkpoint.config)
+    begin = partial(task.prepare, networks.names)
     rows: list[Row] = []
     done: list[Slice] = []
-    for number, name in enumerate(sorted(chosen, key=lambda name: -count(chosen[name]))):
+    for number, name in enumerate(networks.names):
         target = task.out_dir / name
         finished = task.resume and (target / WEIGHTS).is_file()
-        larger = smallest_around(chosen[name], done) if task.cascade else None
-        start = task.start_of(chosen[name], larger, repair_it=task.repair and not finished)
+        sub = networks.find(name, done)
+        larger = smallest_around(sub, done) if task.cascade else None
+        start = task.start_of(sub, larger, repair_it=task.repair and not finished)
         if finished:
             print(f"{name} is trained already: {target}")
+            networks.note(name, sub)
         else:
             # Other text than that from which the larger one has learnt.
             seed = task.options.seed + (number if larger else 0)
             options = replace(task.options, seed=seed)
-            rows += _train_one(task, target, start, options, teacher, begin)
+            note = partial(networks.note, name, sub)
+            rows += _train_one(task, target, start, options, teacher, (begin, note))
             begin = _nothing
         if not task.is_dry:
             done.append(start.trained(target))
@@ -247,7 +311,7 @@ def train_one_by_one(task: Task, chosen: Mapping[str, SubNetwork]) -> None:
         loss = mean_loss(teacher, teacher.full, task.valid)
         rows.append(("teacher", num_params(teacher.config), loss, loss))
     print_losses(rows)
-    print_next(task.out_dir, Strategy.standard, chosen)
+    print_next(task.out_dir, Strategy.standard, networks.names)
 
 
 def _nothing() -> None:
@@ -260,11 +324,11 @@ def _train_one(
     start: Slice,
     options: TrainingOptions,
     teacher: SuperNetwork | None,
-    begin: Callable[[], object],
+    begin: Sequence[Callable[[], object]],
 ) -> list[Row]:
     """Train one sub-network; a row of losses in the process that prints.
 
-    What `begin` removes goes when everything was found valid, and the training is about to start.
+    `begin` is called when everything was found valid, and the training is about to start.
     """
     seed_everything(options.seed)  # so that no adapters depend on those before them
     trained = specialise(
@@ -275,7 +339,7 @@ def _train_one(
         teacher=teacher,
         out_dir=None if task.is_dry else target,
         resume=task.resume,
-        prepare=begin,
+        prepare=lambda: [step() for step in begin],
         describe=task.describe,
     )
     trained.trainer.strategy.barrier()  # the others read what the first process has written

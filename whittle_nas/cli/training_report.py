@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -108,14 +108,29 @@ class Memory:
             )
 
 
-def print_learning(options: Any, asked: LossOptions) -> None:
-    """What is trained, and that nobody teaches it where the losses asked for a teacher."""
+def print_start(
+    options: Any, asked: LossOptions, data: tuple[Any, Any], *, tied: bool, untied: bool
+) -> None:
+    """What is trained, by whom and on what.
+
+    Args:
+        options: `train.run.TrainingOptions`.
+        asked: the losses of the command line, whose teacher may have nobody to teach.
+        data: for training and for validation.
+        tied: whether the head is the token table.
+        untied: whether it gets a table of its own.
+    """
     print(f"trained are {'all weights' if options.lora is None else 'adapters'}")
     if options.loss.distillation is not asked.distillation:
         print("the labels alone teach: the whole model has no teacher in itself")
+    _print_data(*data)
+    if tied:
+        print("head: it is the token table and stays so; --untie_head true trains it apart")
+    if untied:
+        print("head: untied from the token table; the result stores and counts both")
 
 
-def print_data(train: Any, held_out: Any) -> None:
+def _print_data(train: Any, held_out: Any) -> None:
     """What is scored, and what else about the data a user may not expect."""
     print(f"validation data: {held_out.about}")
     for name, found in (("training", train), ("validation", held_out)):
@@ -126,16 +141,10 @@ def print_data(train: Any, held_out: Any) -> None:
             )
 
 
-def print_tie(tied: bool, *, untied: bool) -> None:
-    """What becomes of a head that is the token table."""
-    if tied:
-        print("head: it is the token table and stays so; --untie_head true trains it apart")
-    if untied:
-        print("head: untied from the token table; the result stores and counts both")
-
-
-def warn_of_zeros(checkpoint_dir: Path) -> None:
-    """Say it where a training will fill the zeros that `nas prune` has made."""
+def warn_of_zeros(checkpoint_dir: Path, *, kept: bool) -> None:
+    """Say it where a training fills the zeros that `nas prune` has made: they are not kept."""
+    if kept:
+        return
     from whittle_nas.prune.options import MASKS
     from whittle_nas.reading import read_json
     from whittle_nas.weights.files import PRUNE_REPORT
@@ -209,14 +218,15 @@ def warn_of_rise(what: str, before: float, after: float) -> None:
         )
 
 
-def print_next(out_dir: Path, strategy: Strategy, chosen: Mapping[str, Any]) -> None:
+def print_next(out_dir: Path, strategy: Strategy, chosen: Iterable[str]) -> None:
     """Where the result is, and the command that reads it."""
     from whittle_nas.cli.common import command_line
 
     evaluate = ("nas", "evaluate", "--out_dir", "<dir>", "--data.files", "<test text>")
-    if chosen or strategy is Strategy.standard:
-        paths = [out_dir / name for name in chosen] or [out_dir]
-        print(f"trained {'networks' if chosen else 'model'}: {', '.join(map(str, paths))}")
+    parts = [out_dir / name for name in chosen]
+    if parts or strategy is Strategy.standard:
+        paths = parts or [out_dir]
+        print(f"trained {'networks' if parts else 'model'}: {', '.join(map(str, paths))}")
         print(f"evaluate it with: {command_line(*evaluate, '--checkpoint_dir', paths[0])}")
         return
     print(f"trained super-network: {out_dir}")

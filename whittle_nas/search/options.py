@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whittle_nas.data.options import TextData
-from whittle_nas.errors import ConfigError
+from whittle_nas.errors import ConfigError, at_least
 from whittle_nas.space.front import Constraint, parse_constraints
 from whittle_nas.train.options import Distillation
 
@@ -144,6 +144,24 @@ class CostOptions:
                 f"--costs.tokens {tokens} must be between 1 and the model's context of {context}"
             )
         return tokens
+
+
+@dataclass(frozen=True)
+class ShrinkOptions:
+    """How the network of a budget is searched for inside a larger one.
+
+    Args:
+        candidates: Networks that are tried for each budget: one for every dimension that alone can
+            be made small enough, and others that make use of the budget.
+        samples: Training samples on which each is repaired, if it is, and scored.
+    """
+
+    candidates: int = 8
+    samples: int = 16
+
+    def __post_init__(self) -> None:
+        at_least("shrink.candidates", self.candidates, 1)
+        at_least("shrink.samples", self.samples, 1)
 
 
 @dataclass(frozen=True)

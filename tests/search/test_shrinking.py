@@ -1,0 +1,97 @@
+"""Networks inside networks: which are tried for a budget."""
+
+import pytest
+
+from tests.search.conftest import FULL, PER_LAYER, toy_cost
+from whittle_nas.errors import ConfigError
+from whittle_nas.search.shrinking import Shrinking, parts_of
+from whittle_nas.space import SearchSpace
+
+BUDGETS = {"small": "num_params <= 40%", "large": "num_params <= 80%", "flat": "flops <= 3"}
+
+
+def cost(sub, name):
+    """As if FLOPs were layers: of another order than parameters."""
+    return toy_cost(sub) if name == "num_params" else float(sub.n_layer)
+
+
+def shrinking(space, budgets=BUDGETS, candidates=12):
+    return Shrinking.of(space, budgets, cost, candidates=candidates, seed=1)
+
+
+def test_the_largest_budget_comes_first(space):
+    assert shrinking(space).names == ("large", "flat", "small")  # .8, 3 of 6 layers, .4
+
+
+@pytest.mark.parametrize("larger", [FULL, None])
+def test_members_are_parts_of_the_larger_network_that_make_use_of_the_budget(space, larger):
+    found = shrinking(space)
+    around = larger or max(found.members("large", FULL), key=toy_cost)
+    name = "large" if larger else "small"
+    limit = (0.8 if larger else 0.4) * toy_cost(FULL)
+    members = found.members(name, around)
+    assert len(set(members)) == len(members) == 12
+    assert all(space.contains(sub) and sub.within(around) is not None for sub in members)
+    assert all(toy_cost(sub) <= limit for sub in members)
+    assert found.members(name, around) == members  # whoever asks, in whatever process
+    other = Shrinking.of(space, BUDGETS, cost, candidates=12, seed=2)
+    assert other.members(name, around) != members
+    # By listing the space: what is smaller in one dimension alone is there, as large as it can be.
+    sizes = around.sizes()
+    inside = [s for s in space.members() if s.within(around) is not None and toy_cost(s) <= limit]
+    alone = []
+    for dimension in ("n_embd", "intermediate_size", "n_layer"):
+        kept = [n for n in sizes if n != dimension]
+        only = [s for s in inside if all(s.sizes()[n] == sizes[n] for n in kept)]
+        alone += [max(only, key=toy_cost)] if only else []
+    assert alone
+    assert set(alone) <= set(members)
+    others = [sub for sub in members if not _differs_in_one(sub, around)]
+    assert others
+    ranked = sorted((toy_cost(s) for s in inside if not _differs_in_one(s, around)), reverse=True)
+    least = min(0.95 * limit, ranked[len(others) - 1])  # so near, or the nearest that there are
+    assert all(toy_cost(sub) >= least for sub in others)
+    assert min(ranked) < 0.5 * least
+
+
+def _differs_in_one(sub, larger) -> bool:
+    one, two = sub.sizes(), larger.sizes()
+    return sum(one[n] != two[n] for n in one) == 1
+
+
+def test_what_is_under_the_budget_is_kept_as_it_is(space):
+    found = shrinking(space, {"all": "num_params <= 100%", "small": "num_params <= 50%"})
+    assert found.members("all", FULL) == [FULL]
+    (small, *_) = found.members("small", FULL)
+    assert found.members("small", small) == [small]
+    assert found.keeps("small", small)
+    assert not found.keeps("small", FULL)
+
+
+def test_parts_of_a_network_are_all_members_that_are_inside_of_it(space):
+    larger = next(s for s in space.members() if s.n_layer == 4 and s.n_embd == 40)
+    inside = {s for s in space.members() if s.within(larger) is not None}
+    listed = {s for s in parts_of(space, larger).members() if s.within(larger) is not None}
+    assert listed == inside
+
+
+@pytest.mark.parametrize(
+    ("budgets", "words"),
+    [
+        ({"a": "num_params >= 40%"}, "num_params >= 40% must be an upper limit on one of num_pa"),
+        ({"a": "val_loss <= 3"}, "val_loss <= 3 must be an upper limit"),
+        ({"a": "num_params <= 1"}, "--budgets num_params <= 1: no network of the search space"),
+        (
+            {"a": "num_params <= 50%", "b": "num_params <= 1"},
+            "no network of the search space is under it and a part of n_embd=",
+        ),
+    ],
+)
+def test_wrong_budgets(space, budgets, words):
+    with pytest.raises(ConfigError, match=words):
+        shrinking(space, budgets)
+
+
+def test_sizes_per_layer_are_for_programs():
+    with pytest.raises(ConfigError, match="the search space has sizes per layer"):
+        shrinking(SearchSpace.from_dict(PER_LAYER, FULL))
