@@ -40,23 +40,17 @@ def test_members_are_parts_of_the_larger_network_that_make_use_of_the_budget(spa
     sizes = around.sizes()
     inside = [s for s in space.members() if s.within(around) is not None and toy_cost(s) <= limit]
     alone = []
-    for dimension in ("n_embd", "intermediate_size", "n_layer"):
+    for dimension in sizes:
         kept = [n for n in sizes if n != dimension]
         only = [s for s in inside if all(s.sizes()[n] == sizes[n] for n in kept)]
         alone += [max(only, key=toy_cost)] if only else []
-    assert alone
+    assert len(alone) >= 2
     assert set(alone) <= set(members)
-    others = [sub for sub in members if not _differs_in_one(sub, around)]
-    assert others
-    ranked = sorted((toy_cost(s) for s in inside if not _differs_in_one(s, around)), reverse=True)
-    least = min(0.95 * limit, ranked[len(others) - 1])  # so near, or the nearest that there are
-    assert all(toy_cost(sub) >= least for sub in others)
-    assert min(ranked) < 0.5 * least
-
-
-def _differs_in_one(sub, larger) -> bool:
-    one, two = sub.sizes(), larger.sizes()
-    return sum(one[n] != two[n] for n in one) == 1
+    # The others are near the limit, or among the nearest: not every member is drawn.
+    others = [toy_cost(sub) for sub in members if sub not in alone]
+    ranked = sorted((toy_cost(sub) for sub in inside if sub not in alone), reverse=True)
+    assert min(others) >= min(0.95 * limit, ranked[2 * len(others)])
+    assert min(ranked) < 0.5 * min(others)
 
 
 def test_what_is_under_the_budget_is_kept_as_it_is(space):
