@@ -103,6 +103,18 @@ def test_networks_that_are_trained_alone_have_a_teacher_beside_them(tmp_path):
     assert two.writes["checkpoints"] > 1.5 * whole.writes["checkpoints"]
 
 
+def test_networks_of_budgets_are_planned_as_large_as_they_may_be():
+    words = ("--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", *TEXT, "--weights", "adapters")
+    found = plan("finetune", *words, "--budgets", "80%, 60%")
+    whole = plan("finetune", *words, "--subnetworks", "unknown.yaml")
+    assert found.work["teacher"] == pytest.approx(2 * whole.work["teacher"])
+    bytes_ = found.writes["checkpoints"] / whole.writes["checkpoints"]
+    assert 1.3 < bytes_ <= 1.4
+    assert "networks of --budgets: 2 trained one by one" in found.notes
+    with pytest.raises(ConfigError, match="no network of the search space is under it"):
+        plan("finetune", *words, "--budgets", "1%")
+
+
 def test_integer_programs_measure_around_their_best():
     words = ("--checkpoint_dir", "x/SmolLM2-135M", "--out_dir", "y", "--method", "ilp", *TEXT)
     words += ("--candidates", "z", "--num_solutions", "5", "--budgets", "90%,80%")

@@ -53,6 +53,22 @@ def test_from_the_model_to_trained_networks(checkpoint_dir, tmp_path, bundled, f
 
 
 @pytest.mark.slow
+def test_from_the_model_to_networks_that_are_found_meanwhile(
+    checkpoint_dir, tmp_path, bundled, follow
+):
+    calibration = ["--data.files", bundled / "valid.jsonl", *DATA, "--layer_blocks", 2]
+    where = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "with space"]
+    assert nas("importance", *where, *calibration) == 0
+    trained = follow("or find and train them", tmp_path / "c", *DATA, *FINETUNE)
+    follow("evaluate it", tmp_path / "d", *DATA)
+    one, two = (
+        SubNetwork.from_config(open_checkpoint(trained / f"num_params-{size}").config)
+        for size in (60, 80)
+    )
+    assert one != two
+
+
+@pytest.mark.slow
 def test_from_a_super_network_to_an_exported_sub_network(checkpoint_dir, tmp_path, bundled, follow):
     where = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "a"]
     text = ["--data.files", bundled / "valid.jsonl", "--data.valid_fraction", 0.1]

@@ -231,6 +231,9 @@ def _summary(found: Any, notes: Sequence[str], out_dir: Path) -> None:
     search = ("nas", "search", "--checkpoint_dir", out_dir, "--out_dir", "<dir>")
     budgets = ("--data.files", "<validation text>", "--budgets", "80%, 60%")
     print(f"find smaller models in it with: {command_line(*search, *budgets)}")
+    train = ("nas", "finetune", "--checkpoint_dir", out_dir, "--out_dir", "<dir>", "--repair")
+    text = ("true", "--data.files", "<text>", "--data.valid_fraction", 0.1)
+    print(f"or find and train them with: {command_line(*train, *text, *budgets[2:])}")
 
 
 def _warn_if_sorted(checkpoint: Any) -> None:

@@ -145,7 +145,9 @@ def _chained(command: str, recipe: Mapping[str, Any], before: Sequence[Stage]) -
         stage
         for stage in before
         if stage.command in CHECKPOINTS
-        and ("subnetworks" not in stage.options or stage.options.get("share") == "all")
+        and (
+            not {"subnetworks", "budgets"} & {*stage.options} or stage.options.get("share") == "all"
+        )
     ]
     searched = [stage for stage in before if stage.command == "search"]
     source = trained[-1].out_dir if trained else recipe["checkpoint_dir"]

@@ -22,6 +22,7 @@ from whittle_nas.search.options import CostOptions, ShrinkOptions
 from whittle_nas.search.shrinking import Shrinking
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.train.fit import fitting_device
+from whittle_nas.train.memory import stored_format
 from whittle_nas.train.run import TrainingOptions
 from whittle_nas.train.sampling import mean_loss
 from whittle_nas.train.specialise import Slice
@@ -62,8 +63,8 @@ def shrinking_of(
             "that nas profile --table, or a search over it, has written on this device"
         )
     tokens = costs.check(checkpoint.config.block_size)
-    dtype = checkpoint.state_dict()["lm_head.weight"].dtype
-    load = Load(costs.batch, tokens, fitting_device(options.trainer), dtype)
+    device = fitting_device(options.trainer)
+    load = Load(costs.batch, tokens, device, stored_format(checkpoint.path))
     found = Costs(
         checkpoint.config, checkpoint.info, load, measured=timed, table=table or Path(PICKS)
     )

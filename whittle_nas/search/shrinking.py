@@ -82,9 +82,7 @@ class Shrinking:
             whole = {limit.metric: cost(space.full, limit.metric) for limit in parsed}
             limits[name] = tuple(limit.resolved(whole, "--budgets") for limit in parsed)
         found = cls(space, limits, cost, candidates, seed)
-        larger = space.full
-        for name in found.names:  # all are within reach before the first is trained
-            larger = max(found.members(name, larger), key=lambda sub: cost(sub, "num_params"))
+        found.largest()  # all are within reach before the first is trained
         return found
 
     @cached_property
@@ -95,6 +93,18 @@ class Shrinking:
     def _size(self, name: str) -> float:
         full = self.space.full
         return min(limit.limit / self.cost(full, limit.metric) for limit in self.limits[name])
+
+    def largest(self) -> dict[str, SubNetwork]:
+        """For every budget the network of most parameters, if each has the one before it.
+
+        Raises:
+            ConfigError: as `members`.
+        """
+        found, larger = {}, self.space.full
+        for name in self.names:
+            members = self.members(name, larger)
+            found[name] = larger = max(members, key=lambda sub: self.cost(sub, "num_params"))
+        return found
 
     def keeps(self, name: str, sub: SubNetwork) -> bool:
         """Whether a network is under the limits of a budget."""

@@ -11,10 +11,12 @@ import torch
 from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.cli.planning.source import BYTES_PER_TOKEN, Source, blocks_of
 from whittle_nas.cli.selection import default_space, space_for
+from whittle_nas.cli.shrinking import shrinking_of
 from whittle_nas.cli.training_report import Memory
 from whittle_nas.metrics.plan import Plan, training_flops
-from whittle_nas.space.subnetwork import SubNetwork
+from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.train.choices import Share
+from whittle_nas.train.run import TrainingOptions
 from whittle_nas.weights.counting import parameter_counter
 
 
@@ -22,13 +24,13 @@ def finetune(source: Source, options: Any) -> Plan:
     """What a training takes; see `plan_of`."""
     from whittle_nas.cli.training import batch_networks, by_labels_alone
     from whittle_nas.train.fit import MOST_STEPS, num_devices, num_steps
-    from whittle_nas.train.run import TrainingOptions
 
     config = source.config
     training = TrainingOptions(
         **{f.name: getattr(options, f.name) for f in fields(TrainingOptions)}
     )
-    alone = _trained_alone(source, options)
+    space = space_for(source.checkpoint, default_space(source.checkpoint, options.search_space))
+    alone = _trained_alone(source, space, options, training)
     training = by_labels_alone(training, apart=bool(alone))
     needs = Memory(source.checkpoint.path, config, options.data, apart=bool(alone))
     training = needs.with_adapters(training, options.weights)
@@ -44,7 +46,6 @@ def finetune(source: Source, options: Any) -> Plan:
             notes[0] += f", and --trainer.max_epochs {trainer.max_epochs} may be many more"
     rows = training.batch_size * length
     tokens = steps * trainer.accumulate_grad_batches * rows * devices
-    space = space_for(source.checkpoint, default_space(source.checkpoint, options.search_space))
     per_token: Counter[str] = Counter()
     together = batch_networks(training.sandwich, source.full, space)
     for networks in [{sub: 1.0} for sub in alone] or [together]:
@@ -66,7 +67,9 @@ def finetune(source: Source, options: Any) -> Plan:
         written = {"checkpoints": sum(written["checkpoint"] * count(s) for s in alone)}
         written["checkpoints"] //= count(source.full)
         what = f"{len(alone)} trained one by one" if len(alone) > 1 else "trained alone"
-        notes = (*notes, f"networks of {options.subnetworks}: {what}")
+        notes = (*notes, f"networks of {options.subnetworks or '--budgets'}: {what}")
+    if options.budgets:
+        notes = (*notes, f"{options.shrink.candidates} networks tried for each are not in it")
     if training.lora is not None:
         written["adapters"] = of_step["adapters"] * (devices if trainer.is_sharded else 1)
     return Plan(
@@ -85,8 +88,21 @@ def finetune(source: Source, options: Any) -> Plan:
     )
 
 
-def _trained_alone(source: Source, options: Any) -> list[SubNetwork]:
+def _trained_alone(
+    source: Source, space: SearchSpace, options: Any, training: TrainingOptions
+) -> list[SubNetwork]:
     """Networks of a training that are trained one by one; the whole one where they aren't known."""
+    shrinking = shrinking_of(
+        options.budgets,
+        source.checkpoint,
+        space,
+        options.shrink,
+        options.costs,
+        options=training,
+        subnetworks=options.subnetworks,
+    )
+    if shrinking is not None:
+        return list(shrinking.largest().values())
     if options.subnetworks is None or options.share is Share.all:
         return []
     if not options.subnetworks.is_file():  # a stage of a recipe will write it
