@@ -87,7 +87,7 @@ DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 WANTED = {1: (60,), 3: (50, 70, 90), 6: (40, 50, 60, 70, 80, 90), 12: tuple(range(35, 91, 5))}
 BLOCK, BATCH, TRIALS, SEARCH_BLOCKS, REPAIR_BLOCKS = 128, 8, 48, 16, 64
 TIMED = 60  # runs of every shape
-INSIDE, INSIDE_BLOCKS = 6, 8  # networks that are tried inside a trained one, and on how much
+INSIDE, INSIDE_REPAIRED, INSIDE_BLOCKS = 8, 3, 8  # networks tried inside a trained one, on how much
 FORWARD = 1 / 3
 PER_STEP = 2  # networks that a shared step draws, beside the one in place of the whole
 TIED = ("stories260K",)  # whose head a rotation unties: an eighth more parameters for nothing
@@ -275,7 +275,7 @@ class Model:
         start = part_of(larger, sub) if larger else slice_of(self.sorted, sub)
         inside = sub.within(larger.sub) if larger else sub
         assert inside is not None
-        if self.is_repaired and not (larger and sub == larger.sub):
+        if self.is_repaired and blocks and not (larger and sub == larger.sub):
             text = text_of(self.texts[0])[:blocks]
             patch = repair(supernet_of(larger or self.sorted), inside, text).patch
             start = repaired(start, patch)
@@ -365,6 +365,9 @@ def one_by_one(
     found = []
     for number, find in enumerate(finders):
         sub, spent = find(trained)
+        if trained and sub == trained[-1].sub:  # the one before it is under this budget as well
+            found.append(found[-1])
+            continue
         larger = smallest_around(sub, trained) if cascade else None
         if start_from is None:
             start = model.slice(sub, larger)
@@ -420,11 +423,19 @@ def shrunk(model: Model, budgets: tuple[int, ...], cost: float, seed: int) -> di
         around = larger.sub if larger else space.full
         losses: dict[SubNetwork, float] = {}
         spent = 0.0
-        for sub in shrinking.members(name, around):
-            net = supernet_of(model.slice(sub, larger, INSIDE_BLOCKS))
-            losses[sub] = mean_loss(net, net.full, samples[-INSIDE_BLOCKS:])
-            spent += INSIDE_BLOCKS / BATCH * FORWARD * model.share(sub)
-            spent += model.repair_cost(sub, model.share(around), INSIDE_BLOCKS) * model.is_repaired
+        members = shrinking.members(name, around)
+        if larger is not None and members == [around]:
+            return around, spent
+        for repaired_too in (False, True)[: 1 + model.is_repaired]:
+            losses = {}
+            for sub in members:
+                start = model.slice(sub, larger, INSIDE_BLOCKS if repaired_too else 0)
+                net = supernet_of(start)
+                losses[sub] = mean_loss(net, net.full, samples[-INSIDE_BLOCKS:])
+                spent += INSIDE_BLOCKS / BATCH * FORWARD * model.share(sub)
+                around_share = model.share(around)
+                spent += model.repair_cost(sub, around_share, INSIDE_BLOCKS) * repaired_too
+            members = sorted(losses, key=losses.__getitem__)[:INSIDE_REPAIRED]
         return min(losses, key=losses.__getitem__), spent
 
     finders = [functools.partial(find, name) for name in shrinking.names]

@@ -1,10 +1,13 @@
 """`nas finetune --budgets`: networks that are searched for while they are trained."""
 
+import json
+
 import pytest
 import torch
 import yaml
 
 from tests.cli.test_finetune import SMALL, assert_same_training, nas, started, text_options, words
+from whittle_nas.__main__ import main
 from whittle_nas.cli.candidates import choose_candidates
 from whittle_nas.cli.selection import space_of
 from whittle_nas.data import Part, TextData
@@ -89,7 +92,7 @@ def test_each_network_is_the_best_of_what_was_tried_inside_the_one_before(
     other = ["--budgets", '{"num_params-80": "num_params <= 50%"}', "--resume", "true"]
     assert nas(*common, *other, "--out_dir", out_dir) == 2
     assert "num_params-80 of " in (error := capsys.readouterr().err)
-    assert "is not under --budgets as they are now" in error
+    assert "does not fit --budgets and --search_space" in error
 
 
 @pytest.mark.slow
@@ -112,6 +115,62 @@ def test_what_was_tried_was_repaired(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_budgets_of_one_network_are_one_training(tmp_path, checkpoint_dir, text, capsys):
+    """And a dry run of Lightning's writes nothing; a file that it trains from stays."""
+    common = ["--checkpoint_dir", checkpoint_dir, *text_options(text), *SMALL]
+    common += ["--trainer.logger", "[]", "--shrink.samples", 3, "--out_dir", tmp_path / "out"]
+    space = tmp_path / "space.yaml"
+    space.write_text("{n_layer: [1, 2, 3]}")
+    common += ["--search_space", space]
+    given = ["--budgets", "90%, 88%, 80%", "--shrink.candidates", 2]
+    assert nas(*common, *given, "--trainer.fast_dev_run", "true") == 0
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    assert nas(*common, *given) == 0
+    shown = capsys.readouterr().out
+    assert "num_params-88: the network before it is under this budget as well" in shown
+    assert f"trained networks: {tmp_path}/out/num_params-90, {tmp_path}/out/num_params-80" in shown
+    layers = {name: sub.n_layer for name, sub in picks_of(checkpoint_dir, tmp_path / "out").items()}
+    assert layers == {"num_params-90": 2, "num_params-80": 1}
+    picks = tmp_path / "out" / "picks.yaml"
+    again = [*common[:-2], "--subnetworks", picks, "--overwrite", "true"]
+    assert nas(*again) == 0
+    assert picks.is_file()
+
+
+@pytest.mark.slow
+def test_budgets_on_time_read_a_table(tmp_path, checkpoint_dir, text, capsys):
+    table = tmp_path / "table.json"
+    profile = ["--checkpoint_dir", checkpoint_dir, "--out_dir", tmp_path / "times"]
+    assert main(["profile", *map(str, profile), "--table", str(table), "--tokens", "32"]) == 0
+    before = table.read_bytes()
+    common = [
+        "--checkpoint_dir",
+        checkpoint_dir,
+        *text_options(text),
+        *SMALL,
+        "--shrink.tokens",
+        32,
+    ]
+    common += ["--trainer.logger", "[]", "--shrink.samples", 3, "--shrink.candidates", 2]
+    common += ["--shrink.latency_table", table, "--out_dir", tmp_path / "out"]
+    limits = '{fast: "latency_ms <= 90%, num_params <= 80%"}'
+    assert nas(*common, "--budgets", limits) == 0
+    assert table.read_bytes() == before
+    (sub,) = picks_of(checkpoint_dir, tmp_path / "out").values()
+    checkpoint = open_checkpoint(checkpoint_dir)
+    count = parameter_counter(checkpoint.config)
+    assert count(sub) <= 0.8 * count(SubNetwork.from_config(checkpoint.config))
+    capsys.readouterr()
+    content = json.loads(before)
+    table.write_text(json.dumps(content | {"times": content["times"] | {"decode": {}}}))
+    before = table.read_bytes()
+    assert nas(*common, "--budgets", "decode_ms_per_token <= 80%", "--overwrite", "true") == 2
+    assert "a training measures no decode_ms_per_token" in capsys.readouterr().err
+    assert table.read_bytes() == before
+
+
+@pytest.mark.slow
 def test_two_processes_find_and_train_the_same_networks(tmp_path, checkpoint_dir, text):
     common = [*BUDGETS, "--trainer.max_steps", 4, "--lora.dropout", 0]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -127,12 +186,14 @@ def test_two_processes_find_and_train_the_same_networks(tmp_path, checkpoint_dir
     ("given", "sentence"),
     [
         (["--budgets", "80%", "--subnetworks", "picks.yaml"], "picks.yaml names them: leave one"),
-        (["--budgets", "80%", "--share", "none"], "--share none is about --subnetworks"),
+        (["--budgets", "80%", "--share", "none"], "which is --share cascade; leave one of the two"),
         (["--budgets", "80%", "--sampler.kind", "random"], "leave `sampler` out"),
         (["--budgets", "80%", "--lora.ranks", "[2, 4]"], "lora.ranks: adapters of networks"),
-        (["--budgets", "latency_ms <= 80%"], "a training measures no latency_ms; give --costs.lat"),
+        (["--budgets", "latency_ms <= 80%"], "a training measures no latency_ms; give --shrink"),
         (["--budgets", "val_loss <= 3"], "val_loss <= 3 must be an upper limit"),
-        (["--budgets", "0.1%"], "no network of the search space is under it"),
+        (["--budgets", "0.1%"], "no sub-network of the search space satisfies it; the nearest"),
+        (["--budgets", ","], "--budgets ',' names none"),
+        (["--budgets", "80%", "--shrink.samples", 1], "shrink.samples=1 must be at least 2"),
         (["--budgets", "80", "--shrink.candidates", 0], "shrink.candidates=0 must be at least 1"),
     ],
 )

@@ -74,16 +74,49 @@ def test_parts_of_a_network_are_all_members_that_are_inside_of_it(space):
     [
         ({"a": "num_params >= 40%"}, "num_params >= 40% must be an upper limit on one of num_pa"),
         ({"a": "val_loss <= 3"}, "val_loss <= 3 must be an upper limit"),
-        ({"a": "num_params <= 1"}, "--budgets num_params <= 1: no network of the search space"),
-        (
-            {"a": "num_params <= 50%", "b": "num_params <= 1"},
-            "no network of the search space is under it and a part of n_embd=",
-        ),
+        ({"a": "num_params <= 1"}, "--budgets num_params <= 1: no sub-network of the search space"),
+        ({"a": "num_params <= 50%, flops <= 0"}, "--budgets flops <= 0: no sub-network"),
     ],
 )
 def test_wrong_budgets(space, budgets, words):
     with pytest.raises(ConfigError, match=words):
         shrinking(space, budgets)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"n_embd": [32, 48, 64], "mlp_ratio": [1, 2], "n_layer": {"min": 2}},
+        {"n_layer": [2, 3, 4, 5], "intermediate_size": [96, 128, 160]},
+        {"n_query_groups": [1, 2], "intermediate_size": [96, 176], "n_layer": [3, 6]},
+    ],
+)
+def test_only_members_are_tried_where_the_whole_model_is_none(spec):
+    space = SearchSpace.from_dict(spec, FULL)
+    assert not space.contains(FULL)
+    found = shrinking(space, {"all": "num_params <= 100%", "small": "num_params <= 60%"})
+    members = found.members("all", FULL)
+    assert members
+    assert all(map(space.contains, members))
+    assert all(map(space.contains, found.members("small", members[0])))
+
+
+def test_what_the_smallest_member_keeps_is_within_reach(space):
+    """However rarely it is drawn."""
+    limit = toy_cost(space.smallest)
+    found = shrinking(space, {"least": f"num_params <= {limit}"})
+    assert found.members("least", FULL) == [space.smallest]
+
+
+def test_few_candidates_are_not_always_of_the_same_dimensions(space):
+    kinds = {
+        sub
+        for seed in range(20)
+        for sub in Shrinking.of(space, BUDGETS, cost, candidates=1, seed=seed).members(
+            "large", FULL
+        )
+    }
+    assert len(kinds) >= 3
 
 
 def test_sizes_per_layer_are_for_programs():

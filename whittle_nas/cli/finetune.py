@@ -8,7 +8,7 @@ from typing import Any
 
 from whittle_nas.data.options import TextData
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.options import CostOptions, ShrinkOptions
+from whittle_nas.search.options import ShrinkOptions
 from whittle_nas.train.choices import SamplerOptions, SandwichOptions, Share, ValidationOptions
 from whittle_nas.train.options import (
     LoraOptions,
@@ -47,7 +47,6 @@ def finetune(
     subnetworks: Path | None = None,
     budgets: dict[str, str] | list[str] | str | None = None,
     shrink: ShrinkOptions = ShrinkOptions(),
-    costs: CostOptions = CostOptions(),
     share: Share = Share.cascade,
     repair: bool = False,
     keep_zeros: bool = False,
@@ -96,8 +95,7 @@ def finetune(
         budgets: Instead of `subnetworks`, train one network under each of these limits, such as
             "80%, 60%" of the parameters or as in `nas search --budgets`, the largest first. Each is
             searched for inside the trained one before it, and starts from its weights.
-        shrink: How these are searched for.
-        costs: What `budgets` on FLOPs, memory and time are about; for times, a latency table.
+        shrink: How these are searched for, and what budgets on FLOPs, memory and time are about.
         share: `cascade` trains the `subnetworks` one after another, largest first, and each starts
             from the smallest trained one that it is a part of; `none`: each starts from the
             checkpoint; `all`: together in one set of weights, with one network's worth of steps for
@@ -137,7 +135,7 @@ def finetune(
     dry = trainer.fast_dev_run and not (checkpoint_dir / "lit_model.pth").is_file()
     found = None if dry else _open(checkpoint_dir, untie_head=untie_head)
     config = None if found is None else found.config
-    apart = share is not Share.all and (subnetworks is not None or bool(budgets))
+    apart = share is not Share.all and not (subnetworks is None and budgets is None)
     options = training.by_labels_alone(options, apart=apart)
     memory = Memory.of(checkpoint_dir, config, data, apart=apart)
     if memory is not None:
@@ -156,14 +154,14 @@ def finetune(
         _check_directory(out_dir, resume=resume, overwrite=overwrite)
     if repair:
         _check_repair(alone=apart, keep_zeros=keep_zeros)
+    space = training.space_to_train(found, search_space, sampler.num_params)
+    shrinking = shrinking_of(
+        budgets, found, space, shrink, options, subnetworks=subnetworks, share=share
+    )
     chosen = training.named(found, subnetworks, share=share, options=options)
     library = library_of(found, subnetworks=subnetworks)
     check_plain(repair, library, subnetworks=subnetworks)
     training.check_members(found, sampler)
-    space = training.space_to_train(found, search_space, sampler.num_params)
-    shrinking = shrinking_of(
-        budgets, found, space, shrink, costs, options=options, subnetworks=subnetworks
-    )
     seed_everything(seed)
     train, held_out = load_both(data, valid, checkpoint_dir, config=found.config, packing=packing)
     if first:
@@ -182,7 +180,7 @@ def finetune(
         library=library,
     )
     if shrinking is not None:
-        training.train_one_by_one(task, Inside(task, shrinking, shrink.samples))
+        training.train_one_by_one(task, Inside(task, shrinking, shrink))
     elif chosen and share is not Share.all:
         training.train_one_by_one(task, training.Chosen(chosen, found.config))
     else:
@@ -192,8 +190,8 @@ def finetune(
 def _check_repair(*, alone: bool, keep_zeros: bool) -> None:
     if not alone:
         raise ConfigError(
-            "--repair true changes the weights of one sub-network: give --subnetworks, which are "
-            "trained one by one (--share cascade or none)"
+            "--repair true changes the weights of one sub-network: give --subnetworks, "
+            "or --budgets, which are trained one by one (--share cascade or none)"
         )
     if keep_zeros:
         raise ConfigError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from whittle_nas.cli.common import is_first_process, progress_bar, seed_everything
 from whittle_nas.cli.fronts import is_front, open_front
@@ -25,7 +25,6 @@ from whittle_nas.export.checkpoint import describe
 from whittle_nas.prune.report import carry_report
 from whittle_nas.reading import read_yaml
 from whittle_nas.repair.engine import repair
-from whittle_nas.search.budgets import FILE_NAME as PICKS
 from whittle_nas.space import SearchSpace, SubNetwork
 from whittle_nas.space.limited import limited
 from whittle_nas.train import adapters
@@ -79,7 +78,13 @@ class Task:
         return self.options.trainer.fast_dev_run
 
     def start_of(
-        self, sub: SubNetwork, larger: Slice | None, *, repair_it: bool, samples: int | None = None
+        self,
+        sub: SubNetwork,
+        larger: Slice | None,
+        *,
+        repair_it: bool,
+        around: SuperNetwork | None = None,
+        samples: int | None = None,
     ) -> Slice:
         """The weights that a network starts from: its part of a trained one, or a slice.
 
@@ -87,7 +92,8 @@ class Task:
             sub: the network.
             larger: the trained one; None: it is cut from the checkpoint.
             repair_it: whether it is repaired.
-            samples: on how many; None: as many as repair takes.
+            around: what it is cut from, where that is loaded already.
+            samples: on how many it is repaired; None: as many as repair takes.
         """
         whole: Checkpoint = larger or self.checkpoint
         inside = sub.within(larger.sub) if larger else sub
@@ -96,20 +102,21 @@ class Task:
         if not repair_it or inside is None:
             return start
         text = text_of(self.samples)[:samples]
-        supernet = supernet_of(whole, device=fitting_device(self.options.trainer))
+        supernet = around or supernet_of(whole, device=fitting_device(self.options.trainer))
         return repaired(start, repair(supernet, inside, text, progress=progress_bar).patch)
 
-    def prepare(self, names: Iterable[str] = ()) -> None:
+    def prepare(self, names: Iterable[str] = (), files: Iterable[str] = ()) -> None:
         """Make the directory, without what an earlier run left unless it goes on.
 
         Args:
             names: of the networks that get directories of their own in it.
+            files: that are made beside them.
         """
         if self.is_dry or not is_first_process():
             return
         if not self.resume:
             for path in (self.out_dir, *(self.out_dir / name for name in names)):
-                remove_run(path, (WEIGHTS, "checkpoints", "logs", PRUNE_REPORT, PICKS))
+                remove_run(path, (WEIGHTS, "checkpoints", "logs", PRUNE_REPORT, *files))
         self.out_dir.mkdir(parents=True, exist_ok=True)
 
     def describe(self, folder: Path) -> None:
@@ -239,15 +246,21 @@ def batch_networks(
 
 
 class Networks(Protocol):
-    """Which networks are trained one after the other."""
+    """Which networks are trained one after the other.
+
+    Attributes:
+        files: that are made beside their directories.
+    """
+
+    files: ClassVar[tuple[str, ...]]
 
     @property
     def names(self) -> Sequence[str]:
         """The largest first."""
         ...
 
-    def find(self, name: str, done: Sequence[Slice], /) -> SubNetwork:
-        """One of them, when those before it are trained."""
+    def find(self, name: str, done: Sequence[Slice], /) -> SubNetwork | None:
+        """One of them, when those before it are trained; None if there is none of its own."""
         ...
 
     def note(self, name: str, sub: SubNetwork) -> None:
@@ -258,6 +271,8 @@ class Networks(Protocol):
 @dataclass(frozen=True)
 class Chosen:
     """Networks that are known before."""
+
+    files: ClassVar[tuple[str, ...]] = ()
 
     subs: Mapping[str, SubNetwork]
     config: Any
@@ -284,13 +299,17 @@ def train_one_by_one(task: Task, networks: Networks) -> None:
             "it and train the export with --sandwich.strategy standard"
         )
     teacher = whole_teacher(task.options, task.checkpoint)
-    begin = partial(task.prepare, networks.names)
+    begin = partial(task.prepare, networks.names, networks.files)
     rows: list[Row] = []
     done: list[Slice] = []
+    trained: list[str] = []
     for number, name in enumerate(networks.names):
         target = task.out_dir / name
         finished = task.resume and (target / WEIGHTS).is_file()
         sub = networks.find(name, done)
+        if sub is None:
+            continue
+        trained.append(name)
         larger = smallest_around(sub, done) if task.cascade else None
         start = task.start_of(sub, larger, repair_it=task.repair and not finished)
         if finished:
@@ -311,7 +330,7 @@ def train_one_by_one(task: Task, networks: Networks) -> None:
         loss = mean_loss(teacher, teacher.full, task.valid)
         rows.append(("teacher", num_params(teacher.config), loss, loss))
     print_losses(rows)
-    print_next(task.out_dir, Strategy.standard, networks.names)
+    print_next(task.out_dir, Strategy.standard, trained)
 
 
 def _nothing() -> None:

@@ -77,6 +77,10 @@ class LatencyTable:
         """Time of a sub-network; parts that were never seen are measured now."""
         return self._corrected(self.parts(sub, phase), phase)
 
+    def has(self, phase: Phase) -> bool:
+        """Whether there are times of a phase."""
+        return bool(self._of(phase))
+
     def estimate(self, sub: SubNetwork, phase: Phase = Phase.prefill) -> float:
         """Time of a sub-network without measuring: unknown parts come from a regression."""
         if not self._of(phase):

@@ -52,13 +52,20 @@ def excess_function(constraints: Sequence[Constraint], cost: Cost) -> Callable[[
     return excess
 
 
-def check_attainable(space: SearchSpace, constraints: Sequence[Constraint], cost: Cost) -> None:
+def check_attainable(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    cost: Cost,
+    *,
+    option: str = "--constraints",
+) -> None:
     """Refuse limits that no member of the space keeps.
 
     Args:
         space: the sub-networks.
         constraints: all limits.
         cost: value of a cost of a sub-network.
+        option: names the flag in messages.
 
     Raises:
         ConfigError: naming the limit and the nearest value that can be reached.
@@ -69,7 +76,7 @@ def check_attainable(space: SearchSpace, constraints: Sequence[Constraint], cost
         value = cost(nearest, limit.metric)
         if limit.excess(value):
             raise ConfigError(
-                f"--constraints {limit}: no sub-network of the search space satisfies it; the "
+                f"{option} {limit}: no sub-network of the search space satisfies it; the "
                 f"nearest attainable value is {value:.6g}"
             )
     if len(known) > 1:
@@ -79,7 +86,7 @@ def check_attainable(space: SearchSpace, constraints: Sequence[Constraint], cost
             values = ", ".join(f"{c.metric} = {cost(nearest, c.metric):.6g}" for c in known)
             together = ", ".join(map(str, known))
             raise ConfigError(
-                f"--constraints {together}: no sub-network of the search space satisfies them at "
+                f"{option} {together}: no sub-network of the search space satisfies them at "
                 f"once; the nearest attainable is {values}"
             )
 

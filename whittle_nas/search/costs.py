@@ -78,6 +78,10 @@ class Costs:
         """Whether a cost is a time on this device."""
         return bool(self._tables)
 
+    def is_known(self, name: str) -> bool:
+        """Whether a cost needs no measuring, at most an estimate from other networks' times."""
+        return name in self._functions or self._tables[name][0].has(PHASES[name])
+
     def value(self, sub: SubNetwork, name: str) -> float:
         """One cost; a time that is not known is measured."""
         if name in self._functions:

@@ -153,15 +153,27 @@ class ShrinkOptions:
     Args:
         candidates: Networks that are tried for each budget: one for every dimension that alone can
             be made small enough, and others that make use of the budget.
-        samples: Training samples on which each is repaired, if it is, and scored.
+        repaired: How many of them, the best as they are, are repaired and scored again where
+            networks are repaired.
+        samples: Training samples on which they are scored, and repaired (on 64 at most).
+        batch: Sequences that are processed together, for budgets on memory and time.
+        tokens: Their length, for budgets on FLOPs, memory and time; by default the model's context,
+            at most 512.
+        latency_table: File with times of this device, for budgets on time: made by `nas profile
+            --table` or a search. It is only read.
     """
 
     candidates: int = 8
+    repaired: int = 3
     samples: int = 16
+    batch: int = 2
+    tokens: int | None = None
+    latency_table: Path | None = None
 
     def __post_init__(self) -> None:
-        at_least("shrink.candidates", self.candidates, 1)
-        at_least("shrink.samples", self.samples, 1)
+        for name, least in (("candidates", 1), ("repaired", 1), ("samples", 2), ("batch", 1)):
+            at_least(f"shrink.{name}", getattr(self, name), least)
+        at_least("shrink.tokens", self.tokens or 1, 1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from whittle_nas.errors import ConfigError
-from whittle_nas.search.constraints import Cost, excess_function
+from whittle_nas.search.constraints import Cost, check_attainable, excess_function
 from whittle_nas.search.objectives import ANALYTIC, MEASURED, is_cost
 from whittle_nas.space.front import Constraint, parse_constraints
 from whittle_nas.space.searchspace import DIMENSIONS, SearchSpace
@@ -81,9 +81,11 @@ class Shrinking:
                     )
             whole = {limit.metric: cost(space.full, limit.metric) for limit in parsed}
             limits[name] = tuple(limit.resolved(whole, "--budgets") for limit in parsed)
-        found = cls(space, limits, cost, candidates, seed)
-        found.largest()  # all are within reach before the first is trained
-        return found
+        for name, parsed in limits.items():
+            if not parsed:
+                raise ConfigError(f"--budgets: {name} has no limit")
+            check_attainable(space, parsed, cost, option="--budgets")
+        return cls(space, limits, cost, candidates, seed)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -110,6 +112,10 @@ class Shrinking:
         """Whether a network is under the limits of a budget."""
         return not excess_function(self.limits[name], self.cost)(sub)
 
+    def is_member(self, name: str, sub: SubNetwork) -> bool:
+        """Whether a network is one of the space, and under the limits of a budget."""
+        return self.space.contains(sub) and self.keeps(name, sub)
+
     def members(self, name: str, larger: SubNetwork) -> list[SubNetwork]:
         """Networks to try for a budget.
 
@@ -118,34 +124,39 @@ class Shrinking:
 
         Args:
             name: of the budget.
-            larger: what they are parts of; if it is under the budget itself, it is one of them.
+            larger: what they are parts of; if it is a member and under the budget itself, it is
+                the only one.
 
         Raises:
-            ConfigError: if no part of it is under the limits.
+            ConfigError: if no part of it is found under the limits.
         """
         rng = random.Random(f"{self.seed} {name}")
         space = parts_of(self.space, larger)
 
         def fits(sub: SubNetwork | None) -> bool:
-            return sub is not None and sub.within(larger) is not None and self.keeps(name, sub)
+            inside = sub is not None and sub.within(larger) is not None
+            return sub is not None and inside and self.is_member(name, sub)
 
         if fits(larger):
             return [larger]
-        alone = _smaller_in_one(space, larger, fits)
-        drawn = dict.fromkeys(filter(fits, (space.sample(rng) for _ in range(_DRAWS))))
+        alone = _smaller_in_one(space, fits)
+        # The smallest is a part of every member: a budget that it keeps is always within reach.
+        members = [space.smallest, *(space.sample(rng) for _ in range(_DRAWS))]
+        drawn = dict.fromkeys(filter(fits, members))
         others = [sub for sub in drawn if sub not in alone]
         if not alone and not others:
             limits = " and ".join(map(str, self.limits[name]))
             raise ConfigError(
-                f"--budgets {limits}: no network of the search space is under it and a part of "
-                f"{larger}, which is the one before it; name a larger budget, or another "
-                "--search_space"
+                f"--budgets {limits}: no network of the search space was found that is under it "
+                f"and a part of {larger}; name a larger budget, or another --search_space"
             )
-        wanted = max(0, self.candidates - len(alone))
+        if len(alone) > self.candidates:
+            return rng.sample(alone, self.candidates)
+        wanted = self.candidates - len(alone)
         near = [sub for sub in others if self._used(name, sub) >= _NEAR]
         if len(near) < wanted:
             near = sorted(others, key=lambda sub: -self._used(name, sub))[:wanted]
-        return [*alone, *rng.sample(near, min(wanted, len(near)))][: self.candidates]
+        return [*alone, *rng.sample(near, min(wanted, len(near)))]
 
     def _used(self, name: str, sub: SubNetwork) -> float:
         """How much of the tightest limit a network takes."""
@@ -167,10 +178,10 @@ def parts_of(space: SearchSpace, larger: SubNetwork) -> SearchSpace:
 
 
 def _smaller_in_one(
-    space: SearchSpace, larger: SubNetwork, fits: Callable[[SubNetwork | None], bool]
+    space: SearchSpace, fits: Callable[[SubNetwork | None], bool]
 ) -> list[SubNetwork]:
-    """For each dimension the largest size with which a network, otherwise whole, fits."""
-    genes = space.genes(larger)
+    """For each dimension the largest size with which the largest member, otherwise whole, fits."""
+    genes = space.genes(space.largest)
     found: list[SubNetwork] = []
     for name, values in space.dimensions().items():
         subs = (space.build(**{**genes, name: value}) for value in reversed(values))

@@ -110,11 +110,13 @@ def slice_of(checkpoint: Checkpoint, sub: SubNetwork, patch: Patch | None = None
 def smallest_around(sub: SubNetwork, trained: Sequence[Slice]) -> Slice | None:
     """The smallest of some trained networks that a sub-network is a part of, None without one.
 
+    Of equal ones it is the last.
+
     Networks whose blocks differ are left out: nothing is cut from a checkpoint of theirs.
     """
     whole = [one for one in trained if one.sub.sizes() is not None]
     around = [one for one in whole if sub.within(one.sub) is not None]
-    return min(around, key=lambda one: num_params(one.config), default=None)
+    return min(reversed(around), key=lambda one: num_params(one.config), default=None)
 
 
 def part_of(larger: Slice, sub: SubNetwork) -> Slice:

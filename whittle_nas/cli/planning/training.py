@@ -68,7 +68,7 @@ def finetune(source: Source, options: Any) -> Plan:
         written["checkpoints"] //= count(source.full)
         what = f"{len(alone)} trained one by one" if len(alone) > 1 else "trained alone"
         notes = (*notes, f"networks of {options.subnetworks or '--budgets'}: {what}")
-    if options.budgets:
+    if options.budgets is not None:
         notes = (*notes, f"{options.shrink.candidates} networks tried for each are not in it")
     if training.lora is not None:
         written["adapters"] = of_step["adapters"] * (devices if trainer.is_sharded else 1)
@@ -93,14 +93,9 @@ def _trained_alone(
 ) -> list[SubNetwork]:
     """Networks of a training that are trained one by one; the whole one where they aren't known."""
     shrinking = shrinking_of(
-        options.budgets,
-        source.checkpoint,
-        space,
-        options.shrink,
-        options.costs,
-        options=training,
-        subnetworks=options.subnetworks,
-    )
+        options.budgets, source.checkpoint, space, options.shrink, training,
+        subnetworks=options.subnetworks, share=options.share,
+    )  # fmt: skip
     if shrinking is not None:
         return list(shrinking.largest().values())
     if options.subnetworks is None or options.share is Share.all:
