@@ -193,6 +193,7 @@ def test_two_processes_find_and_train_the_same_networks(tmp_path, checkpoint_dir
         (["--budgets", "val_loss <= 3"], "val_loss <= 3 must be an upper limit"),
         (["--budgets", "0.1%"], "no sub-network of the search space satisfies it; the nearest"),
         (["--budgets", ","], "--budgets ',' names none"),
+        (["--budgets", "80%", "--shrink.tokens", 99999], "--shrink.tokens 99999 must be between"),
         (["--budgets", "80%", "--shrink.samples", 1], "shrink.samples=1 must be at least 2"),
         (["--budgets", "80", "--shrink.candidates", 0], "shrink.candidates=0 must be at least 1"),
     ],

@@ -80,7 +80,7 @@ def _cost(
     config, info = checkpoint.config, checkpoint.info
     load = Load(
         shrink.batch,
-        CostOptions(tokens=shrink.tokens).check(config.block_size),
+        CostOptions(tokens=shrink.tokens).check(config.block_size, "--shrink"),
         fitting_device(options.trainer) if timed else torch.device("cpu"),
         checkpoint.state_dict()["lm_head.weight"].dtype if timed else torch.bfloat16,
     )

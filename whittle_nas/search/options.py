@@ -128,20 +128,24 @@ class CostOptions:
     latency_table: Path | None = None
     calibrate: int = 12
 
-    def check(self, context: int) -> int:
+    def check(self, context: int, option: str = "--costs") -> int:
         """Check the numbers, and return the tokens per sequence for a model with this context.
+
+        Args:
+            context: of the model.
+            option: begins the names of the flags.
 
         Raises:
             ConfigError: for a number out of range.
         """
         if self.batch < 1:
-            raise ConfigError(f"--costs.batch {self.batch} must be at least 1")
+            raise ConfigError(f"{option}.batch {self.batch} must be at least 1")
         if self.calibrate and self.calibrate < 4:
-            raise ConfigError(f"--costs.calibrate {self.calibrate} must be 0, or at least 4")
+            raise ConfigError(f"{option}.calibrate {self.calibrate} must be 0, or at least 4")
         tokens = min(context, 512) if self.tokens is None else self.tokens
         if not 1 <= tokens <= context:
             raise ConfigError(
-                f"--costs.tokens {tokens} must be between 1 and the model's context of {context}"
+                f"{option}.tokens {tokens} must be between 1 and the model's context of {context}"
             )
         return tokens
 
