@@ -111,7 +111,7 @@ def test_networks_of_budgets_are_planned_as_large_as_they_may_be():
     bytes_ = found.writes["checkpoints"] / whole.writes["checkpoints"]
     assert 1.3 < bytes_ <= 1.4
     assert "networks of --budgets: 2 trained one by one" in found.notes
-    with pytest.raises(ConfigError, match="no network of the search space is under it"):
+    with pytest.raises(ConfigError, match="no sub-network of the search space satisfies it"):
         plan("finetune", *words, "--budgets", "1%")
 
 

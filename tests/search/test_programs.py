@@ -12,6 +12,7 @@ from whittle_nas.errors import ConfigError
 from whittle_nas.metrics.latency_table import LatencyTable
 from whittle_nas.search.constraints import read_constraints
 from whittle_nas.search.evaluation import Evaluation
+from whittle_nas.search.finish import Finish, Listener
 from whittle_nas.search.ilp import solve, solve_many
 from whittle_nas.search.options import CostOptions, Method, ProgramOptions, Score
 from whittle_nas.search.programs import Programs
@@ -149,7 +150,8 @@ def test_a_front_has_what_is_best_in_the_cost_that_a_budget_names(request_):
         for number, (solution, loss, size, flops) in enumerate(rows)
     ]
     session = Session(request)
-    front = session._front(len(trials), *session._evaluated(Losses(), trials))
+    finish = Finish(session.request, session.costs, Listener())
+    front = finish.write_front(finish.evaluate(Losses(), trials))
     assert front.objectives == ("val_loss", "num_params")
     found = [(entry.metrics["num_params"], entry.metrics["flops"]) for entry in front.entries]
     assert found == [(80, 90), (85, 50), (100, 100)]
