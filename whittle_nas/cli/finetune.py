@@ -109,6 +109,7 @@ def finetune(
     from whittle_nas.cli import training
     from whittle_nas.cli.candidates import library_of
     from whittle_nas.cli.common import check_least, is_first_process, seed_everything
+    from whittle_nas.cli.one_by_one import Chosen, train_one_by_one
     from whittle_nas.cli.repairing import check_plain
     from whittle_nas.cli.shrinking import Inside, shrinking_of
     from whittle_nas.cli.training_report import Memory, print_start, warn_of_zeros
@@ -180,9 +181,9 @@ def finetune(
         library=library,
     )
     if shrinking is not None:
-        training.train_one_by_one(task, Inside(task, shrinking, shrink))
+        train_one_by_one(task, Inside(task, shrinking, shrink))
     elif chosen and share is not Share.all:
-        training.train_one_by_one(task, training.Chosen(chosen, found.config))
+        train_one_by_one(task, Chosen(chosen, found.config))
     else:
         training.train_together(task, space, chosen)
 
